@@ -1,0 +1,187 @@
+"""Model configuration: the shapes of a GIT checkpoint, read from Hugging Face ``config.json``.
+
+Defaults are those of ``microsoft/git-base``; a ``config.json`` that names only the fields that differ
+(as the published ones do) is complete. Unknown and legacy keys are ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gitfast.errors import ConfigError
+
+# Bounds that no GIT checkpoint comes near; they keep an absurd config from allocating absurd memory.
+_MAX_VALUES = {
+    "vocab_size": 200_000,
+    "hidden_size": 8_192,
+    "intermediate_size": 65_536,
+    "num_hidden_layers": 96,
+    "num_attention_heads": 256,
+    "max_position_embeddings": 65_536,
+    "num_channels": 3,
+    "image_size": 1_024,
+    "patch_size": 256,
+    "num_image_with_embedding": 64,
+}
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class GitVisionConfig:
+    """The CLIP vision transformer that turns one image into tokens (git-base: ViT-B/16)."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 16
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "vision_config", hidden_act="quick_gelu")
+        if self.num_channels != 3:
+            raise ConfigError(f"vision_config.num_channels: expected 3, got {self.num_channels}")
+        if self.patch_size > self.image_size:
+            raise ConfigError(
+                f"vision_config.patch_size: {self.patch_size} is larger than image_size {self.image_size}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the square image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one image: the class token and one per patch."""
+        return 1 + self.grid_size**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class GitConfig:
+    """A whole GIT model: vision encoder, projection, and the text decoder.
+
+    ``num_image_with_embedding`` is the number of frames of a video checkpoint, ``None`` for image checkpoints.
+    """
+
+    vision_config: GitVisionConfig = field(default_factory=GitVisionConfig)
+    vocab_size: int = 30_522
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 1_024
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    num_image_with_embedding: int | None = None
+    bos_token_id: int = 101
+    eos_token_id: int = 102
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "config", hidden_act="gelu")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            if value >= self.vocab_size:
+                raise ConfigError(f"config.{name}: {value} is outside the vocabulary of {self.vocab_size}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def is_video(self) -> bool:
+        return self.num_image_with_embedding is not None
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Prefix tokens P of one full input: 197 for git-base, 6 x 197 for its video checkpoints."""
+        return self.vision_config.num_tokens * (self.num_image_with_embedding or 1)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GitConfig:
+        """Build from a ``config.json`` mapping; keys this class does not know are ignored.
+
+        Raises:
+            ConfigError: a value has the wrong type or cannot be; the message names it.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"config: expected a JSON object, got {type(values).__name__}")
+        model_type = values.get("model_type", "git")
+        if model_type != "git":
+            raise ConfigError(f"config.model_type: expected 'git', got {model_type!r}")
+        vision = values.get("vision_config") or {}
+        if isinstance(vision, GitVisionConfig):
+            vision = dataclasses.asdict(vision)
+        if not isinstance(vision, Mapping):
+            raise ConfigError(f"config.vision_config: expected a JSON object, got {type(vision).__name__}")
+        known = _known(cls, values)
+        known["vision_config"] = GitVisionConfig(**_known(GitVisionConfig, vision))
+        return cls(**known)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> GitConfig:
+        """Read ``config.json``. Errors name the file."""
+        path = Path(path)
+        try:
+            if path.stat().st_size > _MAX_CONFIG_BYTES:
+                raise ConfigError(f"{path}: {path.stat().st_size} bytes; a config.json is at most {_MAX_CONFIG_BYTES}")
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror or error}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ConfigError(f"{path}: not valid JSON: {error}") from error
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The Hugging Face ``config.json`` mapping of this configuration."""
+        values = dataclasses.asdict(self)
+        return {"model_type": "git", "architectures": ["GitForCausalLM"], **values}
+
+
+def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(cls)}
+    return {k: v for k, v in values.items() if k in names and k != "vision_config"}
+
+
+def _check_fields(config: Any, where: str, *, hidden_act: str) -> None:
+    """Types, ranges and divisibility shared by both configurations; no coercion of bool, float or str."""
+    for f in dataclasses.fields(config):
+        value, name = getattr(config, f.name), f"{where}.{f.name}"
+        if f.name == "num_image_with_embedding" and value is None:
+            continue
+        if f.name == "layer_norm_eps":
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise ConfigError(f"{name}: expected a number between 0 and 1, got {value!r}")
+            if not math.isfinite(value):
+                raise ConfigError(f"{name}: expected a finite number, got {value!r}")
+        elif f.name == "hidden_act":
+            if value != hidden_act:
+                raise ConfigError(f"{name}: expected {hidden_act!r}, got {value!r}")
+        elif f.name.endswith("_token_id"):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ConfigError(f"{name}: expected a token id >= 0, got {value!r}")
+        elif f.name in _MAX_VALUES:
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_VALUES[f.name]:
+                raise ConfigError(f"{name}: expected an integer from 1 to {_MAX_VALUES[f.name]}, got {value!r}")
+    if config.hidden_size % config.num_attention_heads:
+        raise ConfigError(
+            f"{where}.hidden_size: {config.hidden_size} is not divisible by "
+            f"num_attention_heads {config.num_attention_heads}"
+        )

@@ -1,0 +1,115 @@
+"""The interface every engine implements, and the values that cross it.
+
+An engine turns pixels into an immutable ``ImagePrefix`` (the keys and values of every decoder layer for the
+image tokens), and a list of prefixes with one prompt each into token ids. Image tokens never attend to text,
+so a prefix is exact for any prompt and may be shared: rows that pass the *same* prefix object share its memory
+and its encoder run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+
+@runtime_checkable
+class ImagePrefix(Protocol):
+    """Keys and values of the image tokens of one image (or one clip) in every decoder layer. Immutable."""
+
+    @property
+    def num_tokens(self) -> int:
+        """P, the number of image tokens."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the keys and values."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """How to choose tokens. Names and meanings follow ``transformers.GenerationConfig``.
+
+    Lengths count new tokens only (neither image tokens nor the prompt). ``eos``, ``pad`` come from the checkpoint.
+    """
+
+    max_new_tokens: int = 50
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    length_penalty: float = 1.0
+    length_penalty_form: Literal["transformers", "paper"] = "transformers"  # paper: ((5 + len) / 6) ** alpha
+    early_stopping: bool | Literal["never"] = False
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    ban_last_token: bool = False  # Microsoft's search never repeats the token before
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    suppress_tokens: Sequence[int] = ()
+    begin_suppress_tokens: Sequence[int] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
+    allowed_token_ids: Sequence[Sequence[int]] | None = None  # continuations allowed after the prompt (a trie)
+
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One generated sequence: the new tokens only, the end-of-sequence token included when it was produced."""
+
+    token_ids: list[int]
+    token_logprobs: list[float]  # log-softmax of the model's own logits at each new token
+    score: float  # sum of log-probabilities; beams: divided by the length penalty
+    finish_reason: FinishReason
+
+
+# Called after every step with (row, new token ids); returning False stops the generation.
+TokenCallback = Callable[[int, Sequence[int]], bool | None]
+
+
+class Engine(Protocol):
+    """What ``tasks`` needs of an engine. Calls are thread-safe."""
+
+    name: str
+
+    def encode(self, pixel_values: np.ndarray) -> list[ImagePrefix]:
+        """Images (B, 3, H, W) or clips (B, T, 3, H, W), float32, normalised -> one prefix per image or clip."""
+        ...
+
+    def generate(
+        self,
+        prefixes: Sequence[ImagePrefix | None],
+        prompts: Sequence[Sequence[int]],
+        options: GenerationOptions,
+        on_token: TokenCallback | None = None,
+    ) -> list[list[Generation]]:
+        """Row r continues ``prompts[r]`` (token ids, [CLS] first) on ``prefixes[r]``; None means text only.
+
+        Returns ``num_return_sequences`` generations per row, best first.
+        """
+        ...
+
+    def score(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""
+        ...
+
+
+@dataclass
+class EngineStats:
+    """Counters of the work an engine has done, for tests and ``gitfast info``."""
+
+    encoded_images: int = 0
+    prefill_tokens: int = 0
+    decode_steps: int = 0
+    extra: dict[str, int] = field(default_factory=dict)

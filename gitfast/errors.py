@@ -1,0 +1,27 @@
+"""The exceptions gitfast raises on bad input. All derive from ``GitfastError``."""
+
+from __future__ import annotations
+
+
+class GitfastError(Exception):
+    """Base class of every error gitfast raises on purpose."""
+
+
+class ConfigError(GitfastError, ValueError):
+    """A model configuration is missing a value, or holds one that cannot be."""
+
+
+class CheckpointError(GitfastError, ValueError):
+    """A checkpoint file is missing, damaged, or does not match its configuration."""
+
+
+class ImageError(GitfastError, ValueError):
+    """An image or video frame cannot be read, or exceeds a safety limit."""
+
+
+class VideoError(ImageError):
+    """A video cannot be read, or exceeds a safety limit."""
+
+
+class EngineError(GitfastError, RuntimeError):
+    """The requested engine cannot run here; the message says why."""
