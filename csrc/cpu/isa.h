@@ -1,0 +1,21 @@
+// Which instruction sets this machine can run, and which one the kernels use.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace gitfast::cpu {
+
+enum class Isa : uint8_t { scalar, avx2, avx512 };
+
+const char* isa_name(Isa isa);
+
+// Ascending; always starts with scalar. Includes the check that the operating system saves the registers.
+std::vector<Isa> available_isas();
+
+// `requested`: a name, or "" for the GITFAST_ISA environment variable, or failing that the best available.
+// Throws Error naming what came and what this machine has.
+Isa choose_isa(const std::string& requested);
+
+}  // namespace gitfast::cpu
