@@ -82,6 +82,9 @@ struct Kernels {
 // The table of an instruction set this machine can run; throws Error when it cannot.
 const Kernels& kernels_for(Isa isa);
 
+// float32 or float16 values as float32.
+void to_floats(const void* source, bool is_f16, int64_t n, float* out);
+
 // Packs rows of W (rows, K), float32 or float16, as output columns [n_offset, n_offset + rows) of `panels`.
 void pack_linear_rows(const void* w, bool is_f16, int64_t rows, int64_t k, int64_t n_offset, float* panels);
 
