@@ -11,9 +11,10 @@
 
 namespace gitfast::cpu {
 
-constexpr int64_t kPanel = 32;      // output columns of a packed weight panel
-constexpr int64_t kSumBlock = 256;  // terms of one partial sum
-constexpr int64_t kKeyBlock = 16;   // keys of one transposed block of prefix K
+constexpr int64_t kPanel = 32;          // output columns of a packed weight panel
+constexpr int64_t kSumBlock = 256;      // terms of one partial sum
+constexpr int64_t kKeyBlock = 16;       // keys of one transposed block of prefix K
+constexpr int64_t kAttentionRows = 12;  // rows whose scores are held at once
 
 enum class Activation : uint8_t { none, quick_gelu, gelu_erf };
 
@@ -46,7 +47,7 @@ struct AttentionArgs {
   int64_t q_stride = 0;
   int64_t rows = 0;
   int64_t head_dim = 0;
-  float scale = 0;
+  float scale = 0;                  // > 0
   const float* k_prefix = nullptr;  // [ceil(P / kKeyBlock)][head_dim][kKeyBlock], zero-padded in P
   const float* v_prefix = nullptr;  // (P, head_dim)
   int64_t prefix_len = 0;           // P, may be 0

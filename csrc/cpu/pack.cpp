@@ -2,33 +2,28 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernel_tables.h"
 #include "kernels.h"
 #include "tensor.h"
 
 namespace gitfast::cpu {
 
-extern const Kernels kKernels_scalar;
-#if defined(__x86_64__)
-extern const Kernels kKernels_avx2;
-extern const Kernels kKernels_avx512;
-#endif
-
 const Kernels& kernels_for(Isa isa) {
   for (Isa available : available_isas()) {
     if (available != isa) continue;
 #if defined(__x86_64__)
-    if (isa == Isa::avx2) return kKernels_avx2;
-    if (isa == Isa::avx512) return kKernels_avx512;
+    if (isa == Isa::avx2) return kAvx2Kernels;
+    if (isa == Isa::avx512) return kAvx512Kernels;
 #endif
-    return kKernels_scalar;
+    return kScalarKernels;
   }
   throw Error(std::string("isa: this machine cannot run ") + isa_name(isa));
 }
 
 int64_t attention_scratch_floats(int64_t prefix_len, int64_t max_text_len) {
-  constexpr int64_t kQueries = 8;
-  const int64_t padded_prefix = (prefix_len + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
-  return kQueries * ((padded_prefix + max_text_len + kKeyBlock) / kKeyBlock * kKeyBlock);
+  const auto blocks = [](int64_t keys) { return (keys + kKeyBlock - 1) / kKeyBlock; };
+  // An odd number of blocks: rows at a stride of a power of two would meet in a few sets of the cache.
+  return kAttentionRows * kKeyBlock * ((blocks(prefix_len) + blocks(max_text_len)) | 1);
 }
 
 namespace {

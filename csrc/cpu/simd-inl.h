@@ -1,119 +1,205 @@
-// Vectors of float for the instruction set this file is compiled under. Included by the kernel sources only, inside
-// their anonymous namespace: nothing here may leave its translation unit.
+// Vectors of float32 for the instruction set this file is compiled under, and the functions the kernels need on them.
+// Included by kernels_<isa>.cpp only; everything is in an anonymous namespace and nothing of the standard library is
+// instantiated, because a symbol compiled for AVX-512 must never be picked by the linker to serve an older CPU.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace gitfast::cpu {
+namespace {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
 #else
-constexpr int kLanes = 4;  // the x86-64 baseline; other architectures have four lanes too
+constexpr int kLanes = 4;
 #endif
 
-typedef float VF __attribute__((vector_size(kLanes * 4)));
-typedef int32_t VI __attribute__((vector_size(kLanes * 4)));
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t VecBits __attribute__((vector_size(kLanes * 4)));
 
-inline VF load(const float* p) {
-  VF v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
+inline Vec splat(float x) { return x - Vec{}; }
 
-inline void store(float* p, VF v) { __builtin_memcpy(p, &v, sizeof v); }
-
-inline VF splat(float x) { return x - VF{}; }
-
-// a * b + c: fused where the instruction set has it.
-inline VF fma(VF a, VF b, VF c) {
+// a * b + c, fused where the instruction set can.
+inline Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
-#elif defined(__FMA__)
+#elif defined(__AVX2__)
   return _mm256_fmadd_ps(a, b, c);
 #else
   return a * b + c;
 #endif
 }
 
-inline float fma(float a, float b, float c) {
-#if defined(__FMA__)
-  return __builtin_fmaf(a, b, c);
+// Both return `b` where `a` is NaN, as the x86 instructions do with their operands in this order.
+inline Vec max(Vec b, Vec a) { return a > b ? a : b; }
+inline Vec min(Vec b, Vec a) { return a < b ? a : b; }
+inline Vec abs(Vec x) { return (Vec)((VecBits)x & 0x7fffffffu); }
+
+// exp(x) for x <= 0 within 1.2 ulp; 0 below -87.3, where the result would leave the normal range. NaN stays NaN.
+inline Vec exp_nonpositive(Vec x) {
+  const Vec shift = splat(0x1.8p23f);  // adding it rounds to an integer, kept in the low bits
+  const Vec shifted = fma(x, splat(1.44269504f), shift);
+  const Vec n = shifted - shift;
+  Vec r = fma(n, splat(-0.693359375f), x);  // x - n ln 2 in two parts: |r| <= ln 2 / 2
+  r = fma(n, splat(2.12194440e-4f), r);
+  Vec p = splat(0.00138145394f);  // minimax fit of (e^r - 1 - r) / r^2
+  p = fma(p, r, splat(0.00836874545f));
+  p = fma(p, r, splat(0.041668389f));
+  p = fma(p, r, splat(0.166665211f));
+  p = fma(p, r, splat(0.49999994f));
+  p = fma(p, r * r, r) + 1.0f;
+  const Vec scaled = (Vec)((VecBits)p + ((VecBits)shifted << 23));
+  return x < splat(-87.3f) ? Vec{} : scaled;
+}
+
+inline Vec sigmoid(Vec x) {
+  const Vec e = exp_nonpositive(-abs(x));
+  return (x < Vec{} ? e : splat(1.0f)) / (e + 1.0f);
+}
+
+// The standard normal distribution function, whose product with x is GELU. Below |x| = 1.25 an odd polynomial around
+// 1/2; beyond, exp(-x^2/2) times a polynomial in 1 / (1 + 0.4 |x|), so that the tail keeps its relative precision.
+inline Vec normal_cdf(Vec x) {
+  const Vec t = min(abs(x), splat(14.0f));
+  const Vec s = t * t;
+  Vec near = splat(-6.64525214e-06f);
+  near = fma(near, s, splat(0.000110329245f));
+  near = fma(near, s, splat(-0.00118271261f));
+  near = fma(near, s, splat(0.00997150317f));
+  near = fma(near, s, splat(-0.0664899871f));
+  near = fma(near, s, splat(0.398942262f));
+  near = fma(near, x, splat(0.5f));
+
+  const Vec u = 1.0f / fma(t, splat(0.4f), splat(1.0f));
+  Vec tail = splat(0.0692487732f);
+  tail = fma(tail, u, splat(-0.18925257f));
+  tail = fma(tail, u, splat(0.108203202f));
+  tail = fma(tail, u, splat(0.0540794358f));
+  tail = fma(tail, u, splat(0.139406368f));
+  tail = fma(tail, u, splat(0.159043252f));
+  tail = fma(tail, u, splat(0.159598932f));
+  tail = tail * u * exp_nonpositive(s * -0.5f);
+  const Vec far = x < Vec{} ? tail : 1.0f - tail;
+  return t < splat(1.25f) ? near : far;
+}
+
+// Sixteen floats: one, two or four vectors. Every kernel works on these, so that sums over lanes have the same order
+// whatever the instruction set.
+constexpr int kWidth = 16;
+constexpr int kParts = kWidth / kLanes;
+
+struct F32x16 {
+  Vec part[kParts];
+};
+
+inline Vec load_vec(const float* p) {
+  Vec x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+
+inline void store_vec(float* p, Vec x) { __builtin_memcpy(p, &x, sizeof x); }
+
+inline F32x16 load(const float* p) {
+  F32x16 x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+
+inline void store(float* p, const F32x16& x) { __builtin_memcpy(p, &x, sizeof x); }
+
+// The first n of 16 floats, the rest `fill`; reads nothing beyond them.
+inline F32x16 load_part(const float* p, int64_t n, float fill = 0.0f) {
+#if defined(__AVX512F__)
+  return {_mm512_mask_loadu_ps(splat(fill), static_cast<__mmask16>((1u << n) - 1), p)};
 #else
-  return a * b + c;
+  float lanes[kWidth];
+  for (int i = 0; i < kWidth; ++i) lanes[i] = i < n ? p[i] : fill;
+  return load(lanes);
 #endif
 }
 
-inline VF max(VF a, VF b) { return a > b ? a : b; }
-inline VF min(VF a, VF b) { return a < b ? a : b; }
+inline void store_part(float* p, const F32x16& x, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), x.part[0]);
+#else
+  float lanes[kWidth];
+  store(lanes, x);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+#endif
+}
 
-// Horizontal reductions in a fixed, lane-halving order.
-inline float sum_lanes(VF v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int half = kLanes / 2; half > 0; half /= 2)
+inline F32x16 splat16(float x) {
+  F32x16 y;
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) y.part[i] = splat(x);
+  return y;
+}
+
+inline F32x16 fma(const F32x16& a, const F32x16& b, const F32x16& c) {
+  F32x16 y;
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) y.part[i] = fma(a.part[i], b.part[i], c.part[i]);
+  return y;
+}
+
+template <class Function>
+inline F32x16 zip(const F32x16& a, const F32x16& b, Function function) {
+  F32x16 y;
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) y.part[i] = function(a.part[i], b.part[i]);
+  return y;
+}
+
+inline F32x16 operator+(const F32x16& a, const F32x16& b) {
+  return zip(a, b, [](Vec p, Vec q) { return p + q; });
+}
+inline F32x16 operator-(const F32x16& a, const F32x16& b) {
+  return zip(a, b, [](Vec p, Vec q) { return p - q; });
+}
+inline F32x16 operator*(const F32x16& a, const F32x16& b) {
+  return zip(a, b, [](Vec p, Vec q) { return p * q; });
+}
+inline F32x16 operator/(const F32x16& a, const F32x16& b) {
+  return zip(a, b, [](Vec p, Vec q) { return p / q; });
+}
+inline F32x16 max(const F32x16& b, const F32x16& a) {
+  return zip(b, a, [](Vec q, Vec p) { return max(q, p); });
+}
+
+template <class Function>
+inline F32x16 map(const F32x16& x, Function function) {
+  F32x16 y;
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) y.part[i] = function(x.part[i]);
+  return y;
+}
+
+// Lanes i and i + 8, then i and i + 4, and so on.
+inline float sum_lanes(const F32x16& x) {
+  float lanes[kWidth];
+  store(lanes, x);
+  for (int half = kWidth / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   return lanes[0];
 }
 
-inline float max_lanes(VF v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  float m = lanes[0];
-  for (int i = 1; i < kLanes; ++i) m = lanes[i] > m ? lanes[i] : m;
-  return m;
+inline float max_lanes(const F32x16& x) {
+  float lanes[kWidth];
+  store(lanes, x);
+  float top = lanes[0];
+  for (int i = 1; i < kWidth; ++i) top = lanes[i] > top ? lanes[i] : top;
+  return top;
 }
 
-// The first n lanes from memory, the rest `fill`; never reads past p[n - 1].
-inline VF load_part(const float* p, int64_t n, float fill) {
-  float lanes[kLanes];
-  for (int i = 0; i < kLanes; ++i) lanes[i] = i < n ? p[i] : fill;
-  return load(lanes);
-}
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-inline void store_part(float* p, VF v, int64_t n) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
-}
-
-// exp(x), about 1 ulp; 0 below -87.3 (no denormals), NaN stays NaN. Cephes range reduction: x = n ln 2 + r, |r| <= ln 2
-// / 2.
-inline VF exp(VF x) {
-  const VF clamped = min(max(x, splat(-87.3f)), splat(88.3f));
-  const VF shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-  const VF n = fma(clamped, splat(1.44269504f), shift) - shift;
-  VF r = fma(n, splat(-0.693359375f), clamped);
-  r = fma(n, splat(2.12194440e-4f), r);
-  VF p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(p, r * r, r) + splat(1.f);
-  const VI exponent = (__builtin_convertvector(n, VI) + 127) << 23;
-  VF scale;
-  __builtin_memcpy(&scale, &exponent, sizeof scale);
-  const VF y = x < splat(-87.3f) ? VF{} : p * scale;
-  return x == x ? y : x;
-}
-
-// erf(x), about 1 ulp: a polynomial near zero, 1 - exp(polynomial) beyond (after N. Juffa's minimax fits).
-inline VF erf(VF x) {
-  const VF t = x < VF{} ? -x : x;
-  const VF s = x * x;
-  VF r = fma(splat(-1.72853470e-5f), t, splat(3.83197126e-4f));
-  const VF u = fma(splat(-3.88396438e-3f), t, splat(2.42546219e-2f));
-  r = fma(r, s, u);
-  r = fma(r, t, splat(-1.06777877e-1f));
-  r = fma(r, t, splat(-6.34846687e-1f));
-  r = fma(r, t, splat(-1.28717512e-1f));
-  r = fma(r, t, -t);
-  const VF far = splat(1.f) - exp(r);
-  VF q = splat(-5.96761703e-4f);
-  q = fma(q, s, splat(4.99119423e-3f));
-  q = fma(q, s, splat(-2.67681349e-2f));
-  q = fma(q, s, splat(1.12819925e-1f));
-  q = fma(q, s, splat(-3.76125336e-1f));
-  q = fma(q, s, splat(1.28379166e-1f));
-  const VF near = fma(q, x, x);
-  return t > splat(0.921875f) ? (x < VF{} ? -far : far) : near;
-}
+}  // namespace
+}  // namespace gitfast::cpu

@@ -1,0 +1,14 @@
+// The tables kernels_<isa>.cpp define. Only kernels_for reads them: it asks first whether this machine can run one.
+#pragma once
+
+#include "kernels.h"
+
+namespace gitfast::cpu {
+
+extern const Kernels kScalarKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+}  // namespace gitfast::cpu
