@@ -1,4 +1,4 @@
-// NumPy arrays and TensorView: views in, owned arrays out.
+// Arrays of Python and TensorView: views in, owned arrays out.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -9,45 +9,88 @@
 #include <vector>
 
 #include "cpu/buffer.h"
+#include "dlpack.h"
 #include "tensor.h"
 
 namespace gitfast::bindings {
 
 namespace py = pybind11;
 
-// A view of an array's memory, which must outlive it. Throws Error for what the kernels cannot read as it is.
+inline void check_alignment(const TensorView& t, const char* name) {
+  if (reinterpret_cast<uintptr_t>(t.data) % dtype_size(t.dtype))
+    throw Error(std::string(name) + ": the data is not aligned to its dtype");
+}
+
+inline DType dtype_of(const py::array& a, const char* name) {
+  struct Known {
+    char kind;
+    py::ssize_t size;
+    DType dtype;
+  };
+  constexpr Known kKnown[] = {{'f', 4, DType::f32}, {'f', 2, DType::f16}, {'i', 1, DType::i8},
+                              {'u', 1, DType::u8},  {'i', 4, DType::i32}, {'i', 8, DType::i64}};
+  for (const Known& known : kKnown)
+    if (a.dtype().kind() == known.kind && a.itemsize() == known.size && a.dtype().attr("isnative").cast<bool>())
+      return known.dtype;
+  throw Error(std::string(name) + ": unsupported dtype " + std::string(py::str(a.dtype())));
+}
+
+// A view of an array's memory, which must outlive it.
 inline TensorView view_of(const py::array& a, const char* name) {
-  const std::string where = name;
   TensorView t;
-  const char kind = a.dtype().kind();
-  const auto size = a.itemsize();
-  if (kind == 'f' && size == 4) {
-    t.dtype = DType::f32;
-  } else if (kind == 'f' && size == 2) {
-    t.dtype = DType::f16;
-  } else {
-    throw Error(where + ": expected float32 or float16, got " + std::string(py::str(a.dtype())));
-  }
-  if (!a.dtype().attr("isnative").cast<bool>()) throw Error(where + ": expected native byte order");
-  if (a.ndim() > TensorView::kMaxDims) throw Error(where + ": more than 8 dimensions");
+  t.dtype = dtype_of(a, name);
   t.data = const_cast<void*>(a.data());
-  if (reinterpret_cast<uintptr_t>(t.data) % static_cast<uintptr_t>(size))
-    throw Error(where + ": data is not aligned to its dtype");
+  if (a.ndim() > TensorView::kMaxDims) throw Error(std::string(name) + ": more than 8 dimensions");
   t.ndim = static_cast<int>(a.ndim());
+  const py::ssize_t size = a.itemsize();
   for (int i = 0; i < t.ndim; ++i) {
-    if (a.strides(i) % size) throw Error(where + ": strides are not a whole number of elements");
+    if (a.shape(i) > 1 && a.strides(i) % size)
+      throw Error(std::string(name) + ": the strides are not a whole number of elements");
     t.shape[i] = a.shape(i);
     t.strides[i] = a.strides(i) / size;
   }
+  check_alignment(t, name);
   return t;
+}
+
+inline std::string type_name(const py::handle& object) {
+  return py::str(py::type::handle_of(object).attr("__name__")).cast<std::string>();
 }
 
 inline py::array as_array(const py::handle& object, const char* name) {
   if (!py::isinstance<py::array>(object))
-    throw Error(std::string(name) + ": expected a numpy array, got " +
-                std::string(py::str(py::type::handle_of(object).attr("__name__"))));
+    throw Error(std::string(name) + ": expected a numpy array, got " + type_name(object));
   return py::reinterpret_borrow<py::array>(object);
 }
+
+// What Python passed as an array: a numpy array or anything that speaks DLPack. Keeps its memory alive.
+class Array {
+ public:
+  Array(const py::handle& object, const char* name) : name_(name) {
+    if (py::isinstance<py::array>(object)) {
+      numpy_ = py::reinterpret_borrow<py::array>(object);
+      view_ = view_of(numpy_, name);
+    } else if (py::hasattr(object, "__dlpack__")) {
+      dlpack_ = DlpackTensor(object, name);
+      view_ = dlpack_.view();
+      check_alignment(view_, name);
+    } else {
+      throw Error(std::string(name) + ": expected an array, got " + type_name(object));
+    }
+  }
+
+  const TensorView& view() const { return view_; }
+  Check check() const { return Check(view_, name_); }
+  // float32 in the memory of this process.
+  Check floats() const { return check().device(Device::cpu).dtype(DType::f32); }
+  const float* data() const { return view_.ptr<float>(); }
+
+ private:
+  const char* name_;
+  py::array numpy_;
+  DlpackTensor dlpack_;
+  TensorView view_;
+};
 
 // A float32 C-contiguous view; anything else is an error, never a silent copy.
 inline TensorView floats(const py::array& a, const char* name) {

@@ -1,4 +1,4 @@
-// The CPU kernels as functions on numpy arrays, for gitfast.ops and the kernel tests.
+// The CPU kernels as functions on arrays, behind gitfast/ops.py. Shapes are checked here, once.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -20,139 +20,190 @@ using cpu::Buffer;
 
 Buffer float_buffer(int64_t n) { return Buffer(static_cast<size_t>(n) * sizeof(float)); }
 
-Activation activation_of(const std::string& name) {
+const cpu::Kernels& kernels_named(const std::string& isa) { return cpu::kernels_for(cpu::choose_isa(isa)); }
+
+Activation activation_named(const std::string& name) {
   if (name == "none") return Activation::none;
   if (name == "quick_gelu") return Activation::quick_gelu;
   if (name == "gelu") return Activation::gelu_erf;
   throw Error("activation: expected 'none', 'quick_gelu' or 'gelu', got '" + name + "'");
 }
 
-// A weight packed once, so that a benchmark times the product alone.
+// fn over [0, n), on the pool where there is one.
+void for_each_part(cpu::ThreadPool* pool, int64_t n, const std::function<void(int64_t, int64_t, int)>& fn) {
+  if (pool) {
+    pool->parallel_for(n, 1, fn);
+  } else {
+    fn(0, n, 0);
+  }
+}
+
 class PackedWeight {
  public:
-  PackedWeight(const py::array& weight, const std::optional<py::array>& bias) {
-    Dim N("N"), K("K");
-    const TensorView w = view_of(weight, "weight");
-    Check(w, "weight").shape({&N, &K}).contiguous();
-    n = N.value;
-    k = K.value;
-    const int64_t columns = (n + cpu::kPanel - 1) / cpu::kPanel * cpu::kPanel;
-    panels_ = float_buffer(columns * k);
-    std::fill(panels_.floats(), panels_.floats() + columns * k, 0.f);
-    cpu::pack_linear_rows(w.data, w.dtype == DType::f16, n, k, 0, panels_.floats());
-    if (!bias) return;
-    const TensorView b = floats(*bias, "bias");
-    Check(b, "bias").shape({&N});
-    bias_ = float_buffer(n);
-    std::copy(b.ptr<float>(), b.ptr<float>() + n, bias_.floats());
+  PackedWeight(const py::object& weight, const py::object& bias) {
+    const Array w(weight, "weight");
+    w.check().device(Device::cpu).shape({&n_, &k_}).contiguous();
+    if (w.view().dtype != DType::f16) w.check().dtype(DType::f32);
+    if (k_.value < 1) throw Error("weight: expected K >= 1, got 0");
+    const int64_t columns = (n_.value + cpu::kPanel - 1) / cpu::kPanel * cpu::kPanel;
+    panels_ = float_buffer(columns * k_.value);
+    std::fill(panels_.floats(), panels_.floats() + columns * k_.value, 0.0f);
+    cpu::pack_linear_rows(w.view().data, w.view().dtype == DType::f16, n_.value, k_.value, 0, panels_.floats());
+    if (bias.is_none()) return;
+    const Array b(bias, "bias");
+    b.floats().shape({&n_}).contiguous();
+    bias_ = float_buffer(n_.value);
+    std::copy(b.data(), b.data() + n_.value, bias_.floats());
   }
 
-  cpu::PackedLinear view() const { return {n, k, panels_.floats(), bias_.bytes() ? bias_.floats() : nullptr}; }
-
-  int64_t n = 0, k = 0;
+  Dim n() const { return n_; }
+  Dim k() const { return k_; }
+  cpu::PackedLinear view() const { return {n_.value, k_.value, panels_.floats(), bias_.floats()}; }
 
  private:
+  Dim n_{"N"}, k_{"K"};
   Buffer panels_, bias_;
 };
 
-py::array linear(const py::array& x, const PackedWeight& weight, const std::optional<py::array>& residual,
-                 const std::string& activation, const std::string& isa, cpu::ThreadPool& pool) {
-  Dim M("M"), N(weight.n), K(weight.k);
-  const TensorView xs = floats(x, "x");
-  Check(xs, "x").shape({&M, &K});
-  const float* residual_data = nullptr;
-  if (residual) {
-    const TensorView r = floats(*residual, "residual");
-    Check(r, "residual").shape({&M, &N});
-    residual_data = r.ptr<float>();
+// Rows of `a` may lie apart, as in a slice of columns; the elements of a row may not.
+void check_dense_rows(const Array& a, const char* name) {
+  const TensorView& t = a.view();
+  const int last = t.ndim - 1;
+  if ((t.shape[last] > 1 && t.strides[last] != 1) || t.strides[0] < 0)
+    throw Error(std::string(name) + ": expected rows of consecutive elements");
+}
+
+py::array linear(const py::object& x, const PackedWeight& weight, const py::object& residual,
+                 const std::string& activation, const std::string& isa, cpu::ThreadPool* pool) {
+  Dim M("M"), N = weight.n(), K = weight.k();
+  const Array xs(x, "x");
+  xs.floats().shape({&M, &K});
+  check_dense_rows(xs, "x");
+  std::optional<Array> r;
+  if (!residual.is_none()) {
+    r.emplace(residual, "residual");
+    r->floats().shape({&M, &N}).contiguous();
   }
-  const cpu::Kernels& kernels = cpu::kernels_for(cpu::choose_isa(isa));
-  const Activation act = activation_of(activation);
+  const cpu::Kernels& kernels = kernels_named(isa);
+  const cpu::PackedLinear w = weight.view();
   py::array_t<float> y = empty({M.value, N.value});
-  float* out = y.mutable_data();
+  const cpu::LinearArgs args{xs.data(),
+                             xs.view().strides[0],
+                             M.value,
+                             &w,
+                             activation_named(activation),
+                             r ? r->data() : nullptr,
+                             y.mutable_data(),
+                             N.value};
   {
-    py::gil_scoped_release release;
-    const cpu::PackedLinear w = weight.view();
-    const cpu::LinearArgs args{xs.ptr<float>(), K.value, M.value, &w, act, residual_data, out, N.value};
-    pool.parallel_for(w.num_panels(), 1, [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
+    const py::gil_scoped_release release;
+    for_each_part(pool, w.num_panels(), [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
   }
   return y;
 }
 
-py::array layer_norm(const py::array& x, const py::array& gamma, const py::array& beta, float eps,
-                     const std::string& isa) {
+py::array layer_norm(const py::object& x, const py::object& gamma, const py::object& beta, float eps,
+                     const std::string& isa, cpu::ThreadPool* pool) {
   Dim R("R"), D("D");
-  const TensorView xs = floats(x, "x"), g = floats(gamma, "gamma"), b = floats(beta, "beta");
-  Check(xs, "x").shape({&R, &D});
-  Check(g, "gamma").shape({&D});
-  Check(b, "beta").shape({&D});
-  const cpu::Kernels& kernels = cpu::kernels_for(cpu::choose_isa(isa));
+  const Array xs(x, "x"), g(gamma, "gamma"), b(beta, "beta");
+  xs.floats().shape({&R, &D});
+  check_dense_rows(xs, "x");
+  g.floats().shape({&D}).contiguous();
+  b.floats().shape({&D}).contiguous();
+  if (D.value < 1) throw Error("x: expected D >= 1, got 0");
+  const cpu::Kernels& kernels = kernels_named(isa);
   py::array_t<float> y = empty({R.value, D.value});
   float* out = y.mutable_data();
+  const int64_t d = D.value, stride = xs.view().strides[0];
   {
-    py::gil_scoped_release release;
-    kernels.layer_norm(xs.ptr<float>(), D.value, g.ptr<float>(), b.ptr<float>(), eps, R.value, D.value, out, D.value);
+    const py::gil_scoped_release release;
+    for_each_part(pool, R.value, [&](int64_t begin, int64_t end, int) {
+      kernels.layer_norm(xs.data() + begin * stride, stride, g.data(), b.data(), eps, end - begin, d, out + begin * d,
+                         d);
+    });
   }
   return y;
 }
 
-// q (R, H, hd) over prefix k, v (H, P, hd) and per-row text: k_text, v_text (S, H, hd) seen through slots.
-py::array prefix_attention(const py::array& q, const py::array& k, const py::array& v, const py::array& k_text,
-                           const py::array& v_text, const std::vector<std::vector<int32_t>>& slots,
-                           const std::string& isa) {
-  Dim R("R"), H("H"), P("P"), S("S"), D("head_dim");
-  const TensorView qs = floats(q, "q"), ks = floats(k, "k"), vs = floats(v, "v");
-  const TensorView kt = floats(k_text, "k_text"), vt = floats(v_text, "v_text");
-  Check(qs, "q").shape({&R, &H, &D});
-  Check(ks, "k").shape({&H, &P, &D});
-  Check(vs, "v").shape({&H, &P, &D});
-  Check(kt, "k_text").shape({&S, &H, &D});
-  Check(vt, "v_text").shape({&S, &H, &D});
-  if (static_cast<int64_t>(slots.size()) != R.value)
-    throw Error("slots: expected one list for each of " + std::to_string(R.value) + " rows, got " +
-                std::to_string(slots.size()));
+// Which text tokens each row sees, in the form the kernel reads.
+struct TextSlots {
+  TextSlots(const std::vector<std::vector<int32_t>>& slots, int64_t rows, int64_t stored) {
+    if (static_cast<int64_t>(slots.size()) != rows)
+      throw Error("slots: expected one list for each of R=" + std::to_string(rows) + " rows, got " +
+                  std::to_string(slots.size()));
+    for (size_t r = 0; r < slots.size(); ++r) {
+      for (int32_t s : slots[r])
+        if (s < 0 || s >= stored)
+          throw Error("slots[" + std::to_string(r) + "]: expected numbers from 0 to " + std::to_string(stored - 1) +
+                      ", got " + std::to_string(s));
+      pointers.push_back(slots[r].data());
+      lengths.push_back(static_cast<int32_t>(slots[r].size()));
+      longest = std::max(longest, static_cast<int64_t>(slots[r].size()));
+    }
+  }
   std::vector<const int32_t*> pointers;
   std::vector<int32_t> lengths;
   int64_t longest = 0;
-  for (size_t r = 0; r < slots.size(); ++r) {
-    const std::string where = "slots[" + std::to_string(r) + "]: ";
-    for (int32_t s : slots[r])
-      if (s < 0 || s >= S.value)
-        throw Error(where + "slot " + std::to_string(s) + " is not one of the " + std::to_string(S.value) + " stored");
-    if (P.value == 0 && slots[r].empty()) throw Error(where + "the row sees no key");
-    pointers.push_back(slots[r].data());
-    lengths.push_back(static_cast<int32_t>(slots[r].size()));
-    longest = std::max(longest, static_cast<int64_t>(slots[r].size()));
+};
+
+// Heads [begin, end) of rows (R, H, hd) over k, v (H, P, hd); `args` holds the pointers of head 0.
+void attend_heads(const cpu::Kernels& kernels, cpu::AttentionArgs args, const float* k, int64_t longest_text,
+                  int64_t begin, int64_t end) {
+  const int64_t d = args.head_dim, p = args.prefix_len;
+  const int64_t padded = (p + cpu::kKeyBlock - 1) / cpu::kKeyBlock * cpu::kKeyBlock;
+  Buffer keys = float_buffer(padded * d), scratch = float_buffer(cpu::attention_scratch_floats(p, longest_text));
+  args.k_prefix = keys.floats();
+  args.scratch = scratch.floats();
+  args.q += begin * d;
+  args.v_prefix += begin * p * d;
+  args.k_text += begin * d;
+  args.v_text += begin * d;
+  args.out += begin * d;
+  for (int64_t h = begin; h < end; ++h) {
+    kernels.pack_keys(k + h * p * d, d, p, d, keys.floats());
+    kernels.attention(args);
+    args.q += d;
+    args.v_prefix += p * d;
+    args.k_text += d;
+    args.v_text += d;
+    args.out += d;
   }
-  const cpu::Kernels& kernels = cpu::kernels_for(cpu::choose_isa(isa));
+}
+
+// q (R, H, hd) over k, v (H, P, hd) and the rows' text in k_text, v_text (S, H, hd).
+py::array prefix_attention(const py::object& q, const py::object& k, const py::object& v, const py::object& k_text,
+                           const py::object& v_text, const std::vector<std::vector<int32_t>>& slots, float scale,
+                           const std::string& isa, cpu::ThreadPool* pool) {
+  Dim R("R"), H("H"), P("P"), S("S"), D("head_dim");
+  const Array qs(q, "q"), ks(k, "k"), vs(v, "v"), kt(k_text, "k_text"), vt(v_text, "v_text");
+  qs.floats().shape({&R, &H, &D}).contiguous();
+  ks.floats().shape({&H, &P, &D}).contiguous();
+  vs.floats().shape({&H, &P, &D}).contiguous();
+  kt.floats().shape({&S, &H, &D}).contiguous();
+  vt.floats().shape({&S, &H, &D}).contiguous();
+  if (!(scale > 0) || !std::isfinite(scale))
+    throw Error("scale: expected a positive number, got " + std::to_string(scale));
+  const TextSlots text(slots, R.value, S.value);
+  const cpu::Kernels& kernels = kernels_named(isa);
   py::array_t<float> y = empty({R.value, H.value, D.value});
-  float* out = y.mutable_data();
+  cpu::AttentionArgs args;
+  args.q = qs.data();
+  args.q_stride = args.out_stride = args.text_stride = H.value * D.value;
+  args.rows = R.value;
+  args.head_dim = D.value;
+  args.scale = scale;
+  args.v_prefix = vs.data();
+  args.prefix_len = P.value;
+  args.k_text = kt.data();
+  args.v_text = vt.data();
+  args.slots = text.pointers.data();
+  args.text_len = text.lengths.data();
+  args.out = y.mutable_data();
   {
-    py::gil_scoped_release release;
-    const int64_t padded = (P.value + cpu::kKeyBlock - 1) / cpu::kKeyBlock * cpu::kKeyBlock, width = H.value * D.value;
-    Buffer keys = float_buffer(padded * D.value);
-    Buffer scratch = float_buffer(cpu::attention_scratch_floats(P.value, longest));
-    for (int64_t h = 0; h < H.value; ++h) {
-      kernels.pack_keys(ks.ptr<float>() + h * P.value * D.value, D.value, P.value, D.value, keys.floats());
-      cpu::AttentionArgs args;
-      args.q = qs.ptr<float>() + h * D.value;
-      args.q_stride = width;
-      args.rows = R.value;
-      args.head_dim = D.value;
-      args.scale = 1.f / std::sqrt(static_cast<float>(D.value));
-      args.k_prefix = keys.floats();
-      args.v_prefix = vs.ptr<float>() + h * P.value * D.value;
-      args.prefix_len = P.value;
-      args.k_text = kt.ptr<float>() + h * D.value;
-      args.v_text = vt.ptr<float>() + h * D.value;
-      args.text_stride = width;
-      args.slots = pointers.data();
-      args.text_len = lengths.data();
-      args.out = out + h * D.value;
-      args.out_stride = width;
-      args.scratch = scratch.floats();
-      kernels.attention(args);
-    }
+    const py::gil_scoped_release release;
+    for_each_part(pool, H.value, [&](int64_t begin, int64_t end, int) {
+      attend_heads(kernels, args, ks.data(), text.longest, begin, end);
+    });
   }
   return y;
 }
@@ -163,41 +214,25 @@ std::vector<std::string> isa_names() {
   return names;
 }
 
-// Adds one to every element in parallel, to test the pool from Python; throws at `fail_at` if that is not negative.
-py::array pool_probe(cpu::ThreadPool& pool, const py::array_t<float>& x, int64_t fail_at) {
-  py::array_t<float> y = empty({x.size()});
-  const float* in = x.data();
-  float* out = y.mutable_data();
-  const int64_t n = x.size();
-  {
-    py::gil_scoped_release release;
-    pool.parallel_for(n, 1, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        if (i == fail_at) throw Error("element " + std::to_string(i) + " fails");
-        out[i] = in[i] + 1;
-      }
-    });
-  }
-  return y;
-}
-
 }  // namespace
 
 void bind_ops(py::module_& m) {
   using py::arg;
   m.def("available_isas", isa_names);
-  m.def("choose_isa", [](const std::string& isa) { return cpu::isa_name(cpu::choose_isa(isa)); }, arg("isa") = "");
-  m.def("choose_num_threads", cpu::choose_num_threads, arg("num_threads") = 0);
+  m.def("choose_isa", [](const std::string& isa) { return cpu::isa_name(cpu::choose_isa(isa)); }, arg("isa"));
+  m.def("choose_num_threads", cpu::choose_num_threads, arg("num_threads"));
   py::class_<cpu::ThreadPool>(m, "ThreadPool")
-      .def(py::init<int>(), arg("num_threads"))
-      .def_property_readonly("num_threads", &cpu::ThreadPool::num_threads)
-      .def("probe", pool_probe, arg("x"), arg("fail_at") = -1);
+      .def(py::init([](int n) { return std::make_unique<cpu::ThreadPool>(cpu::choose_num_threads(n)); }),
+           arg("num_threads") = 0)
+      .def_property_readonly("num_threads", &cpu::ThreadPool::num_threads);
   py::class_<PackedWeight>(m, "PackedWeight")
-      .def(py::init<const py::array&, const std::optional<py::array>&>(), arg("weight"), arg("bias") = py::none());
-  m.def("linear", linear, arg("x"), arg("weight"), arg("residual"), arg("activation"), arg("isa"), arg("pool"));
-  m.def("layer_norm", layer_norm, arg("x"), arg("gamma"), arg("beta"), arg("eps"), arg("isa"));
+      .def(py::init<const py::object&, const py::object&>(), arg("weight"), arg("bias") = py::none())
+      .def_property_readonly("shape", [](const PackedWeight& w) { return py::make_tuple(w.n().value, w.k().value); });
+  m.def("linear", linear, arg("x"), arg("weight"), arg("residual"), arg("activation"), arg("isa"),
+        arg("pool").none(true));
+  m.def("layer_norm", layer_norm, arg("x"), arg("gamma"), arg("beta"), arg("eps"), arg("isa"), arg("pool").none(true));
   m.def("prefix_attention", prefix_attention, arg("q"), arg("k"), arg("v"), arg("k_text"), arg("v_text"), arg("slots"),
-        arg("isa"));
+        arg("scale"), arg("isa"), arg("pool").none(true));
 }
 
 }  // namespace gitfast::bindings

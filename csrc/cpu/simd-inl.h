@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -106,12 +107,19 @@ inline Vec load_vec(const float* p) {
 
 inline void store_vec(float* p, Vec x) { __builtin_memcpy(p, &x, sizeof x); }
 
-inline F32x16 load(const float* p) {
-  F32x16 x;
-  __builtin_memcpy(&x, p, sizeof x);
-  return x;
+// {f(0), f(1), ...} over the parts, without a loop: the compiler then keeps every part in a register.
+template <class Function, int... I>
+inline F32x16 each_part(Function f, std::integer_sequence<int, I...>) {
+  return {{f(I)...}};
+}
+template <class Function>
+inline F32x16 each_part(Function f) {
+  return each_part(f, std::make_integer_sequence<int, kParts>{});
 }
 
+inline F32x16 load(const float* p) {
+  return each_part([p](int i) { return load_vec(p + i * kLanes); });
+}
 inline void store(float* p, const F32x16& x) { __builtin_memcpy(p, &x, sizeof x); }
 
 // The first n of 16 floats, the rest `fill`; reads nothing beyond them.
@@ -136,49 +144,28 @@ inline void store_part(float* p, const F32x16& x, int64_t n) {
 }
 
 inline F32x16 splat16(float x) {
-  F32x16 y;
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) y.part[i] = splat(x);
-  return y;
+  return each_part([x](int) { return splat(x); });
 }
-
-inline F32x16 fma(const F32x16& a, const F32x16& b, const F32x16& c) {
-  F32x16 y;
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) y.part[i] = fma(a.part[i], b.part[i], c.part[i]);
-  return y;
-}
-
-template <class Function>
-inline F32x16 zip(const F32x16& a, const F32x16& b, Function function) {
-  F32x16 y;
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) y.part[i] = function(a.part[i], b.part[i]);
-  return y;
-}
-
 inline F32x16 operator+(const F32x16& a, const F32x16& b) {
-  return zip(a, b, [](Vec p, Vec q) { return p + q; });
+  return each_part([&](int i) { return a.part[i] + b.part[i]; });
 }
 inline F32x16 operator-(const F32x16& a, const F32x16& b) {
-  return zip(a, b, [](Vec p, Vec q) { return p - q; });
+  return each_part([&](int i) { return a.part[i] - b.part[i]; });
 }
 inline F32x16 operator*(const F32x16& a, const F32x16& b) {
-  return zip(a, b, [](Vec p, Vec q) { return p * q; });
+  return each_part([&](int i) { return a.part[i] * b.part[i]; });
 }
 inline F32x16 operator/(const F32x16& a, const F32x16& b) {
-  return zip(a, b, [](Vec p, Vec q) { return p / q; });
+  return each_part([&](int i) { return a.part[i] / b.part[i]; });
+}
+inline F32x16 fma(const F32x16& a, const F32x16& b, const F32x16& c) {
+  return each_part([&](int i) { return fma(a.part[i], b.part[i], c.part[i]); });
 }
 inline F32x16 max(const F32x16& b, const F32x16& a) {
-  return zip(b, a, [](Vec q, Vec p) { return max(q, p); });
+  return each_part([&](int i) { return max(b.part[i], a.part[i]); });
 }
-
-template <class Function>
-inline F32x16 map(const F32x16& x, Function function) {
-  F32x16 y;
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) y.part[i] = function(x.part[i]);
-  return y;
+inline F32x16 map(const F32x16& x, Vec (*function)(Vec)) {
+  return each_part([&](int i) { return function(x.part[i]); });
 }
 
 // Lanes i and i + 8, then i and i + 4, and so on.

@@ -1,18 +1,16 @@
 #include "threads.h"
 
 #include <pthread.h>
-#include <sched.h>
-#include <unistd.h>
+#include <signal.h>
 
 #include <algorithm>
-#include <atomic>
 #include <condition_variable>
-#include <cstdlib>
 #include <exception>
-#include <fstream>
+#include <memory>
 #include <mutex>
-#include <string>
 #include <thread>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "tensor.h"
@@ -24,176 +22,186 @@
 namespace gitfast::cpu {
 namespace {
 
-constexpr int kSpins = 4000;  // about 20 us on a 3 GHz core: longer than the gap between two regions of a decode step
+constexpr int kSpins = 1500;  // 15 to 60 us: longer than the serial stretches between two regions of a decode step
 
-void relax() {
+inline void relax() {
 #if defined(__x86_64__)
   _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
 #endif
 }
 
+// A counter that threads wait on: they spin first, then sleep.
+class alignas(64) Gate {
+ public:
+  uint32_t count() const { return count_.load(std::memory_order_acquire); }
+
+  // Everything written before `open` is seen by who returns from `wait`.
+  void open() {
+    count_.fetch_add(1);
+    if (sleepers_.load() == 0) return;  // a sleeper registers before its last look at the count: none is missed
+    std::lock_guard<std::mutex> lock(mutex_);
+    opened_.notify_all();
+  }
+
+  // Returns once the count differs from `seen`.
+  void wait(uint32_t seen) {
+    for (int i = 0; i < kSpins; ++i) {
+      if (count() != seen) return;
+      relax();
+    }
+    sleepers_.fetch_add(1);
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      opened_.wait(lock, [&] { return count_.load() != seen; });
+    }
+    sleepers_.fetch_sub(1);
+  }
+
+ private:
+  std::atomic<uint32_t> count_{0};
+  std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable opened_;
+};
+
+// How many forks lie between the first process and this one.
+std::atomic<int> fork_count{0};
+[[maybe_unused]] const int kForkHandler = pthread_atfork(nullptr, nullptr, [] { fork_count.fetch_add(1); });
+
+// Workers leave signals to the threads of the application, but for those that report their own faults.
+class BlockedSignals {
+ public:
+  BlockedSignals() {
+    sigset_t set;
+    sigfillset(&set);
+    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS}) sigdelset(&set, fault);
+    pthread_sigmask(SIG_SETMASK, &set, &before_);
+  }
+  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_;
+};
+
 }  // namespace
 
-// The threads and everything they touch. A forked child has none of the threads, and locks in any state: it drops
-// the old crew without touching it and starts another.
-struct Crew {
-  explicit Crew(int workers) : owner(getpid()) {
-    for (int i = 0; i < workers; ++i) threads.emplace_back([this, i] { work(i + 1); });
-  }
+// The threads and everything they touch. A forked child has none of the threads and finds the locks in any state, so
+// it leaves its parent's crew untouched, for good, and makes another.
+class ThreadPool::Crew {
+ public:
+  explicit Crew(int num_threads) : num_threads_(num_threads), forks_(fork_count.load()), starts_(num_threads - 1) {}
 
-  ~Crew() {
-    {
-      std::lock_guard<std::mutex> lock(park);
-      stopping.store(true);
-    }
-    wake.notify_all();
-    for (std::thread& t : threads) t.join();
-  }
+  ~Crew() { stop(); }
 
-  void work(int thread) {
-    uint64_t seen = 0;
-    for (;;) {
-      for (int i = 0; i < kSpins && generation.load(std::memory_order_acquire) == seen && !stopping.load(); ++i)
-        relax();
-      if (generation.load(std::memory_order_acquire) == seen) {
-        std::unique_lock<std::mutex> lock(park);
-        wake.wait(lock, [&] { return generation.load() != seen || stopping.load(); });
-      }
-      if (stopping.load()) return;
-      seen = generation.load(std::memory_order_acquire);
-      run_part(thread);
-      pending.fetch_sub(1, std::memory_order_release);
-    }
-  }
+  bool of_this_process() const { return forks_ == fork_count.load(); }
 
-  void run(int64_t total, int64_t unit, const std::function<void(int64_t, int64_t, int)>& body) {
-    n = total;
-    grain = unit;
-    fn = &body;
-    error = nullptr;
-    pending.store(static_cast<int>(threads.size()), std::memory_order_relaxed);
-    {
-      std::lock_guard<std::mutex> lock(park);  // so that no thread parks between its check and its wait
-      generation.fetch_add(1, std::memory_order_release);
-    }
-    wake.notify_all();
+  void run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn) {
+    if (working_for == this) return fn(0, n, working_as);
+    std::lock_guard<std::mutex> lock(callers_);
+    const int64_t units = (n + grain - 1) / grain;
+    job_ = {&fn, n, grain, units, static_cast<int>(std::min<int64_t>(num_threads_, units))};
+    error_ = nullptr;
+    if (job_.parts > 1) start();
+    pending_.store(job_.parts - 1, std::memory_order_relaxed);
+    const uint32_t seen = done_.count();
+    for (int i = 1; i < job_.parts; ++i) starts_[i - 1].open();
     run_part(0);
-    for (int spins = 0; pending.load(std::memory_order_acquire) > 0; ++spins) {
-      if (spins < kSpins)
-        relax();
-      else
-        std::this_thread::yield();
+    if (job_.parts > 1) done_.wait(seen);
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+ private:
+  struct Job {
+    const std::function<void(int64_t, int64_t, int)>* fn;
+    int64_t n, grain, units;
+    int parts;
+  };
+
+  void start() {
+    if (!threads_.empty()) return;
+    const BlockedSignals blocked;
+    try {
+      for (int i = 1; i < num_threads_; ++i)
+        threads_.emplace_back([this, i, seen = starts_[i - 1].count()] { work(i, seen); });
+    } catch (...) {
+      stop();
+      throw;
     }
-    if (error) std::rethrow_exception(error);
+  }
+
+  void stop() {
+    stopping_.store(true);
+    for (size_t i = 0; i < threads_.size(); ++i) starts_[i].open();
+    for (std::thread& t : threads_) t.join();
+    threads_.clear();
+    stopping_.store(false);
+  }
+
+  void work(int thread, uint32_t seen) {
+    Gate& gate = starts_[thread - 1];
+    for (;; ++seen) {
+      gate.wait(seen);
+      if (stopping_.load()) return;
+      run_part(thread);
+      if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) done_.open();
+    }
   }
 
   void run_part(int thread) {
-    const int parts = static_cast<int>(threads.size()) + 1;
-    const int64_t units = (n + grain - 1) / grain;
-    const int64_t begin = std::min(n, units * thread / parts * grain);
-    const int64_t end = std::min(n, units * (thread + 1) / parts * grain);
-    if (begin >= end) return;
+    const int64_t begin = job_.units * thread / job_.parts * job_.grain;
+    const int64_t end = std::min(job_.n, job_.units * (thread + 1) / job_.parts * job_.grain);
+    const auto outer = std::make_pair(working_for, working_as);
+    working_for = this;
+    working_as = thread;
     try {
-      (*fn)(begin, end, thread);
+      (*job_.fn)(begin, end, thread);
     } catch (...) {
-      std::lock_guard<std::mutex> lock(park);
-      if (!error) error = std::current_exception();
+      const std::lock_guard<std::mutex> lock(error_mutex_);
+      if (!error_) error_ = std::current_exception();
     }
+    std::tie(working_for, working_as) = outer;
   }
 
-  const pid_t owner;
-  std::vector<std::thread> threads;
-  std::mutex park;
-  std::condition_variable wake;
-  std::atomic<uint64_t> generation{0};
-  std::atomic<int> pending{0};
-  std::atomic<bool> stopping{false};
+  static thread_local const Crew* working_for;
+  static thread_local int working_as;
 
-  // The region being run: written by run() before `generation` moves, read by the threads after.
-  int64_t n = 0;
-  int64_t grain = 1;
-  const std::function<void(int64_t, int64_t, int)>* fn = nullptr;
-  std::exception_ptr error;
+  const int num_threads_;
+  const int forks_;
+  std::mutex callers_;  // held by the one caller whose job runs
+  std::vector<std::thread> threads_;
+  std::vector<Gate> starts_;  // one per worker: only those with a part are woken
+  Gate done_;
+  std::atomic<int> pending_{0};
+  std::atomic<bool> stopping_{false};
+  Job job_ = {};
+  std::mutex error_mutex_;
+  std::exception_ptr error_;
 };
 
-struct ThreadPool::Impl {
-  explicit Impl(int n) : num_threads(n) {}
+thread_local const ThreadPool::Crew* ThreadPool::Crew::working_for = nullptr;
+thread_local int ThreadPool::Crew::working_as = 0;
 
-  Crew& crew_of_this_process() {
-    if (!crew || crew->owner != getpid()) {
-      (void)crew.release();  // in a forked child: its threads do not exist here, nothing of it may be touched
-      crew = std::make_unique<Crew>(num_threads - 1);
-    }
-    return *crew;
-  }
-
-  const int num_threads;
-  std::unique_ptr<Crew> crew;
-  // One caller at a time. By pointer, so that a forked child can leave behind one that is held for ever.
-  std::unique_ptr<std::mutex> callers = std::make_unique<std::mutex>();
-  pid_t owner = getpid();
-};
-
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
   if (num_threads < 1) throw Error("num_threads: expected at least 1, got " + std::to_string(num_threads));
-  impl_ = std::make_unique<Impl>(num_threads);
 }
 
 ThreadPool::~ThreadPool() {
-  if (impl_ && impl_->crew && impl_->crew->owner != getpid()) (void)impl_->crew.release();
+  Crew* crew = crew_.load();
+  if (crew && crew->of_this_process()) delete crew;
 }
 
-int ThreadPool::num_threads() const { return impl_->num_threads; }
+ThreadPool::Crew& ThreadPool::crew() {
+  Crew* found = crew_.load(std::memory_order_acquire);
+  if (found && found->of_this_process()) return *found;
+  auto fresh = std::make_unique<Crew>(num_threads_);
+  if (crew_.compare_exchange_strong(found, fresh.get())) return *fresh.release();
+  return *found;  // another thread was faster
+}
 
 void ThreadPool::parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn) {
-  if (n <= 0) return;
-  if (impl_->num_threads == 1 || n <= grain) {
-    fn(0, n, 0);
-    return;
-  }
-  if (impl_->owner != getpid()) {  // first call in a forked child, which has one thread only: no race
-    (void)impl_->callers.release();
-    impl_->callers = std::make_unique<std::mutex>();
-    impl_->owner = getpid();
-  }
-  std::lock_guard<std::mutex> lock(*impl_->callers);
-  impl_->crew_of_this_process().run(n, grain, fn);
-}
-
-namespace {
-
-// CPUs the cgroup grants this process, rounded up; a large number where there is no quota.
-int cgroup_cpus() {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
-  std::string quota;
-  double period = 0;
-  if (!(file >> quota >> period) || quota == "max" || period <= 0) return 1 << 20;
-  const double cpus = std::atof(quota.c_str()) / period;
-  return cpus > 0 ? std::max(1, static_cast<int>(cpus + 0.99)) : 1 << 20;
-}
-
-int usable_cpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  const int affinity = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-  return std::max(1, std::min(affinity, cgroup_cpus()));
-}
-
-}  // namespace
-
-int choose_num_threads(int requested) {
-  constexpr int kMax = 1024;
-  if (requested < 0 || requested > kMax)
-    throw Error("num_threads: expected 1 to " + std::to_string(kMax) + " (0 chooses), got " +
-                std::to_string(requested));
-  if (requested > 0) return requested;
-  const char* variable = std::getenv("GITFAST_NUM_THREADS");
-  if (!variable || !*variable) return usable_cpus();
-  char* end = nullptr;
-  const long value = std::strtol(variable, &end, 10);
-  if (*end || value < 1 || value > kMax)
-    throw Error("GITFAST_NUM_THREADS: expected 1 to " + std::to_string(kMax) + ", got '" + variable + "'");
-  return static_cast<int>(value);
+  if (n > 0) crew().run(n, grain, fn);
 }
 
 }  // namespace gitfast::cpu

@@ -1,9 +1,10 @@
 // A small pool of worker threads that spin briefly, then park. Survives fork: the child makes its own threads.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
-#include <memory>
+#include <string>
 
 namespace gitfast::cpu {
 
@@ -14,19 +15,27 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int num_threads() const;
+  int num_threads() const { return num_threads_; }
 
   // Runs fn(begin, end, thread) over a static partition of [0, n) into at most num_threads() parts, boundaries
-  // multiples of `grain`; returns when all are done. One caller at a time; concurrent callers queue. The first
-  // exception is rethrown here.
+  // multiples of `grain`; returns when all are done. One caller at a time; concurrent callers queue. Called from
+  // inside fn it runs on that thread alone. The first exception is rethrown here, after every part has ended.
   void parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn);
 
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  class Crew;
+  Crew& crew();
+
+  const int num_threads_;
+  std::atomic<Crew*> crew_{nullptr};  // made at the first call, and again in a forked child
 };
 
 // `requested` if positive, else GITFAST_NUM_THREADS, else the CPUs this process may run on (cgroup quota included).
+// Throws Error naming the argument or the variable.
 int choose_num_threads(int requested);
+
+// CPUs the cgroups of a process grant it, rounded up; a very large number without a quota. `membership` is
+// /proc/self/cgroup, `root` the folder cgroups are mounted on.
+int cgroup_cpus(const std::string& membership = "/proc/self/cgroup", const std::string& root = "/sys/fs/cgroup");
 
 }  // namespace gitfast::cpu

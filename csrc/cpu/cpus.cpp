@@ -1,0 +1,81 @@
+// How many threads to use: the argument, the environment, or what the machine and its cgroups grant.
+#include <sched.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <limits>
+#include <sstream>
+#include <thread>
+
+#include "tensor.h"
+#include "threads.h"
+
+namespace gitfast::cpu {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+constexpr int kNoQuota = std::numeric_limits<int>::max();
+
+int whole_cpus(double quota, double period) {
+  if (!(quota > 0) || !(period > 0)) return kNoQuota;
+  return std::max(1, static_cast<int>(std::ceil(std::min(quota / period, 1e6))));
+}
+
+// The quota files of one cgroup folder, version 2 and version 1; an unreadable file is no quota.
+int quota_of(const std::string& folder) {
+  double quota = 0, period = 0;
+  if (std::ifstream file(folder + "/cpu.max"); file >> quota >> period) return whole_cpus(quota, period);
+  std::ifstream quota_file(folder + "/cpu.cfs_quota_us"), period_file(folder + "/cpu.cfs_period_us");
+  if (quota_file >> quota && period_file >> period) return whole_cpus(quota, period);
+  return kNoQuota;
+}
+
+int affinity_cpus() {
+#if defined(__linux__)
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+std::string range_text() { return "expected a whole number from 1 to " + std::to_string(kMaxThreads); }
+
+}  // namespace
+
+int cgroup_cpus(const std::string& membership, const std::string& root) {
+  int cpus = quota_of(root);
+  std::ifstream file(membership);
+  // Lines of hierarchy:controllers:path; version 2 has no controllers. Every ancestor's quota binds.
+  for (std::string hierarchy, controllers, path; std::getline(file, hierarchy, ':');) {
+    if (!std::getline(file, controllers, ':') || !std::getline(file, path)) break;
+    std::string mount = root;
+    if (!controllers.empty()) {
+      if (("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
+      mount += "/cpu";
+    }
+    for (; !path.empty(); path.erase(path.find_last_of('/'))) {
+      if (path.front() != '/') break;
+      cpus = std::min(cpus, quota_of(mount + path));
+    }
+    cpus = std::min(cpus, quota_of(mount));
+  }
+  return cpus;
+}
+
+int choose_num_threads(int requested) {
+  if (requested < 0 || requested > kMaxThreads)
+    throw Error("num_threads: " + range_text() + " (or 0 to choose), got " + std::to_string(requested));
+  if (requested > 0) return requested;
+  const char* variable = std::getenv("GITFAST_NUM_THREADS");
+  if (!variable || !*variable) return std::min({affinity_cpus(), cgroup_cpus(), kMaxThreads});
+  char* end = nullptr;
+  const long value = std::strtol(variable, &end, 10);
+  if (*end || value < 1 || value > kMaxThreads)
+    throw Error("GITFAST_NUM_THREADS: " + range_text() + ", got '" + variable + "'");
+  return static_cast<int>(value);
+}
+
+}  // namespace gitfast::cpu

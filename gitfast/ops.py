@@ -1,0 +1,102 @@
+"""The CPU kernels as functions on arrays: what the engine is made of, one call each.
+
+Arguments are float32 arrays in CPU memory: numpy, or anything that speaks DLPack (a torch tensor, say). Results are
+new numpy arrays. The global interpreter lock is released while a kernel runs. ``isa`` names the instruction set
+(``available_isas()``; default ``GITFAST_ISA`` or the best this machine has), ``pool`` the threads to run on (default:
+the calling thread). Neither changes what a row's result depends on: only on that row, never on its batch or on the
+number of threads, to the bit; AVX2 and AVX-512 agree to the bit too.
+
+Every function raises ``ValueError`` naming the argument, what came and what was expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gitfast._C import PackedWeight, ThreadPool, available_isas, choose_isa
+from gitfast._C import layer_norm as _layer_norm
+from gitfast._C import linear as _linear
+from gitfast._C import prefix_attention as _prefix_attention
+
+__all__ = ["PackedWeight", "ThreadPool", "available_isas", "choose_isa", "layer_norm", "linear", "prefix_attention"]
+
+
+def linear(
+    x: ArrayLike,
+    weight: ArrayLike | PackedWeight,
+    bias: ArrayLike | None = None,
+    *,
+    activation: Literal["none", "quick_gelu", "gelu"] = "none",
+    residual: ArrayLike | None = None,
+    isa: str = "",
+    pool: ThreadPool | None = None,
+) -> NDArray[np.float32]:
+    """``activation(x @ weight.T + bias) + residual``: x (M, K), weight (N, K), bias (N,), residual (M, N) -> (M, N).
+
+    The rows of ``x`` may be strided. ``weight`` may also be float16; it is rearranged for the kernel at every call,
+    unless it comes as a ``PackedWeight(weight, bias)``, which does so once and brings its bias along.
+    ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
+    """
+    if not isinstance(weight, PackedWeight):
+        weight = PackedWeight(weight, bias)
+    elif bias is not None:
+        raise ValueError("bias: a PackedWeight holds its own bias")
+    return _linear(x, weight, residual, activation, isa, pool)
+
+
+def layer_norm(
+    x: ArrayLike,
+    gamma: ArrayLike,
+    beta: ArrayLike,
+    *,
+    eps: float = 1e-5,
+    isa: str = "",
+    pool: ThreadPool | None = None,
+) -> NDArray[np.float32]:
+    """``(x - mean) / sqrt(var + eps) * gamma + beta`` over rows: x (R, D), gamma (D,), beta (D,) -> (R, D).
+
+    Mean and variance are taken in two passes over the row. The rows of ``x`` may be strided.
+    """
+    return _layer_norm(x, gamma, beta, eps, isa, pool)
+
+
+def prefix_attention(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    *,
+    k_text: ArrayLike | None = None,
+    v_text: ArrayLike | None = None,
+    slots: Sequence[Sequence[int]] | None = None,
+    scale: float | None = None,
+    isa: str = "",
+    pool: ThreadPool | None = None,
+) -> NDArray[np.float32]:
+    """Attention of rows that share a prefix and see some text each, one softmax over both.
+
+    Args:
+        q: queries (R, H, head_dim), one row per beam, question or image token.
+        k: keys of the prefix (H, P, head_dim); P may be 0.
+        v: values of the prefix (H, P, head_dim).
+        k_text: keys of a store of S text tokens (S, H, head_dim), which rows read through ``slots``.
+        v_text: values of that store (S, H, head_dim).
+        slots: for each row the numbers of the text tokens it sees; what no row names is never read.
+        scale: factor of the scores, positive; default ``head_dim ** -0.5``.
+
+    Returns:
+        (R, H, head_dim); zeros for a row that sees no key at all.
+    """
+    rows, heads, head_dim = np.shape(q) if np.ndim(q) == 3 else (0, 0, 1)
+    if (k_text is None) != (v_text is None):
+        raise ValueError("k_text, v_text: expected both or neither")
+    if k_text is None:
+        k_text = v_text = np.empty((0, heads, head_dim), np.float32)
+    if slots is None:
+        slots = [[]] * rows
+    if scale is None:
+        scale = max(head_dim, 1) ** -0.5
+    return _prefix_attention(q, k, v, k_text, v_text, slots, scale, isa, pool)
