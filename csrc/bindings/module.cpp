@@ -1,0 +1,9 @@
+#include "bindings.h"
+#include "tensor.h"
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The native half of gitfast: CPU kernels and engine, search.";
+  gitfast::bindings::bind_ops(m);
+  gitfast::bindings::bind_search(m);
+  gitfast::bindings::bind_engine(m);
+}

@@ -1,0 +1,45 @@
+// The kernels spread over the thread pool: what the model code is written in.
+#pragma once
+
+#include <functional>
+
+#include "buffer.h"
+#include "kernels.h"
+#include "threads.h"
+#include "weights.h"
+
+namespace gitfast::cpu {
+
+struct Compute {
+  const Kernels& kernels;
+  ThreadPool& pool;
+
+  // fn(begin, end, thread) over parts of [0, n). By reference: a region allocates nothing.
+  template <class Fn>
+  void parallel(int64_t n, int64_t grain, Fn&& fn) const {
+    pool.parallel_for(n, grain, std::ref(fn));
+  }
+
+  void linear(const LinearArgs& args) const {
+    parallel(args.w->num_panels(), 1, [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
+  }
+
+  // y (m, N) = act(x (m, K) W^T + bias) + residual; rows are dense.
+  void linear(const float* x, int64_t m, const PackedLinear& w, float* y, Activation act = Activation::none,
+              const float* residual = nullptr) const {
+    linear({x, w.k, m, &w, act, residual, y, w.n});
+  }
+
+  // y = norm(x) over dense rows (rows, d); y may be x.
+  void norm(const float* x, int64_t rows, const Norm& n, float* y) const {
+    constexpr int64_t kRowsPerPart = 8;  // fewer cost less than waking a thread
+    const int64_t d = n.size();
+    parallel(rows, kRowsPerPart, [&](int64_t begin, int64_t end, int) {
+      kernels.layer_norm(x + begin * d, d, n.gamma.floats(), n.beta.floats(), n.eps, end - begin, d, y + begin * d, d);
+    });
+  }
+};
+
+inline Buffer float_buffer(int64_t n) { return Buffer(static_cast<size_t>(n) * sizeof(float)); }
+
+}  // namespace gitfast::cpu

@@ -1,0 +1,175 @@
+#include "decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "self_attention.h"
+
+namespace gitfast::cpu {
+namespace {
+
+// Post-norm, the half layer of BERT: x = norm(linear(in) + x).
+void add_and_norm(const Compute& compute, const float* in, int64_t rows, const Linear& linear, const Norm& norm,
+                  float* x) {
+  compute.linear(in, rows, linear.view, x, Activation::none, x);
+  compute.norm(x, rows, norm, x);
+}
+
+// Everything after attention: `context` (rows, D) is its output, `wide` (rows, intermediate) is workspace.
+void finish_layer(const Compute& compute, const DecoderLayer& l, int64_t rows, const float* context, float* wide,
+                  float* x) {
+  add_and_norm(compute, context, rows, l.out, l.attention_norm, x);
+  compute.linear(x, rows, l.fc1.view, wide, Activation::gelu_erf);
+  add_and_norm(compute, wide, rows, l.fc2, l.output_norm, x);
+}
+
+// The fused product without its first `columns` outputs, which must be whole panels.
+PackedLinear drop_columns(const PackedLinear& w, int64_t columns) {
+  return {w.n - columns, w.k, w.panels + columns * w.k, w.bias + columns};
+}
+
+}  // namespace
+
+std::vector<std::shared_ptr<Prefix>> make_prefixes(const Compute& compute, const ModelConfig& config,
+                                                   const DecoderWeights& w, Buffer& tokens, int64_t images,
+                                                   int64_t num_tokens) {
+  const int64_t d = config.hidden_size, rows = images * num_tokens;
+  std::vector<std::shared_ptr<Prefix>> prefixes;
+  for (int64_t b = 0; b < images; ++b) {
+    prefixes.push_back(std::make_shared<Prefix>());
+    prefixes.back()->tokens = num_tokens;
+    for (int64_t layer = 0; layer < config.num_layers; ++layer)
+      prefixes.back()->layers.emplace_back(config.num_heads, num_tokens, config.head_dim());
+  }
+
+  float* x = tokens.floats();
+  Buffer qkv = float_buffer(rows * 3 * d), context = float_buffer(rows * d);
+  Buffer wide = float_buffer(rows * config.intermediate_size);
+  std::vector<KeyValues*> groups(prefixes.size());
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const DecoderLayer& l = w.layers[static_cast<size_t>(layer)];
+    for (size_t b = 0; b < prefixes.size(); ++b) groups[b] = &prefixes[b]->layers[static_cast<size_t>(layer)];
+    const bool last = layer + 1 == config.num_layers;
+    const int64_t unused = last && d % kPanel == 0 ? d : 0;  // the queries of the last layer
+    const PackedLinear product = drop_columns(l.qkv.view, unused);
+    compute.linear(x, rows, product, qkv.floats());
+    store_keys_values(compute, qkv.floats() + d - unused, qkv.floats() + 2 * d - unused, product.n, groups);
+    if (last) break;
+    self_attention(compute, qkv.floats(), product.n, groups, context.floats());
+    finish_layer(compute, l, rows, context.floats(), wide.floats(), x);
+  }
+  return prefixes;
+}
+
+TextState::TextState(const ModelConfig& config, int64_t max_slots, int64_t max_tokens, int64_t max_prefix,
+                     int num_threads)
+    : config_(config),
+      max_slots_(max_slots),
+      max_tokens_(max_tokens),
+      keys_(float_buffer(config.num_layers * max_slots * config.hidden_size)),
+      values_(float_buffer(config.num_layers * max_slots * config.hidden_size)),
+      hidden_(float_buffer(max_tokens * config.hidden_size)),
+      qkv_(float_buffer(max_tokens * 3 * config.hidden_size)),
+      context_(float_buffer(max_tokens * config.hidden_size)),
+      wide_(float_buffer(max_tokens * config.intermediate_size)),
+      scratch_floats_(attention_scratch_floats(max_prefix, config.max_positions)),
+      scratch_(float_buffer(scratch_floats_ * num_threads)) {
+  tiles_.reserve(static_cast<size_t>(max_tokens) + 1);
+  slots_.reserve(static_cast<size_t>(max_tokens));
+  lengths_.reserve(static_cast<size_t>(max_tokens));
+}
+
+const float* TextState::forward(const Compute& compute, const DecoderWeights& w, const std::vector<TextToken>& tokens) {
+  const auto n = static_cast<int64_t>(tokens.size());
+  if (n > max_tokens_) throw Error("text: more tokens in one step than reserved");
+  plan(tokens);
+  embed(compute, w, tokens);
+  float* x = hidden_.floats();
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    const DecoderLayer& l = w.layers[static_cast<size_t>(layer)];
+    compute.linear(x, n, l.qkv.view, qkv_.floats());
+    append(compute, layer, n);
+    attend(compute, layer, tokens);
+    finish_layer(compute, l, n, context_.floats(), wide_.floats(), x);
+  }
+  return x;
+}
+
+void TextState::plan(const std::vector<TextToken>& tokens) {
+  constexpr int64_t kTileTokens = 64;  // one huge run would leave threads idle
+  tiles_.clear();
+  slots_.clear();
+  lengths_.clear();
+  const auto n = static_cast<int64_t>(tokens.size());
+  for (int64_t i = 0; i < n; ++i) {
+    const TextToken& token = tokens[static_cast<size_t>(i)];
+    if (i == 0 || token.prefix != tokens[static_cast<size_t>(i) - 1].prefix || i - tiles_.back() == kTileTokens)
+      tiles_.push_back(i);
+    slots_.push_back(token.slots);
+    lengths_.push_back(token.position + 1);
+  }
+  tiles_.push_back(n);
+}
+
+// hidden = norm(word + position)
+void TextState::embed(const Compute& compute, const DecoderWeights& w, const std::vector<TextToken>& tokens) {
+  const int64_t d = config_.hidden_size;
+  float* x = hidden_.floats();
+  for (const TextToken& token : tokens) {
+    const float* word = w.words.floats() + token.id * d;
+    const float* position = w.positions.floats() + token.position * d;
+    for (int64_t i = 0; i < d; ++i) x[i] = word[i] + position[i];
+    x += d;
+  }
+  compute.norm(hidden_.floats(), static_cast<int64_t>(tokens.size()), w.embedding_norm, hidden_.floats());
+}
+
+// Writes the new tokens' keys and values into their slots.
+void TextState::append(const Compute& compute, int64_t layer, int64_t num_tokens) {
+  constexpr int64_t kTokensPerPart = 16;  // fewer cost less than waking a thread
+  const int64_t d = config_.hidden_size;
+  const auto bytes = static_cast<size_t>(d) * sizeof(float);
+  compute.parallel(num_tokens, kTokensPerPart, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* row = qkv_.floats() + i * 3 * d;
+      const int64_t slot = slots_[static_cast<size_t>(i)][lengths_[static_cast<size_t>(i)] - 1];
+      std::memcpy(keys(layer) + slot * d, row + d, bytes);
+      std::memcpy(values(layer) + slot * d, row + 2 * d, bytes);
+    }
+  });
+}
+
+void TextState::attend(const Compute& compute, int64_t layer, const std::vector<TextToken>& tokens) {
+  const int64_t d = config_.hidden_size, heads = config_.num_heads, hd = config_.head_dim();
+  const auto num_tiles = static_cast<int64_t>(tiles_.size()) - 1;
+  compute.parallel(num_tiles * heads, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = tiles_[static_cast<size_t>(i / heads)], head = i % heads;
+      const Prefix* prefix = tokens[static_cast<size_t>(first)].prefix;
+      AttentionArgs args;
+      args.q = qkv_.floats() + first * 3 * d + head * hd;
+      args.q_stride = 3 * d;
+      args.rows = tiles_[static_cast<size_t>(i / heads) + 1] - first;
+      args.head_dim = hd;
+      args.scale = 1.f / std::sqrt(static_cast<float>(hd));
+      if (prefix) {
+        const KeyValues& kv = prefix->layers[static_cast<size_t>(layer)];
+        args.k_prefix = kv.keys(head);
+        args.v_prefix = kv.values(head);
+        args.prefix_len = kv.tokens;
+      }
+      args.k_text = keys(layer) + head * hd;
+      args.v_text = values(layer) + head * hd;
+      args.text_stride = d;
+      args.slots = slots_.data() + first;
+      args.text_len = lengths_.data() + first;
+      args.out = context_.floats() + first * d + head * hd;
+      args.out_stride = d;
+      args.scratch = scratch_.floats() + thread * scratch_floats_;
+      compute.kernels.attention(args);
+    }
+  });
+}
+
+}  // namespace gitfast::cpu

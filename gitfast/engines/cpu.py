@@ -1,0 +1,127 @@
+"""The CPU engine: the whole model in C++, float32, without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gitfast import _C
+from gitfast.config import GitConfig
+from gitfast.engines.base import EngineStats, Generation, GenerationOptions, TokenCallback
+from gitfast.errors import CheckpointError
+
+CpuPrefix = _C.Prefix
+
+
+class CpuEngine:
+    """``gitfast.engines.base.Engine`` on the processor. Calls release the GIL, are thread-safe, and work after fork.
+
+    A row's result is bitwise independent of the other rows of its call and of the number of threads.
+    """
+
+    name = "cpu"
+
+    def __init__(self, config: GitConfig, native: _C.CpuEngine) -> None:
+        self.config = config
+        self._native = native
+
+    @classmethod
+    def from_weights(
+        cls, config: GitConfig, weights: Mapping[str, np.ndarray], *, num_threads: int = 0, isa: str = ""
+    ) -> CpuEngine:
+        """Build from a checkpoint's tensors (float32 or float16) by Hugging Face name.
+
+        Each tensor is looked up once, packed, and let go. ``num_threads`` 0 takes ``GITFAST_NUM_THREADS`` or the
+        processors this process may use; ``isa`` "" takes ``GITFAST_ISA`` or the best instruction set there is.
+
+        Raises:
+            CheckpointError: a tensor is missing, or its shape or dtype does not suit ``config``.
+            ValueError: ``num_threads`` or ``isa`` cannot be.
+        """
+        threads, chosen = _C.choose_num_threads(num_threads), _C.choose_isa(isa)
+        try:
+            return cls(config, _C.CpuEngine(dataclasses.asdict(config), _TemporalNames(weights), threads, chosen))
+        except KeyError as error:
+            raise CheckpointError(f"weights: missing {error.args[0]}") from error
+        except ValueError as error:
+            raise CheckpointError(f"weights: {error}") from error
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use: ``scalar``, ``avx2`` or ``avx512``."""
+        return self._native.isa
+
+    @property
+    def num_threads(self) -> int:
+        return self._native.num_threads
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the weights."""
+        return self._native.nbytes
+
+    @property
+    def stats(self) -> EngineStats:
+        """Work done so far."""
+        return EngineStats(**self._native.stats)
+
+    def encode(self, pixel_values: np.ndarray) -> list[CpuPrefix]:
+        """Images (B, 3, H, W) or clips (B, T, 3, H, W), float32, normalised -> one prefix per image or clip.
+
+        A single image on a video model gets no temporal embedding.
+
+        Raises:
+            ValueError: dtype, layout, size or number of frames do not suit the model.
+        """
+        return self._native.encode(pixel_values)
+
+    def features(self, pixel_values: np.ndarray) -> np.ndarray:
+        """Vision features of all frames, (B, T * N, vision width), float32: what the projection reads."""
+        return self._native.features(pixel_values)
+
+    def generate(
+        self,
+        prefixes: Sequence[CpuPrefix | None],
+        prompts: Sequence[Sequence[int]],
+        options: GenerationOptions,
+        on_token: TokenCallback | None = None,
+    ) -> list[list[Generation]]:
+        """Row r continues ``prompts[r]`` on ``prefixes[r]``; all rows run as one batch. See ``Engine.generate``.
+
+        Raises:
+            ValueError: an argument or option that cannot be; the message names it.
+        """
+        values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+        values["eos_token_id"] = self.config.eos_token_id
+        if options.seed is None:
+            values["seed"] = secrets.randbits(63)
+        rows = self._native.generate(prefixes, prompts, values, on_token)
+        return [
+            [
+                Generation(token_ids=ids, token_logprobs=logprobs, score=score, finish_reason=reason)
+                for ids, logprobs, score, reason in row
+            ]
+            for row in rows
+        ]
+
+    def score(self, prefixes: Sequence[CpuPrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""
+        return self._native.score(prefixes, sequences)
+
+    def logits(self, prefixes: Sequence[CpuPrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Logits at every token of ``sequences[r]``, float32 (len, V)."""
+        return self._native.logits(prefixes, sequences)
+
+
+class _TemporalNames:
+    """Finds temporal embeddings under either published spelling of their name."""
+
+    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        published = name.replace("img_temporal_embedding", "img_temperal_embedding")
+        return self._weights[published if name not in self._weights and published in self._weights else name]
