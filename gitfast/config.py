@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gitfast.errors import ConfigError
+from gitfast.errors import ConfigError, GitfastError
 
 # Bounds that no GIT checkpoint comes near; they keep an absurd config from allocating absurd memory.
 _MAX_VALUES = {
@@ -135,15 +135,7 @@ class GitConfig:
     @classmethod
     def from_file(cls, path: str | Path) -> GitConfig:
         """Read ``config.json``. Errors name the file."""
-        path = Path(path)
-        try:
-            if path.stat().st_size > _MAX_CONFIG_BYTES:
-                raise ConfigError(f"{path}: {path.stat().st_size} bytes; a config.json is at most {_MAX_CONFIG_BYTES}")
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror or error}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ConfigError(f"{path}: not valid JSON: {error}") from error
+        values = read_json(path)
         try:
             return cls.from_dict(values)
         except ConfigError as error:
@@ -153,6 +145,25 @@ class GitConfig:
         """The Hugging Face ``config.json`` mapping of this configuration."""
         values = dataclasses.asdict(self)
         return {"model_type": "git", "architectures": ["GitForCausalLM"], **values}
+
+
+def read_json(path: str | Path, error_type: type[GitfastError] = ConfigError) -> dict[str, Any]:
+    """The JSON object in a small file. Errors are of ``error_type`` and name the file."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise error_type(f"{path}: {error.strerror or error}") from error
+    if len(data) > _MAX_CONFIG_BYTES:
+        raise error_type(f"{path}: expected at most {_MAX_CONFIG_BYTES} bytes of JSON")
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise error_type(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise error_type(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
 
 
 def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
