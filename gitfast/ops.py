@@ -1,10 +1,10 @@
 """The CPU kernels as functions on arrays: what the engine is made of, one call each.
 
-Arguments are float32 arrays in CPU memory: numpy, or anything that speaks DLPack (a torch tensor, say). Results are
-new numpy arrays. The global interpreter lock is released while a kernel runs. ``isa`` names the instruction set
-(``available_isas()``; default ``GITFAST_ISA`` or the best this machine has), ``pool`` the threads to run on (default:
-the calling thread). Neither changes what a row's result depends on: only on that row, never on its batch or on the
-number of threads, to the bit; AVX2 and AVX-512 agree to the bit too.
+Arguments are float32 arrays in CPU memory: numpy, or anything that speaks DLPack (a torch tensor, say). The result is
+a new numpy array, or ``out``, a C-contiguous one of the right shape that overlaps no argument. The global interpreter
+lock is released while a kernel runs. ``isa`` names the instruction set (``available_isas()``; default ``GITFAST_ISA``
+or the best this machine has), ``pool`` the threads to run on (default: the calling thread). A row's result does not
+depend, to the bit, on the rows around it or on the number of threads; AVX2 and AVX-512 agree to the bit too.
 
 Every function raises ``ValueError`` naming the argument, what came and what was expected.
 """
@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
 from gitfast._C import PackedWeight, ThreadPool, available_isas, choose_isa
 from gitfast._C import layer_norm as _layer_norm
 from gitfast._C import linear as _linear
 from gitfast._C import prefix_attention as _prefix_attention
+from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["PackedWeight", "ThreadPool", "available_isas", "choose_isa", "layer_norm", "linear", "prefix_attention"]
 
@@ -32,6 +31,7 @@ def linear(
     *,
     activation: Literal["none", "quick_gelu", "gelu"] = "none",
     residual: ArrayLike | None = None,
+    out: NDArray[np.float32] | None = None,
     isa: str = "",
     pool: ThreadPool | None = None,
 ) -> NDArray[np.float32]:
@@ -39,13 +39,13 @@ def linear(
 
     The rows of ``x`` may be strided. ``weight`` may also be float16; it is rearranged for the kernel at every call,
     unless it comes as a ``PackedWeight(weight, bias)``, which does so once and brings its bias along.
-    ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
+    ``out`` may be ``residual``. ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
     """
     if not isinstance(weight, PackedWeight):
         weight = PackedWeight(weight, bias)
     elif bias is not None:
         raise ValueError("bias: a PackedWeight holds its own bias")
-    return _linear(x, weight, residual, activation, isa, pool)
+    return _linear(x, weight, residual, activation, out, isa, pool)
 
 
 def layer_norm(
@@ -54,14 +54,16 @@ def layer_norm(
     beta: ArrayLike,
     *,
     eps: float = 1e-5,
+    out: NDArray[np.float32] | None = None,
     isa: str = "",
     pool: ThreadPool | None = None,
 ) -> NDArray[np.float32]:
     """``(x - mean) / sqrt(var + eps) * gamma + beta`` over rows: x (R, D), gamma (D,), beta (D,) -> (R, D).
 
-    Mean and variance are taken in two passes over the row. The rows of ``x`` may be strided.
+    Mean and variance are taken in two passes over the row. The rows of ``x`` may be strided; ``out``
+    may be ``x``.
     """
-    return _layer_norm(x, gamma, beta, eps, isa, pool)
+    return _layer_norm(x, gamma, beta, eps, out, isa, pool)
 
 
 def prefix_attention(
@@ -73,6 +75,7 @@ def prefix_attention(
     v_text: ArrayLike | None = None,
     slots: Sequence[Sequence[int]] | None = None,
     scale: float | None = None,
+    out: NDArray[np.float32] | None = None,
     isa: str = "",
     pool: ThreadPool | None = None,
 ) -> NDArray[np.float32]:
@@ -99,4 +102,4 @@ def prefix_attention(
         slots = [[]] * rows
     if scale is None:
         scale = max(head_dim, 1) ** -0.5
-    return _prefix_attention(q, k, v, k_text, v_text, slots, scale, isa, pool)
+    return _prefix_attention(q, k, v, k_text, v_text, slots, scale, out, isa, pool)

@@ -65,16 +65,29 @@ class PackedWeight {
   Buffer panels_, bias_;
 };
 
+// The caller's `out`, or a new array.
+py::array_t<float> output(const py::object& out, const std::vector<py::ssize_t>& shape) {
+  if (out.is_none()) return empty(shape);
+  const py::array a = as_array(out, "out");
+  const TensorView t = floats(a, "out");
+  if (!a.writeable()) throw Error("out: expected a writeable array");
+  if (!std::equal(shape.begin(), shape.end(), t.shape, t.shape + t.ndim))
+    throw Error("out: expected shape " + std::string(py::str(py::tuple(py::cast(shape)))) + ", got " +
+                std::string(py::str(a.attr("shape"))));
+  return py::reinterpret_borrow<py::array_t<float>>(a);
+}
+
 // Rows of `a` may lie apart, as in a slice of columns; the elements of a row may not.
 void check_dense_rows(const Array& a, const char* name) {
   const TensorView& t = a.view();
   const int last = t.ndim - 1;
+  if (t.numel() == 0) return;
   if ((t.shape[last] > 1 && t.strides[last] != 1) || t.strides[0] < 0)
     throw Error(std::string(name) + ": expected rows of consecutive elements");
 }
 
 py::array linear(const py::object& x, const PackedWeight& weight, const py::object& residual,
-                 const std::string& activation, const std::string& isa, cpu::ThreadPool* pool) {
+                 const std::string& activation, const py::object& out, const std::string& isa, cpu::ThreadPool* pool) {
   Dim M("M"), N = weight.n(), K = weight.k();
   const Array xs(x, "x");
   xs.floats().shape({&M, &K});
@@ -86,7 +99,7 @@ py::array linear(const py::object& x, const PackedWeight& weight, const py::obje
   }
   const cpu::Kernels& kernels = kernels_named(isa);
   const cpu::PackedLinear w = weight.view();
-  py::array_t<float> y = empty({M.value, N.value});
+  py::array_t<float> y = output(out, {M.value, N.value});
   const cpu::LinearArgs args{xs.data(),
                              xs.view().strides[0],
                              M.value,
@@ -103,7 +116,7 @@ py::array linear(const py::object& x, const PackedWeight& weight, const py::obje
 }
 
 py::array layer_norm(const py::object& x, const py::object& gamma, const py::object& beta, float eps,
-                     const std::string& isa, cpu::ThreadPool* pool) {
+                     const py::object& out, const std::string& isa, cpu::ThreadPool* pool) {
   Dim R("R"), D("D");
   const Array xs(x, "x"), g(gamma, "gamma"), b(beta, "beta");
   xs.floats().shape({&R, &D});
@@ -112,13 +125,13 @@ py::array layer_norm(const py::object& x, const py::object& gamma, const py::obj
   b.floats().shape({&D}).contiguous();
   if (D.value < 1) throw Error("x: expected D >= 1, got 0");
   const cpu::Kernels& kernels = kernels_named(isa);
-  py::array_t<float> y = empty({R.value, D.value});
-  float* out = y.mutable_data();
+  py::array_t<float> y = output(out, {R.value, D.value});
+  float* data = y.mutable_data();
   const int64_t d = D.value, stride = xs.view().strides[0];
   {
     const py::gil_scoped_release release;
     for_each_part(pool, R.value, [&](int64_t begin, int64_t end, int) {
-      kernels.layer_norm(xs.data() + begin * stride, stride, g.data(), b.data(), eps, end - begin, d, out + begin * d,
+      kernels.layer_norm(xs.data() + begin * stride, stride, g.data(), b.data(), eps, end - begin, d, data + begin * d,
                          d);
     });
   }
@@ -173,7 +186,7 @@ void attend_heads(const cpu::Kernels& kernels, cpu::AttentionArgs args, const fl
 // q (R, H, hd) over k, v (H, P, hd) and the rows' text in k_text, v_text (S, H, hd).
 py::array prefix_attention(const py::object& q, const py::object& k, const py::object& v, const py::object& k_text,
                            const py::object& v_text, const std::vector<std::vector<int32_t>>& slots, float scale,
-                           const std::string& isa, cpu::ThreadPool* pool) {
+                           const py::object& out, const std::string& isa, cpu::ThreadPool* pool) {
   Dim R("R"), H("H"), P("P"), S("S"), D("head_dim");
   const Array qs(q, "q"), ks(k, "k"), vs(v, "v"), kt(k_text, "k_text"), vt(v_text, "v_text");
   qs.floats().shape({&R, &H, &D}).contiguous();
@@ -185,7 +198,7 @@ py::array prefix_attention(const py::object& q, const py::object& k, const py::o
     throw Error("scale: expected a positive number, got " + std::to_string(scale));
   const TextSlots text(slots, R.value, S.value);
   const cpu::Kernels& kernels = kernels_named(isa);
-  py::array_t<float> y = empty({R.value, H.value, D.value});
+  py::array_t<float> y = output(out, {R.value, H.value, D.value});
   cpu::AttentionArgs args;
   args.q = qs.data();
   args.q_stride = args.out_stride = args.text_stride = H.value * D.value;
@@ -228,11 +241,12 @@ void bind_ops(py::module_& m) {
   py::class_<PackedWeight>(m, "PackedWeight")
       .def(py::init<const py::object&, const py::object&>(), arg("weight"), arg("bias") = py::none())
       .def_property_readonly("shape", [](const PackedWeight& w) { return py::make_tuple(w.n().value, w.k().value); });
-  m.def("linear", linear, arg("x"), arg("weight"), arg("residual"), arg("activation"), arg("isa"),
+  m.def("linear", linear, arg("x"), arg("weight"), arg("residual"), arg("activation"), arg("out"), arg("isa"),
         arg("pool").none(true));
-  m.def("layer_norm", layer_norm, arg("x"), arg("gamma"), arg("beta"), arg("eps"), arg("isa"), arg("pool").none(true));
+  m.def("layer_norm", layer_norm, arg("x"), arg("gamma"), arg("beta"), arg("eps"), arg("out"), arg("isa"),
+        arg("pool").none(true));
   m.def("prefix_attention", prefix_attention, arg("q"), arg("k"), arg("v"), arg("k_text"), arg("v_text"), arg("slots"),
-        arg("scale"), arg("isa"), arg("pool").none(true));
+        arg("scale"), arg("out"), arg("isa"), arg("pool").none(true));
 }
 
 }  // namespace gitfast::bindings

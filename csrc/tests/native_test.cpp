@@ -1,0 +1,330 @@
+// The kernels and the thread pool without Python, for the sanitizers: csrc/tests/run.sh builds and runs this under
+// AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer. Numbers are compared in tests/cpu;
+// here every array has its exact size, outputs start as NaN, and threads meet in as many ways as they can.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/threads.h"
+#include "tensor.h"
+
+#define EXPECT(condition)                                                  \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                        \
+    }                                                                      \
+  } while (false)
+
+namespace gitfast::cpu {
+namespace {
+
+using Floats = std::vector<float>;
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+// Whole numbers from -4 to 4: sums of their products are exact in any order.
+Floats whole_numbers(int64_t n, uint32_t seed) {
+  Floats values(static_cast<size_t>(n));
+  for (float& v : values) {
+    seed = seed * 1664525u + 1013904223u;
+    v = static_cast<float>(static_cast<int>(seed >> 24) % 9 - 4);
+  }
+  return values;
+}
+
+struct Linear {
+  int64_t m, n, k;
+  Floats x, w, bias, residual, panels, y;
+
+  Linear(int64_t m, int64_t n, int64_t k)
+      : m(m),
+        n(n),
+        k(k),
+        x(whole_numbers(m * k, 1)),
+        w(whole_numbers(n * k, 2)),
+        bias(whole_numbers(n, 3)),
+        residual(whole_numbers(m * n, 4)),
+        panels(static_cast<size_t>((n + kPanel - 1) / kPanel * kPanel * k), 0.0f),
+        y(static_cast<size_t>(m * n), kNan) {
+    const int64_t half = n / 2;  // in two calls, as fused projections are packed
+    pack_linear_rows(w.data(), false, half, k, 0, panels.data());
+    pack_linear_rows(w.data() + half * k, false, n - half, k, half, panels.data());
+  }
+
+  void run(const Kernels& kernels, ThreadPool& pool) {
+    const PackedLinear packed{n, k, panels.data(), bias.data()};
+    const LinearArgs args{x.data(), k, m, &packed, Activation::none, residual.data(), y.data(), n};
+    pool.parallel_for(packed.num_panels(), 1,
+                      [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
+  }
+
+  bool correct() const {
+    for (int64_t r = 0; r < m; ++r)
+      for (int64_t c = 0; c < n; ++c) {
+        const float* row = x.data() + r * k;
+        const float product = std::inner_product(row, row + k, w.data() + c * k, 0.0f);
+        if (y[static_cast<size_t>(r * n + c)] !=
+            product + bias[static_cast<size_t>(c)] + residual[static_cast<size_t>(r * n + c)])
+          return false;
+      }
+    return true;
+  }
+};
+
+void test_linear(const Kernels& kernels) {
+  ThreadPool pool(3);
+  for (int64_t m : {1, 2, 3, 4, 7, 12, 13, 40, 205})
+    for (int64_t n : {1, 31, 32, 100})
+      for (int64_t k : {1, 60, 257, 512}) {
+        Linear linear(m, n, k);
+        linear.run(kernels, pool);
+        EXPECT(linear.correct());
+      }
+}
+
+// Equal scores: the result is the mean of the values each row sees, and NaN anywhere else must not reach it.
+void test_attention(const Kernels& kernels) {
+  constexpr int64_t kSlots = 40;
+  for (int64_t rows : {1, 2, 12, 17})
+    for (int64_t prefix : {0, 1, 16, 33, 300})
+      for (int64_t d : {1, 16, 40, 64}) {
+        const int64_t padded = (prefix + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
+        Floats q = whole_numbers(rows * d, 1), keys(static_cast<size_t>(prefix * d), 0.0f);
+        Floats packed(static_cast<size_t>(padded * d), kNan), values(static_cast<size_t>(prefix * d), 1.0f);
+        kernels.pack_keys(keys.data(), d, prefix, d, packed.data());
+        for (int64_t p = prefix; p < padded; ++p)  // the padding is zero; not even NaN there may matter
+          for (int64_t i = 0; i < d; ++i) {
+            float& lane = packed[static_cast<size_t>((p / kKeyBlock * d + i) * kKeyBlock + p % kKeyBlock)];
+            EXPECT(lane == 0.0f);
+            lane = kNan;
+          }
+        Floats text_keys(static_cast<size_t>(kSlots * d), kNan), text_values(static_cast<size_t>(kSlots * d), kNan);
+        std::vector<std::vector<int32_t>> slots(static_cast<size_t>(rows));
+        std::vector<const int32_t*> pointers;
+        std::vector<int32_t> lengths;
+        int64_t longest = 0;
+        for (int64_t r = 0; r < rows; ++r) {
+          auto& mine = slots[static_cast<size_t>(r)];
+          for (int64_t t = 0; t <= r; ++t) mine.push_back(static_cast<int32_t>(2 * t + 1));
+          for (int32_t s : mine)
+            for (int64_t i = 0; i < d; ++i) {
+              text_keys[static_cast<size_t>(s * d + i)] = 0.0f;
+              text_values[static_cast<size_t>(s * d + i)] = 3.0f;
+            }
+          pointers.push_back(mine.data());
+          lengths.push_back(static_cast<int32_t>(mine.size()));
+          longest = std::max<int64_t>(longest, lengths.back());
+        }
+        Floats out(static_cast<size_t>(rows * d), kNan);
+        Floats scratch(static_cast<size_t>(attention_scratch_floats(prefix, longest)), kNan);
+        AttentionArgs args;
+        args.q = q.data();
+        args.q_stride = args.out_stride = args.text_stride = args.head_dim = d;
+        args.rows = rows;
+        args.scale = 1.0f;
+        args.k_prefix = packed.data();
+        args.v_prefix = values.data();
+        args.prefix_len = prefix;
+        args.k_text = text_keys.data();
+        args.v_text = text_values.data();
+        args.slots = pointers.data();
+        args.text_len = lengths.data();
+        args.out = out.data();
+        args.scratch = scratch.data();
+        kernels.attention(args);
+        for (int64_t r = 0; r < rows; ++r) {
+          const auto text = static_cast<float>(r + 1), image = static_cast<float>(prefix);
+          for (int64_t i = 0; i < d; ++i)
+            EXPECT(std::fabs(out[static_cast<size_t>(r * d + i)] - (image + 3 * text) / (image + text)) < 1e-5f);
+        }
+      }
+}
+
+void test_layer_norm(const Kernels& kernels) {
+  for (int64_t d : {1, 15, 16, 17, 100}) {
+    Floats x = whole_numbers(3 * d, 5), gamma(static_cast<size_t>(d), 1.0f), beta(static_cast<size_t>(d), 2.0f);
+    Floats y(static_cast<size_t>(3 * d), kNan);
+    kernels.layer_norm(x.data(), d, gamma.data(), beta.data(), 1e-5f, 3, d, y.data(), d);
+    for (int64_t r = 0; r < 3; ++r) {
+      const float sum = std::accumulate(y.begin() + r * d, y.begin() + (r + 1) * d, 0.0f);
+      EXPECT(std::fabs(sum / static_cast<float>(d) - 2.0f) < 1e-5f);
+    }
+  }
+}
+
+void test_parts_cover_the_range_once() {
+  for (int threads : {1, 2, 5})
+    for (int64_t n : {0, 1, 2, 7, 100})
+      for (int64_t grain : {1, 3, 32}) {
+        ThreadPool pool(threads);
+        std::vector<int> count(static_cast<size_t>(n), 0), used(static_cast<size_t>(threads), 0);
+        pool.parallel_for(n, grain, [&](int64_t begin, int64_t end, int thread) {
+          EXPECT(begin < end && begin % grain == 0 && (end % grain == 0 || end == n));
+          used[static_cast<size_t>(thread)] += 1;
+          for (int64_t i = begin; i < end; ++i) count[static_cast<size_t>(i)] += 1;
+        });
+        for (int c : count) EXPECT(c == 1);
+        for (int u : used) EXPECT(u <= 1);
+      }
+}
+
+void test_exceptions_come_back_after_every_part() {
+  ThreadPool pool(4);
+  for (int failing = 0; failing < 4; ++failing) {
+    std::atomic<int> ended{0};
+    std::string message;
+    try {
+      pool.parallel_for(4, 1, [&](int64_t begin, int64_t, int) {
+        if (begin == failing) throw Error("part " + std::to_string(begin));
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        ended.fetch_add(1);
+      });
+    } catch (const Error& e) {
+      message = e.what();
+    }
+    EXPECT(message == "part " + std::to_string(failing));
+    EXPECT(ended.load() == 3);
+  }
+  int64_t sum = 0;
+  pool.parallel_for(1, 1, [&](int64_t, int64_t end, int) { sum += end; });
+  EXPECT(sum == 1);
+}
+
+void test_a_region_inside_a_region_runs_in_place() {
+  ThreadPool pool(3);
+  std::vector<int64_t> sums(3, 0);
+  pool.parallel_for(3, 1, [&](int64_t begin, int64_t, int thread) {
+    pool.parallel_for(10, 1, [&](int64_t b, int64_t e, int inner) {
+      EXPECT(inner == thread);
+      sums[static_cast<size_t>(begin)] += e - b;
+    });
+  });
+  for (int64_t s : sums) EXPECT(s == 10);
+}
+
+// Callers of one pool queue; pauses longer than the spin make threads park and wake.
+void test_many_callers() {
+  ThreadPool shared(3);
+  int64_t unguarded = 0;  // written by one caller at a time: a race here is a pool that lets two in
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 6; ++caller)
+    callers.emplace_back([&, caller] {
+      ThreadPool own(2);
+      for (int i = 0; i < 60; ++i) {
+        int64_t parts[3] = {};
+        shared.parallel_for(3, 1, [&](int64_t begin, int64_t end, int thread) {
+          parts[begin] = end;
+          if (thread == 0) unguarded += 1;
+        });
+        EXPECT(parts[0] + parts[1] + parts[2] == 6);
+        if (i % 20 == caller) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        own.parallel_for(2, 1, [&](int64_t begin, int64_t, int) { parts[begin] = 0; });
+        EXPECT(parts[0] + parts[1] == 0);
+      }
+    });
+  for (std::thread& t : callers) t.join();
+  EXPECT(unguarded == 360);
+}
+
+void test_pools_come_and_go() {
+  for (int i = 0; i < 50; ++i) {
+    ThreadPool pool(1 + i % 4);
+    if (i % 3) pool.parallel_for(8, 1, [](int64_t, int64_t, int) {});
+    if (i % 10 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+void test_fork() {
+#if !defined(__SANITIZE_THREAD__)  // which refuses new threads in a forked child
+  ThreadPool pool(3);
+  const auto work = [&] {
+    std::atomic<int64_t> sum{0};
+    pool.parallel_for(30, 1, [&](int64_t begin, int64_t end, int) { sum += end - begin; });
+    return sum.load() == 30;
+  };
+  EXPECT(work());
+  std::atomic<bool> stop{false};
+  std::thread busy([&] {
+    while (!stop) EXPECT(work());
+  });
+  for (int i = 0; i < 10; ++i) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(20);
+      _exit(work() && work() ? 0 : 1);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    EXPECT(status == 0);
+  }
+  stop = true;
+  busy.join();
+#endif
+}
+
+void test_cgroup_quota() {
+  char root[] = "/tmp/gitfast-cgroup-XXXXXX";
+  EXPECT(mkdtemp(root) != nullptr);
+  const std::string base = root;
+  const auto write = [&](const std::string& name, const std::string& text) { std::ofstream(base + name) << text; };
+  const auto quota = [&] { return cgroup_cpus(base + "/membership", base); };
+  constexpr int kNone = std::numeric_limits<int>::max();
+  EXPECT(quota() == kNone);
+  write("/cpu.max", "max 100000\n");
+  EXPECT(quota() == kNone);
+  write("/cpu.max", "250000 100000\n");
+  EXPECT(quota() == 3);
+  EXPECT(std::system(("mkdir -p " + base + "/a/b " + base + "/cpu/old").c_str()) == 0);
+  write("/membership", "0::/a/b\n");
+  write("/a/cpu.max", "150000 100000\n");
+  EXPECT(quota() == 2);
+  write("/a/b/cpu.max", "1000 100000\n");
+  EXPECT(quota() == 1);
+  write("/a/b/cpu.max", "nonsense\n");
+  EXPECT(quota() == 2);
+  write("/membership", "7:memory:/a\n3:cpu,cpuacct:/old\n");
+  EXPECT(quota() == 3);
+  write("/cpu/old/cpu.cfs_quota_us", "100000\n");
+  write("/cpu/old/cpu.cfs_period_us", "100000\n");
+  EXPECT(quota() == 1);
+  write("/cpu/old/cpu.cfs_quota_us", "-1\n");
+  EXPECT(quota() == 3);
+  EXPECT(std::system(("rm -r " + base).c_str()) == 0);
+}
+
+void test_all() {
+  for (Isa isa : available_isas()) {
+    std::printf("kernels: %s\n", isa_name(isa));
+    const Kernels& kernels = kernels_for(isa);
+    EXPECT(kernels.isa == isa);
+    test_linear(kernels);
+    test_attention(kernels);
+    test_layer_norm(kernels);
+  }
+  std::printf("thread pool\n");
+  test_parts_cover_the_range_once();
+  test_exceptions_come_back_after_every_part();
+  test_a_region_inside_a_region_runs_in_place();
+  test_many_callers();
+  test_pools_come_and_go();
+  test_fork();
+  test_cgroup_quota();
+  std::printf("passed\n");
+}
+
+}  // namespace
+}  // namespace gitfast::cpu
+
+int main() { gitfast::cpu::test_all(); }

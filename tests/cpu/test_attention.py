@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from accuracy import assert_as_good_as_numpy, poisoned, size_of_sum
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gitfast import ops
+
+
+def plain_attention(q, k, v, k_text, v_text, slots, scale):
+    """Row by row, in the dtype of the arguments."""
+    out = np.zeros_like(q)
+    for r, named in enumerate(slots):
+        named = np.asarray(named, dtype=np.intp)
+        for h in range(q.shape[1]):
+            keys = np.concatenate([k[h], k_text[named, h]])
+            if len(keys):
+                scores = keys @ q[r, h] * q.dtype.type(scale)
+                weights = np.exp(scores - scores.max())
+                out[r, h] = weights @ np.concatenate([v[h], v_text[named, h]]) / weights.sum()
+    return out
+
+
+def problem(seed, rows, heads, prefix, stored, head_dim, lengths):
+    rng = np.random.default_rng(seed)
+    shapes = [(rows, heads, head_dim), *[(heads, prefix, head_dim)] * 2, *[(stored, heads, head_dim)] * 2]
+    names = ("q", "k", "v", "k_text", "v_text")
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in zip(names, shapes, strict=True)}
+    slots = [rng.integers(0, stored, n).tolist() if stored else [] for n in lengths]
+    return arrays, slots
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=0, max_size=20),
+    heads=st.integers(1, 3),
+    prefix=st.one_of(st.integers(0, 70), st.sampled_from([197, 257, 300])),
+    stored=st.integers(0, 30),
+    head_dim=st.one_of(st.integers(1, 80), st.sampled_from([64, 128, 300])),
+    seed=st.integers(0, 2**16),
+    scale=st.sampled_from([None, 1.0]),
+)
+@pytest.mark.parametrize("isa", ops.available_isas())
+def test_attention_is_as_good_as_numpy(isa, lengths, heads, prefix, stored, head_dim, seed, scale):
+    rows = len(lengths)
+    arrays, slots = problem(seed, rows, heads, prefix, stored, head_dim, lengths)
+    y = ops.prefix_attention(**arrays, slots=slots, scale=scale, out=poisoned(rows, heads, head_dim), isa=isa)
+    factor = head_dim**-0.5 if scale is None else scale
+    plain = plain_attention(*arrays.values(), slots, factor)
+    truth = plain_attention(*(a.astype(np.float64) for a in arrays.values()), slots, factor)
+    # The error of a score, a sum of head_dim products, is the relative error of its weight.
+    assert_as_good_as_numpy(y, plain, truth, scale=4 * (1 + factor * size_of_sum(head_dim)))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 197])
+def test_a_row_does_not_depend_on_its_batch_or_on_threads(isa, rows):
+    lengths = [r % 7 for r in range(rows)]
+    arrays, slots = problem(rows, rows, 3, 197, 40, 64, lengths)
+    together = ops.prefix_attention(**arrays, slots=slots, isa=isa)
+    for r in {0, rows // 2, rows - 1}:
+        alone = ops.prefix_attention(**(arrays | {"q": arrays["q"][r : r + 1]}), slots=slots[r : r + 1], isa=isa)
+        np.testing.assert_array_equal(alone[0], together[r])
+    threaded = ops.prefix_attention(**arrays, slots=slots, isa=isa, pool=ops.ThreadPool(2))
+    np.testing.assert_array_equal(threaded, together)
+
+
+@pytest.mark.skipif("avx512" not in ops.available_isas(), reason="needs AVX-512")
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 20), min_size=1, max_size=9),
+    prefix=st.integers(0, 300),
+    head_dim=st.integers(1, 80),
+)
+def test_avx2_and_avx512_agree_to_the_bit(lengths, prefix, head_dim):
+    arrays, slots = problem(prefix, len(lengths), 2, prefix, 20, head_dim, lengths)
+    wide, narrow = (ops.prefix_attention(**arrays, slots=slots, isa=isa) for isa in ("avx512", "avx2"))
+    np.testing.assert_array_equal(wide, narrow)
+
+
+def test_slots_no_row_names_are_never_read(isa):
+    arrays, slots = problem(0, 3, 2, 21, 50, 24, [4, 0, 9])
+    expected = ops.prefix_attention(**arrays, slots=slots, isa=isa)
+    unused = sorted(set(range(50)) - {s for row in slots for s in row})
+    for name in ("k_text", "v_text"):
+        arrays[name][unused] = np.nan
+    np.testing.assert_array_equal(ops.prefix_attention(**arrays, slots=slots, isa=isa), expected)
+
+
+def test_text_of_other_rows_does_not_leak(isa):
+    arrays, slots = problem(1, 2, 2, 21, 10, 24, [3, 3])
+    slots = [[0, 1, 2], [3, 4, 5]]
+    expected = ops.prefix_attention(**arrays, slots=slots, isa=isa)
+    arrays["k_text"][3:6] = arrays["v_text"][3:6] = np.nan
+    y = ops.prefix_attention(**arrays, slots=slots, isa=isa)
+    np.testing.assert_array_equal(y[0], expected[0])
+    assert np.isnan(y[1]).all()
+
+
+def test_a_row_without_keys_is_zero(isa):
+    arrays, _ = problem(2, 3, 2, 0, 4, 16, [])
+    y = ops.prefix_attention(**arrays, slots=[[], [1, 2], []], isa=isa)
+    assert (y[[0, 2]] == 0).all()
+    assert (y[1] != 0).all()
+
+
+@pytest.mark.parametrize("size", [1e3, 1e18])
+def test_large_scores_pick_one_key(isa, size):
+    """The maximum is taken off before exp: nothing overflows, and the largest score wins alone."""
+    keys = np.zeros((1, 40, 16), np.float32)
+    keys[0, :, 0] = np.linspace(-size, size, 40)
+    values = np.random.default_rng(0).standard_normal((1, 40, 16), np.float32)
+    q = np.zeros((1, 1, 16), np.float32)
+    q[..., 0] = 50
+    np.testing.assert_array_equal(ops.prefix_attention(q, keys, values, isa=isa)[0, 0], values[0, -1])
+    np.testing.assert_array_equal(ops.prefix_attention(-q, keys, values, isa=isa)[0, 0], values[0, 0])
+
+
+def test_wrong_arguments_get_one_clear_error():
+    arrays, slots = problem(0, 2, 3, 5, 4, 8, [1, 1])
+    cases = [
+        ({"k": arrays["k"][:2]}, r"k: expected shape \(H=3, P, head_dim=8\), got \(2, 5, 8\)"),
+        ({"v": arrays["v"][:, :4]}, r"v: expected shape \(H=3, P=5, head_dim=8\), got \(3, 4, 8\)"),
+        ({"q": arrays["q"].astype(np.float64)}, r"q: unsupported dtype float64"),
+        ({"q": arrays["q"].transpose(1, 0, 2).copy().transpose(1, 0, 2)}, r"q: expected a C-contiguous array"),
+        ({"q": arrays["q"][0]}, r"q: expected shape \(R, H, head_dim\), got \(3, 8\)"),
+        ({"slots": [[0]]}, r"slots: expected one list for each of R=2 rows, got 1"),
+        ({"slots": [[0], [4]]}, r"slots\[1\]: expected numbers from 0 to 3, got 4"),
+        ({"slots": [[-1], [0]]}, r"slots\[0\]: expected numbers from 0 to 3, got -1"),
+        ({"v_text": None}, r"k_text, v_text: expected both or neither"),
+        ({"scale": 0.0}, r"scale: expected a positive number, got 0"),
+        ({"scale": float("nan")}, r"scale: expected a positive number, got nan"),
+    ]
+    for change, message in cases:
+        with pytest.raises(ValueError, match=message):
+            ops.prefix_attention(**({**arrays, "slots": slots} | change))
