@@ -48,8 +48,9 @@ class ImageLimits:
     max_pixels: int = 50_000_000
     max_aspect_ratio: float = 50.0  # a 10000 x 2 image would be resized to 1120000 x 224
 
-    def check_size(self, width: int, height: int, name: str) -> None:
-        """Raises ``ImageError`` when an image of this size must not be processed."""
+    def check_size(self, size: tuple[int, int], name: str) -> None:
+        """Raises ``ImageError`` when an image of this (width, height) must not be processed."""
+        width, height = size
         if width < 1 or height < 1:
             raise ImageError(f"{name}: {width} x {height} pixels; an image has at least 1 x 1")
         if width * height > self.max_pixels:
@@ -81,7 +82,7 @@ def load_image(source: ImageSource, *, exif: bool = True, limits: ImageLimits = 
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source, name, limits), name)
     if isinstance(source, pillow.Image):
-        limits.check_size(*source.size, name)
+        limits.check_size(source.size, name)
         return _to_rgb(source, name)
     image = open_image(read_encoded(source, name, limits.max_encoded_bytes), name, limits)
     return _to_rgb(_decode(image, name, exif), name)
@@ -113,7 +114,8 @@ def open_encoded(source: Any, name: str) -> IO[bytes]:
     if hasattr(source, "read"):
         return source
     raise ImageError(
-        f"expected a path, bytes, a binary file object, a PIL image or a uint8 array, got {type(source).__name__}"
+        f"{name}: expected a path, bytes, a binary file object, a PIL image or a uint8 array, "
+        f"got {type(source).__name__}"
     )
 
 
@@ -156,7 +158,7 @@ def open_image(data: bytes, name: str, limits: ImageLimits) -> PIL.Image.Image:
         raise ImageError(f"{name}: at most {limits.max_pixels} pixels are allowed") from None
     except Exception:  # decoders raise anything on hostile bytes, and their messages may hold addresses
         raise ImageError(f"{name}: not an image, or not of a supported format ({', '.join(FORMATS)})") from None
-    limits.check_size(*image.size, name)
+    limits.check_size(image.size, name)
     return image
 
 
@@ -188,7 +190,7 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
         8: transpose.ROTATE_90,
     }
     try:
-        method = methods.get(image.getexif().get(_ORIENTATION_TAG))
+        method = methods.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # damaged EXIF says nothing about the pixels
         method = None
     return image if method is None else image.transpose(method)
@@ -202,7 +204,7 @@ def _from_array(array: np.ndarray, name: str, limits: ImageLimits) -> PIL.Image.
             f"{name}: expected uint8 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), "
             f"got {array.dtype} of shape {array.shape}"
         )
-    limits.check_size(array.shape[1], array.shape[0], name)
+    limits.check_size((array.shape[1], array.shape[0]), name)
     return _pillow().fromarray(np.ascontiguousarray(array))
 
 
@@ -350,13 +352,18 @@ class ImageProcessor:
         exif: bool = True,
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> np.ndarray:
-        """One image or a list of them -> float32 (B, 3, H, W). ``exif`` and ``limits`` as in ``load_image``.
+        """One image, a list of them or an array (B, H, W, 3) -> float32 (B, 3, H, W).
+
+        Args:
+            images: Each anything that ``load_image`` takes.
+            exif, limits: As in ``load_image``.
 
         Raises:
             ImageError: an image is bad (the message gives its index in a list), or without a crop the images end
                 in different sizes and cannot be one array.
         """
-        sources: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
+        batch = isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.ndim == 4)
+        sources: Sequence[Any] = list(images) if batch else [images]  # type: ignore[arg-type]
         if not sources:
             raise ImageError("images: expected at least one image, got an empty list")
         pixels = []

@@ -91,6 +91,8 @@ class Processor:
         Raises:
             VideoError: a video is bad (the message gives its index), or the clips end in different shapes.
         """
+        if not videos:
+            raise VideoError("videos: expected at least one, got none")
         frames = num_frames or self.num_frames or 1
         clips = []
         for index, video in enumerate(videos):
@@ -98,7 +100,7 @@ class Processor:
                 clips.append(self.clip(video, frames, sampling=sampling, seed=seed, exif=exif, limits=limits))
             except VideoError as error:
                 raise error if len(videos) == 1 else VideoError(f"videos[{index}]: {error}") from None
-        if len({clip.shape for clip in clips}) != 1:
+        if len({clip.shape for clip in clips}) > 1:
             raise VideoError(f"videos: expected clips of one shape, got {[clip.shape for clip in clips]}")
         return np.stack(clips)
 

@@ -53,8 +53,9 @@ class Tokenizer:
         folder = Path(folder)
         config_file = folder / "tokenizer_config.json"
         config = read_json(config_file, CheckpointError) if config_file.is_file() else {}
+        special_tokens = _special_tokens(config, config_file)
         if (folder / "tokenizer.json").is_file():
-            return cls(_read_tokenizer_json(folder / "tokenizer.json"), _special_tokens(config), str(folder))
+            return cls(_read_tokenizer_json(folder / "tokenizer.json"), special_tokens, str(folder))
         if (folder / "vocab.txt").is_file():
             return cls.from_vocab(folder / "vocab.txt", config)
         raise CheckpointError(f"{folder}: holds neither tokenizer.json nor vocab.txt")
@@ -69,7 +70,7 @@ class Tokenizer:
                 special tokens. Missing keys take the values of bert-base-uncased.
         """
         config = config or {}
-        special_tokens = _special_tokens(config)
+        special_tokens = _special_tokens(config, path)
         return cls(_build_bert(_read_vocab(Path(path)), config, special_tokens), special_tokens, str(path))
 
     @property
@@ -85,7 +86,7 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise TypeError(f"text: expected str, got {type(text).__name__}")
-        text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates, which are not characters
+        text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # lone surrogates are no characters
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def prompt(self, text: str | None = None, *, truncation: Literal["paper"] | None = None) -> list[int]:
@@ -142,7 +143,7 @@ class StreamDecoder:
         return piece
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+def _special_tokens(config: Mapping[str, Any], source: str | Path) -> dict[str, str]:
     """The special tokens' texts; a config writes one as a string or as an object with its content."""
     tokens = {}
     for name, default in _SPECIAL_TOKENS.items():
@@ -150,7 +151,7 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, Mapping):
             value = value.get("content")
         if not isinstance(value, str):
-            raise CheckpointError(f"tokenizer_config.json: {name}: expected a string, got {value!r}")
+            raise CheckpointError(f"{source}: {name}: expected a string, got {value!r}")
         tokens[name] = value
     return tokens
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from gitfast.errors import ImageError, VideoError
-from gitfast.image import ImageLimits, describe_source, load_image, open_encoded, open_image
+from gitfast.image import ImageLimits, describe_source, load_image, open_encoded, open_image, read_encoded
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -92,7 +93,7 @@ def load_clip(
         source: A list of frames (each anything ``load_image`` takes), a uint8 array (T, H, W, 3), an animated image,
             or a video as path, bytes or binary file object. A still image repeats.
         num_frames, sampling, seed: As in ``sample_indices``.
-        exif: For encoded frames, as in ``load_image``.
+        exif: For encoded images, as in ``load_image``.
         limits: What the video may cost.
 
     Raises:
@@ -105,14 +106,16 @@ def load_clip(
             raise VideoError(f"at most {limits.max_frames} frames are kept, got {len(indices)}")
         return indices
 
+    if isinstance(source, np.ndarray) and source.ndim != 4:
+        raise VideoError(f"expected an array of shape (T, H, W, 3), got {source.shape}")
+    if isinstance(source, (list, tuple, np.ndarray)):
+        return _pick_frames(source, choose, exif, limits)
     name = describe_source(source)
     try:
-        if isinstance(source, (list, tuple)) or (isinstance(source, np.ndarray) and source.ndim == 4):
-            return _pick_frames(source, choose, exif, limits)
         return _read_frames(source, choose, exif, limits, name)
     except ImageError as error:
         message = str(error)
-        raise VideoError(message if name in message else f"{name}: {message}") from None
+        raise VideoError(message if message.startswith(name) else f"{name}: {message}") from None
 
 
 def _pick_frames(
@@ -132,30 +135,33 @@ def _pick_frames(
 def _read_frames(
     source: Any, choose: Callable[[int], list[int]], exif: bool, limits: VideoLimits, name: str
 ) -> list[PIL.Image.Image]:
-    if hasattr(source, "seek") and hasattr(source, "convert"):  # a PIL image
+    if hasattr(source, "convert"):  # a PIL image
         return _read_animation(source, choose, limits, name)
     file = open_encoded(source, name)
     try:
-        file, header = _seekable(file, limits, name)
-        if header.startswith(_IMAGE_MAGIC) or (header[:4] == b"RIFF" and header[8:12] == b"WEBP"):
-            return _read_animation(open_image(file.read(), name, limits.frame), choose, limits, name)
-        return _read_video(file, choose, limits, name)
+        file, header = _rewind(file, limits, name)
+        if not (header.startswith(_IMAGE_MAGIC) or (header[:4] == b"RIFF" and header[8:] == b"WEBP")):
+            return _read_video(file, choose, limits, name)
+        data = read_encoded(file, name, limits.frame.max_encoded_bytes)
+        image = open_image(data, name, limits.frame)
+        if _count_images(image, limits, name) == 1:
+            return _pick_frames([data], choose, exif, limits)
+        return _read_animation(image, choose, limits, name)
     finally:
         if not hasattr(source, "read"):
             file.close()
 
 
-def _seekable(file: IO[bytes], limits: VideoLimits, name: str) -> tuple[IO[bytes], bytes]:
-    """The file at its start, and its first bytes; a pipe is read into memory."""
+def _rewind(file: IO[bytes], limits: VideoLimits, name: str) -> tuple[IO[bytes], bytes]:
+    """The file at its start, and its first 12 bytes; a pipe is read into memory."""
     try:
-        file.seek(0, os.SEEK_END)
-        size = file.tell()
-        file.seek(0)
+        size = file.seek(0, os.SEEK_END)
     except (AttributeError, OSError, ValueError):
-        data = file.read(limits.max_encoded_bytes + 1)
-        file, size = io.BytesIO(data), len(data)
+        file = io.BytesIO(read_encoded(file, name, limits.max_encoded_bytes))
+        size = 0
     if size > limits.max_encoded_bytes:
         raise VideoError(f"{name}: more than {limits.max_encoded_bytes} bytes")
+    file.seek(0)
     header = file.read(12)
     file.seek(0)
     return file, header
@@ -165,21 +171,21 @@ def _read_animation(
     image: PIL.Image.Image, choose: Callable[[int], list[int]], limits: VideoLimits, name: str
 ) -> list[PIL.Image.Image]:
     """Frames of a GIF, WebP or APNG through Pillow."""
-    try:
-        total = getattr(image, "n_frames", 1)
-    except Exception:
-        raise VideoError(f"{name}: damaged or truncated {image.format} data") from None
-    _check_count(total, limits, name)
-    indices = choose(total)
+    indices = choose(_count_images(image, limits, name))
     loaded = {}
     for index in sorted(set(indices)):
-        try:
+        with _decoding(name):
             image.seek(index)
             frame = image.copy()
-        except Exception:
-            raise VideoError(f"{name}: frame {index}: damaged or truncated {image.format} data") from None
         loaded[index] = load_image(frame, limits=limits.frame)
     return [loaded[index] for index in indices]
+
+
+def _count_images(image: PIL.Image.Image, limits: VideoLimits, name: str) -> int:
+    with _decoding(name):
+        total = getattr(image, "n_frames", 1)
+    _check_count(total, limits, name)
+    return total
 
 
 def _read_video(
@@ -187,51 +193,31 @@ def _read_video(
 ) -> list[PIL.Image.Image]:
     """Frames of a video file through PyAV: counts packets, then decodes up to the last frame wanted."""
     try:
-        import av
+        import av  # noqa: F401
     except ImportError:
         raise VideoError(f'{name}: reading a video file needs PyAV: pip install "gitfast[video]"') from None
-    try:
-        total = _count_packets(file, limits, name)
-        indices = choose(total)
-        frames, decoded = _decode_frames(file, set(indices), limits, name)
-        if len(frames) < len(set(indices)):  # fewer frames than packets: now their number is known
-            indices = choose(decoded)
-            frames, _ = _decode_frames(file, set(indices), limits, name)
-        return [load_image(frames[index], limits=limits.frame) for index in indices]
-    except (av.FFmpegError, OSError, KeyError):
-        raise VideoError(f"{name}: not a video, or its data is damaged or truncated") from None
-
-
-def _open_container(file: IO[bytes], limits: VideoLimits, name: str) -> Any:
-    import av
-
-    file.seek(0)
-    options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS, "codec_whitelist": _CODECS}
-    container = av.open(file, mode="r", options=options, metadata_errors="replace")
-    if not container.streams.video:
-        container.close()
-        raise VideoError(f"{name}: holds no video stream")
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    if stream.codec_context is None or stream.codec_context.name not in _CODECS.split(","):
-        container.close()
-        raise VideoError(f"{name}: its codec is not one of {_CODECS}")
-    limits.frame.check_size(stream.codec_context.width, stream.codec_context.height, name)
-    return container
+    indices = choose(_count_packets(file, limits, name))
+    frames, decoded = _decode_frames(file, set(indices), limits, name)
+    if len(frames) < len(set(indices)):  # fewer frames than packets: now their number is known
+        indices = choose(decoded)
+        frames, _ = _decode_frames(file, set(indices), limits, name)
+    return [load_image(frames[index], limits=limits.frame) for index in indices]
 
 
 def _count_packets(file: IO[bytes], limits: VideoLimits, name: str) -> int:
     """Frames, counted by their packets: the header's number may be missing or wrong."""
-    with _open_container(file, limits, name) as container:
-        stream = container.streams.video[0]
-        if (container.duration or 0) / 1e6 > limits.max_seconds:
-            raise VideoError(
-                f"{name}: {container.duration / 1e6:.1f} s long; at most {limits.max_seconds:g} s are read"
-            )
-        total = 0
+    with _decoding(name), _open_container(file, limits) as container:
+        stream = _video_stream(container, limits, name)
+        _check_seconds((container.duration or 0) / 1e6, limits, name)
+        total, first = 0, None
         for packet in container.demux(stream):
-            total += packet.size > 0
+            if packet.size == 0:  # the flush packet at the end
+                continue
+            total += 1
             _check_count(total, limits, name)
+            if packet.pts is not None and stream.time_base is not None:
+                first = packet.pts if first is None else first
+                _check_seconds(float((packet.pts - first) * stream.time_base), limits, name)
         return total
 
 
@@ -241,10 +227,10 @@ def _decode_frames(
     """The wanted frames as uint8 (H, W, 3), and how many were decoded until the last of them."""
     frames: dict[int, np.ndarray] = {}
     count = 0
-    with _open_container(file, limits, name) as container:
-        for frame in container.decode(container.streams.video[0]):
+    with _decoding(name), _open_container(file, limits) as container:
+        for frame in container.decode(_video_stream(container, limits, name)):
             if count in wanted:
-                limits.frame.check_size(frame.width, frame.height, name)
+                limits.frame.check_size((frame.width, frame.height), name)
                 turns = round(frame.rotation / 90) % 4  # how the camera was held, as EXIF in photographs
                 frames[count] = np.rot90(frame.to_ndarray(format="rgb24"), turns)
             count += 1
@@ -252,6 +238,44 @@ def _decode_frames(
                 break
             _check_count(count, limits, name)
     return frames, count
+
+
+def _open_container(file: IO[bytes], limits: VideoLimits) -> Any:
+    import av
+
+    file.seek(0)
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": _CONTAINERS,
+        "codec_whitelist": _CODECS,
+        "max_pixels": str(limits.frame.max_pixels),
+    }
+    return av.open(file, mode="r", options=options, metadata_errors="replace")
+
+
+def _video_stream(container: Any, limits: VideoLimits, name: str) -> Any:
+    """The first video stream, its codec and frame size checked."""
+    if not container.streams.video:
+        raise VideoError(f"{name}: holds no video stream")
+    stream = container.streams.video[0]
+    codec = stream.codec_context
+    if codec is None or codec.name not in _CODECS.split(","):
+        raise VideoError(f"{name}: its codec is not one of {_CODECS}")
+    limits.frame.check_size((codec.width, codec.height), name)
+    codec.options = {"max_pixels": str(limits.frame.max_pixels)}  # where the size changes on the way
+    codec.thread_type = "AUTO"
+    return stream
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Decoders raise anything on hostile bytes, and their messages may hold addresses."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception:
+        raise VideoError(f"{name}: not a video, or its data is damaged or truncated") from None
 
 
 def _check_count(total: int, limits: VideoLimits, name: str) -> None:
