@@ -111,7 +111,7 @@ def test_prompt_is_cls_and_the_question_without_sep(tokenizer: Tokenizer, theirs
 @pytest.mark.parametrize("length", [0, 1, 38, 39, 40, 41, 60])
 def test_paper_truncation(length: int, tokenizer: Tokenizer, theirs) -> None:
     """Microsoft's code: the tokenizer truncates to 40, then the payload keeps its last 38."""
-    question = " ".join(["what", "is", "this", "two", "cat"] * 12) if length == 60 else " ".join(["cat"] * length)
+    question = " ".join(["what"] * (length // 2) + ["cat"] * (length - length // 2))
     payload = theirs(question, add_special_tokens=False, truncation=True, max_length=40).input_ids
     if len(payload) > 38:
         payload = payload[-38:]
