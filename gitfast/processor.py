@@ -14,7 +14,7 @@ from gitfast import image as _image
 from gitfast import video as _video
 from gitfast.config import GitConfig
 from gitfast.errors import CheckpointError, VideoError
-from gitfast.image import ImageLimits, ImageProcessor, ImageSource
+from gitfast.image import ImageLimits, ImageProcessor, ImageSource, map_in_threads
 from gitfast.tokenizer import Tokenizer
 from gitfast.video import Sampling, VideoLimits, VideoSource
 
@@ -106,7 +106,8 @@ class Processor:
 
     def clip(self, video: VideoSource, num_frames: int, **options: Any) -> np.ndarray:
         """One video -> float32 (T, 3, H, W); options as in ``load_clip``."""
-        frames = [self.image_processor.preprocess(f) for f in _video.load_clip(video, num_frames=num_frames, **options)]
+        pictures = _video.load_clip(video, num_frames=num_frames, **options)
+        frames = map_in_threads(self.image_processor.preprocess, pictures)
         if len({frame.shape for frame in frames}) > 1:
             raise VideoError(f"frames end in different sizes: {[frame.shape[1:] for frame in frames]}")
         return np.stack(frames)

@@ -246,6 +246,20 @@ def test_batches_hold_the_same_pixels_as_single_images() -> None:
     np.testing.assert_array_equal(processor(frames), processor(list(frames)))
 
 
+def test_threads_change_nothing(photographs: dict[str, PIL.Image.Image]) -> None:
+    lazy = PIL.Image.open(io.BytesIO(encoded(picture(300, 200))))
+    file = io.BytesIO(encoded(photographs["flower.jpg"], "JPEG"))
+    images = [*photographs.values(), lazy, lazy, file, file, encoded(picture())] * 3
+    processor = ImageProcessor()
+    alone = np.concatenate([processor(image) for image in images])
+    np.testing.assert_array_equal(processor(images, num_threads=1), alone)
+    lazy = PIL.Image.open(io.BytesIO(encoded(picture(300, 200))))
+    images[3] = images[4] = lazy
+    np.testing.assert_array_equal(processor(images, num_threads=8), alone)
+    with pytest.raises(ImageError, match=r"images\[1\]: no.jpg"):  # the first of several
+        processor([picture(), "no.jpg", picture(), "not.jpg"] * 4, num_threads=8)
+
+
 # Sources
 
 
@@ -399,6 +413,7 @@ def test_limits_hold_for_images_in_memory_and_can_be_changed() -> None:
         with pytest.raises(ImageError, match="102 x 2 pixels; the longer side may be at most 50 times"):
             load_image(source)
         assert load_image(source, limits=ImageLimits(max_aspect_ratio=51)).size == (102, 2)
+        assert load_image(source, limits=ImageLimits(max_aspect_ratio=51, max_pixels=204)).size == (102, 2)
         with pytest.raises(ImageError, match="at most 203 are allowed"):
             load_image(source, limits=ImageLimits(max_aspect_ratio=51, max_pixels=203))
     data = encoded(picture())

@@ -262,6 +262,24 @@ def test_hostile_files_are_refused_by_name(name: str, tmp_path: Path) -> None:
     assert "Errno" not in str(caught.value)
 
 
+def test_sound_without_pictures() -> None:
+    av = pytest.importorskip("av")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("aac", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 8000
+        output.mux(stream.encode(silence))
+        output.mux(stream.encode())
+    with pytest.raises(VideoError, match="encoded bytes: holds no video stream"):
+        load_clip(buffer.getvalue())
+
+
+def test_codecs_beyond_the_common_ones_are_refused() -> None:
+    with pytest.raises(VideoError, match="its codec is not one of h264"):
+        load_clip(encode_video(grey_frames(6), "matroska", "ffv1"))
+
+
 def test_playlists_are_not_followed(tmp_path: Path) -> None:
     """A playlist that FFmpeg itself would follow to another file."""
     av = pytest.importorskip("av")
