@@ -22,7 +22,7 @@
 namespace gitfast::cpu {
 namespace {
 
-constexpr int kSpins = 1500;  // 15 to 60 us: longer than the serial stretches between two regions of a decode step
+constexpr int kSpins = 2000;  // 20 to 90 us: more than waking a thread costs, or the serial stretches of a decode step
 
 inline void relax() {
 #if defined(__x86_64__)
