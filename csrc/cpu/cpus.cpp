@@ -65,12 +65,14 @@ int cgroup_cpus(const std::string& membership, const std::string& root) {
   return cpus;
 }
 
+int usable_cpus() { return std::min({affinity_cpus(), cgroup_cpus(), kMaxThreads}); }
+
 int choose_num_threads(int requested) {
   if (requested < 0 || requested > kMaxThreads)
     throw Error("num_threads: " + range_text() + " (or 0 to choose), got " + std::to_string(requested));
   if (requested > 0) return requested;
   const char* variable = std::getenv("GITFAST_NUM_THREADS");
-  if (!variable || !*variable) return std::min({affinity_cpus(), cgroup_cpus(), kMaxThreads});
+  if (!variable || !*variable) return usable_cpus();
   char* end = nullptr;
   const long value = std::strtol(variable, &end, 10);
   if (*end || value < 1 || value > kMaxThreads)

@@ -1,9 +1,11 @@
 #include "threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <memory>
@@ -22,7 +24,30 @@
 namespace gitfast::cpu {
 namespace {
 
-constexpr int kSpins = 2000;  // 20 to 90 us: more than waking a thread costs, or the serial stretches of a decode step
+using Clock = std::chrono::steady_clock;
+
+// Longer than waking a thread costs (20 to 50 us), and than the serial stretches of a decode step.
+constexpr auto kSpinTime = std::chrono::microseconds(100);
+
+// Threads of all pools that are working or spinning. While they are more than the CPUs, as when several engines run
+// at once, a spinning thread only keeps another from its work: then nobody spins.
+std::atomic<int> awake{0};
+std::atomic<int> cpus{1};  // read anew whenever a pool starts
+
+bool may_spin() { return awake.load(std::memory_order_relaxed) <= cpus.load(std::memory_order_relaxed); }
+
+struct Awake {
+  Awake() { awake.fetch_add(1, std::memory_order_relaxed); }
+  ~Awake() { awake.fetch_sub(1, std::memory_order_relaxed); }
+};
+
+// How many forks lie between the first process and this one. A child starts with no thread but its own.
+std::atomic<int> fork_count{0};
+void count_fork() {
+  fork_count.fetch_add(1);
+  awake.store(0);
+}
+[[maybe_unused]] const int kForkHandler = pthread_atfork(nullptr, nullptr, count_fork);
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -45,30 +70,56 @@ class alignas(64) Gate {
     opened_.notify_all();
   }
 
-  // Returns once the count differs from `seen`.
+  // Returns once the count differs from `seen`. The calling thread counts as awake.
   void wait(uint32_t seen) {
-    for (int i = 0; i < kSpins; ++i) {
-      if (count() != seen) return;
-      relax();
-    }
+    if (spin(seen)) return;
+    awake.fetch_sub(1, std::memory_order_relaxed);
     sleepers_.fetch_add(1);
     {
       std::unique_lock<std::mutex> lock(mutex_);
       opened_.wait(lock, [&] { return count_.load() != seen; });
     }
     sleepers_.fetch_sub(1);
+    awake.fetch_add(1, std::memory_order_relaxed);
   }
 
  private:
+  bool spin(uint32_t seen) const {
+    const auto end = Clock::now() + kSpinTime;
+    do {
+      for (int i = 0; i < 16; ++i) {
+        if (count() != seen) return true;
+        relax();
+      }
+    } while (may_spin() && Clock::now() < end);
+    return false;
+  }
+
   std::atomic<uint32_t> count_{0};
   std::atomic<int> sleepers_{0};
   std::mutex mutex_;
   std::condition_variable opened_;
 };
 
-// How many forks lie between the first process and this one.
-std::atomic<int> fork_count{0};
-[[maybe_unused]] const int kForkHandler = pthread_atfork(nullptr, nullptr, [] { fork_count.fetch_add(1); });
+int current_cpu() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// Moves the calling thread to another CPU that it may run on, if there is one. The scheduler likes to wake a thread
+// on the CPU of the one that wakes it; beside a busy neighbour they then stay there and take turns.
+void leave_cpu([[maybe_unused]] int cpu) {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  cpu_set_t others = allowed;
+  CPU_CLR(cpu, &others);
+  if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+#endif
+}
 
 // Workers leave signals to the threads of the application, but for those that report their own faults.
 class BlockedSignals {
@@ -100,8 +151,9 @@ class ThreadPool::Crew {
   void run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn) {
     if (working_for == this) return fn(0, n, working_as);
     std::lock_guard<std::mutex> lock(callers_);
+    const Awake caller;
     const int64_t units = (n + grain - 1) / grain;
-    job_ = {&fn, n, grain, units, static_cast<int>(std::min<int64_t>(num_threads_, units))};
+    job_ = {&fn, n, grain, units, static_cast<int>(std::min<int64_t>(num_threads_, units)), current_cpu()};
     error_ = nullptr;
     if (job_.parts > 1) start();
     pending_.store(job_.parts - 1, std::memory_order_relaxed);
@@ -117,10 +169,12 @@ class ThreadPool::Crew {
     const std::function<void(int64_t, int64_t, int)>* fn;
     int64_t n, grain, units;
     int parts;
+    int caller_cpu;
   };
 
   void start() {
     if (!threads_.empty()) return;
+    cpus.store(usable_cpus());
     const BlockedSignals blocked;
     try {
       for (int i = 1; i < num_threads_; ++i)
@@ -141,9 +195,11 @@ class ThreadPool::Crew {
 
   void work(int thread, uint32_t seen) {
     Gate& gate = starts_[thread - 1];
+    const Awake worker;
     for (;; ++seen) {
       gate.wait(seen);
       if (stopping_.load()) return;
+      if (may_spin() && current_cpu() == job_.caller_cpu) leave_cpu(job_.caller_cpu);
       run_part(thread);
       if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) done_.open();
     }

@@ -30,9 +30,12 @@ class ThreadPool {
   std::atomic<Crew*> crew_{nullptr};  // made at the first call, and again in a forked child
 };
 
-// `requested` if positive, else GITFAST_NUM_THREADS, else the CPUs this process may run on (cgroup quota included).
+// `requested` if positive, else GITFAST_NUM_THREADS, else usable_cpus().
 // Throws Error naming the argument or the variable.
 int choose_num_threads(int requested);
+
+// CPUs this process may run on, cgroup quota included.
+int usable_cpus();
 
 // CPUs the cgroups of a process grant it, rounded up; a very large number without a quota. `membership` is
 // /proc/self/cgroup, `root` the folder cgroups are mounted on.
