@@ -103,8 +103,9 @@ void poll_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-PixelBatch pixel_batch(const py::object& pixels) {
-  const TensorView t = floats(as_array(pixels, "pixel_values"), "pixel_values");
+PixelBatch pixel_batch(const Array& pixels) {
+  pixels.floats().contiguous();
+  const TensorView& t = pixels.view();
   Dim B("B"), T("T"), C(3), H("H"), W("W");
   PixelBatch p;
   if (t.ndim != 4 && t.ndim != 5)
@@ -112,9 +113,9 @@ PixelBatch pixel_batch(const py::object& pixels) {
                 " dimensions");
   p.temporal = t.ndim == 5;
   if (p.temporal)
-    Check(t, "pixel_values").shape({&B, &T, &C, &H, &W});
+    pixels.check().shape({&B, &T, &C, &H, &W});
   else
-    Check(t, "pixel_values").shape({&B, &C, &H, &W});
+    pixels.check().shape({&B, &C, &H, &W});
   p.data = t.ptr<float>();
   p.images = B.value;
   p.frames = p.temporal ? T.value : 1;
@@ -143,7 +144,8 @@ py::tuple keys_values(const Prefix& p, int64_t layer) {
   return py::make_tuple(k, v);
 }
 
-py::list encode(const Engine& engine, const py::object& pixels) {
+py::list encode(const Engine& engine, const py::object& pixel_values) {
+  const Array pixels(pixel_values, "pixel_values");
   const PixelBatch batch = pixel_batch(pixels);
   std::vector<PrefixPtr> prefixes;
   {
@@ -213,7 +215,8 @@ py::list logits(const Engine& engine, const py::object& prefixes, const py::obje
   return out;
 }
 
-py::array features(const Engine& engine, const py::object& pixels) {
+py::array features(const Engine& engine, const py::object& pixel_values) {
+  const Array pixels(pixel_values, "pixel_values");
   const PixelBatch batch = pixel_batch(pixels);
   cpu::Buffer out;
   {
