@@ -57,19 +57,20 @@ std::unique_ptr<Engine> make_engine(const py::dict& config, const py::object& we
   return std::make_unique<Engine>(model, source, num_threads, chosen);
 }
 
-py::sequence as_sequence(const py::object& object, const std::string& name, const char* of) {
+// Iterates over a sequence; an element lives until the next one is asked for.
+py::iterator elements(const py::handle& object, const std::string& name, const char* of) {
   if (!py::isinstance<py::sequence>(object) && !py::isinstance<py::array>(object))
     throw py::type_error(name + ": expected a sequence of " + of + ", got " + std::string(py::repr(object)));
-  return py::reinterpret_borrow<py::sequence>(object);
+  return py::iter(object);
 }
 
 // A sequence of sequences of token ids.
 TokenLists token_lists(const py::object& object, const std::string& name) {
   TokenLists out;
-  for (const py::handle row : as_sequence(object, name, "token id sequences")) {
+  for (const py::handle row : elements(object, name, "token id sequences")) {
     const std::string where = name + "[" + std::to_string(out.size()) + "]";
     std::vector<int32_t>& ids = out.emplace_back();
-    for (const py::handle item : as_sequence(py::reinterpret_borrow<py::object>(row), where, "token ids")) {
+    for (const py::handle item : elements(row, where, "token ids")) {
       const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(item.ptr()));
       if (!index) {
         PyErr_Clear();
@@ -87,7 +88,7 @@ TokenLists token_lists(const py::object& object, const std::string& name) {
 
 std::vector<PrefixPtr> prefix_list(const py::object& object) {
   std::vector<PrefixPtr> out;
-  for (const py::handle prefix : as_sequence(object, "prefixes", "prefixes")) {
+  for (const py::handle prefix : elements(object, "prefixes", "prefixes")) {
     if (!prefix.is_none() && !py::isinstance<Prefix>(prefix))
       throw py::type_error("prefixes[" + std::to_string(out.size()) +
                            "]: expected a prefix of this engine or None, got " +

@@ -123,5 +123,7 @@ class _TemporalNames:
         self._weights = weights
 
     def __getitem__(self, name: str) -> np.ndarray:
-        published = name.replace("img_temporal_embedding", "img_temperal_embedding")
-        return self._weights[published if name not in self._weights and published in self._weights else name]
+        try:
+            return self._weights[name]
+        except KeyError:
+            return self._weights[name.replace("img_temporal_embedding", "img_temperal_embedding")]
