@@ -65,11 +65,11 @@ def linear_case(m: int, n: int, k: int, activation: str, isa: str, pool: ops.Thr
 def attention_case(rows: int, prefix: int, heads: int, isa: str, pool: ops.ThreadPool) -> Case:
     head_dim = 64
     q, k, v = torch.randn(rows, heads, head_dim), *torch.randn(2, heads, prefix, head_dim)
-    by_head = q.transpose(0, 1).contiguous()
+    by_head, out = q.transpose(0, 1).contiguous(), np.empty((rows, heads, head_dim), np.float32)
     return Case(
         "attention",
         f"{rows} rows over {prefix}, {heads} heads",
-        partial(ops.prefix_attention, q, k, v, isa=isa, pool=pool),
+        partial(ops.prefix_attention, q.numpy(), ops.PackedPrefix(k, v), out=out, isa=isa, pool=pool),
         lambda: F.scaled_dot_product_attention(by_head[None], k[None], v[None]),
         flops=4.0 * rows * prefix * heads * head_dim,
         bytes=8.0 * prefix * heads * head_dim,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from gitfast._C import PackedWeight, ThreadPool, available_isas, choose_isa
+from gitfast._C import PackedPrefix, PackedWeight, ThreadPool, available_isas, choose_isa
 from gitfast._C import layer_norm as _layer_norm
 from gitfast._C import linear as _linear
 from gitfast._C import prefix_attention as _prefix_attention
@@ -68,8 +68,8 @@ def layer_norm(
 
 def prefix_attention(
     q: ArrayLike,
-    k: ArrayLike,
-    v: ArrayLike,
+    k: ArrayLike | PackedPrefix,
+    v: ArrayLike | None = None,
     *,
     k_text: ArrayLike | None = None,
     v_text: ArrayLike | None = None,
@@ -83,7 +83,8 @@ def prefix_attention(
 
     Args:
         q: queries (R, H, head_dim), one row per beam, question or image token.
-        k: keys of the prefix (H, P, head_dim); P may be 0.
+        k: keys of the prefix (H, P, head_dim); P may be 0. They are rearranged for the kernel at every call, unless
+            they come as a ``PackedPrefix(k, v)``, which does so once and brings the values along.
         v: values of the prefix (H, P, head_dim).
         k_text: keys of a store of S text tokens (S, H, head_dim), which rows read through ``slots``.
         v_text: values of that store (S, H, head_dim).
@@ -93,13 +94,17 @@ def prefix_attention(
     Returns:
         (R, H, head_dim); zeros for a row that sees no key at all.
     """
-    rows, heads, head_dim = np.shape(q) if np.ndim(q) == 3 else (0, 0, 1)
+    if not isinstance(k, PackedPrefix):
+        k = PackedPrefix(k, v)
+    elif v is not None:
+        raise ValueError("v: a PackedPrefix holds its own values")
     if (k_text is None) != (v_text is None):
         raise ValueError("k_text, v_text: expected both or neither")
+    heads, _, head_dim = k.shape
     if k_text is None:
         k_text = v_text = np.empty((0, heads, head_dim), np.float32)
     if slots is None:
-        slots = [[]] * rows
+        slots = [[]] * (np.shape(q)[0] if np.ndim(q) else 0)
     if scale is None:
         scale = max(head_dim, 1) ** -0.5
-    return _prefix_attention(q, k, v, k_text, v_text, slots, scale, out, isa, pool)
+    return _prefix_attention(q, k, k_text, v_text, slots, scale, out, isa, pool)

@@ -159,39 +159,60 @@ struct TextSlots {
   int64_t longest = 0;
 };
 
-// Heads [begin, end) of rows (R, H, hd) over k, v (H, P, hd); `args` holds the pointers of head 0.
-void attend_heads(const cpu::Kernels& kernels, cpu::AttentionArgs args, const float* k, int64_t longest_text,
-                  int64_t begin, int64_t end) {
-  const int64_t d = args.head_dim, p = args.prefix_len;
-  const int64_t padded = (p + cpu::kKeyBlock - 1) / cpu::kKeyBlock * cpu::kKeyBlock;
-  Buffer keys = float_buffer(padded * d), scratch = float_buffer(cpu::attention_scratch_floats(p, longest_text));
-  args.k_prefix = keys.floats();
-  args.scratch = scratch.floats();
-  args.q += begin * d;
-  args.v_prefix += begin * p * d;
-  args.k_text += begin * d;
-  args.v_text += begin * d;
-  args.out += begin * d;
+// Keys and values of a prefix (H, P, head_dim) as the attention kernel reads them.
+class PackedPrefix {
+ public:
+  PackedPrefix(const py::object& k, const py::object& v) {
+    const Array ks(k, "k"), vs(v, "v");
+    ks.floats().shape({&h_, &p_, &d_}).contiguous();
+    vs.floats().shape({&h_, &p_, &d_}).contiguous();
+    const int64_t head = p_.value * d_.value;
+    padded_head_ = (p_.value + cpu::kKeyBlock - 1) / cpu::kKeyBlock * cpu::kKeyBlock * d_.value;
+    keys_ = float_buffer(h_.value * padded_head_);
+    values_ = float_buffer(h_.value * head);
+    const cpu::Kernels& kernels = cpu::kernels_for(cpu::Isa::scalar);  // the layout is that of every instruction set
+    for (int64_t h = 0; h < h_.value; ++h)
+      kernels.pack_keys(ks.data() + h * head, d_.value, p_.value, d_.value, keys_.floats() + h * padded_head_);
+    std::copy(vs.data(), vs.data() + h_.value * head, values_.floats());
+  }
+
+  Dim heads() const { return h_; }
+  Dim tokens() const { return p_; }
+  Dim head_dim() const { return d_; }
+  const float* keys(int64_t head) const { return keys_.floats() + head * padded_head_; }
+  const float* values(int64_t head) const { return values_.floats() + head * p_.value * d_.value; }
+
+ private:
+  Dim h_{"H"}, p_{"P"}, d_{"head_dim"};
+  int64_t padded_head_ = 0;
+  Buffer keys_, values_;
+};
+
+// Heads [begin, end); `args` holds the pointers of head 0.
+void attend_heads(const cpu::Kernels& kernels, const cpu::AttentionArgs& args, const PackedPrefix& prefix,
+                  int64_t longest_text, int64_t begin, int64_t end) {
+  Buffer scratch = float_buffer(cpu::attention_scratch_floats(args.prefix_len, longest_text));
   for (int64_t h = begin; h < end; ++h) {
-    kernels.pack_keys(k + h * p * d, d, p, d, keys.floats());
-    kernels.attention(args);
-    args.q += d;
-    args.v_prefix += p * d;
-    args.k_text += d;
-    args.v_text += d;
-    args.out += d;
+    const int64_t column = h * args.head_dim;
+    cpu::AttentionArgs one = args;
+    one.q += column;
+    one.k_prefix = prefix.keys(h);
+    one.v_prefix = prefix.values(h);
+    one.k_text += column;
+    one.v_text += column;
+    one.out += column;
+    one.scratch = scratch.floats();
+    kernels.attention(one);
   }
 }
 
-// q (R, H, hd) over k, v (H, P, hd) and the rows' text in k_text, v_text (S, H, hd).
-py::array prefix_attention(const py::object& q, const py::object& k, const py::object& v, const py::object& k_text,
+// q (R, H, hd) over a prefix and the rows' text in k_text, v_text (S, H, hd).
+py::array prefix_attention(const py::object& q, const PackedPrefix& prefix, const py::object& k_text,
                            const py::object& v_text, const std::vector<std::vector<int32_t>>& slots, float scale,
                            const py::object& out, const std::string& isa, cpu::ThreadPool* pool) {
-  Dim R("R"), H("H"), P("P"), S("S"), D("head_dim");
-  const Array qs(q, "q"), ks(k, "k"), vs(v, "v"), kt(k_text, "k_text"), vt(v_text, "v_text");
+  Dim R("R"), H = prefix.heads(), S("S"), D = prefix.head_dim();
+  const Array qs(q, "q"), kt(k_text, "k_text"), vt(v_text, "v_text");
   qs.floats().shape({&R, &H, &D}).contiguous();
-  ks.floats().shape({&H, &P, &D}).contiguous();
-  vs.floats().shape({&H, &P, &D}).contiguous();
   kt.floats().shape({&S, &H, &D}).contiguous();
   vt.floats().shape({&S, &H, &D}).contiguous();
   if (!(scale > 0) || !std::isfinite(scale))
@@ -205,8 +226,7 @@ py::array prefix_attention(const py::object& q, const py::object& k, const py::o
   args.rows = R.value;
   args.head_dim = D.value;
   args.scale = scale;
-  args.v_prefix = vs.data();
-  args.prefix_len = P.value;
+  args.prefix_len = prefix.tokens().value;
   args.k_text = kt.data();
   args.v_text = vt.data();
   args.slots = text.pointers.data();
@@ -215,7 +235,7 @@ py::array prefix_attention(const py::object& q, const py::object& k, const py::o
   {
     const py::gil_scoped_release release;
     for_each_part(pool, H.value, [&](int64_t begin, int64_t end, int) {
-      attend_heads(kernels, args, ks.data(), text.longest, begin, end);
+      attend_heads(kernels, args, prefix, text.longest, begin, end);
     });
   }
   return y;
@@ -241,11 +261,16 @@ void bind_ops(py::module_& m) {
   py::class_<PackedWeight>(m, "PackedWeight")
       .def(py::init<const py::object&, const py::object&>(), arg("weight"), arg("bias") = py::none())
       .def_property_readonly("shape", [](const PackedWeight& w) { return py::make_tuple(w.n().value, w.k().value); });
+  py::class_<PackedPrefix>(m, "PackedPrefix")
+      .def(py::init<const py::object&, const py::object&>(), arg("k"), arg("v"))
+      .def_property_readonly("shape", [](const PackedPrefix& p) {
+        return py::make_tuple(p.heads().value, p.tokens().value, p.head_dim().value);
+      });
   m.def("linear", linear, arg("x"), arg("weight"), arg("residual"), arg("activation"), arg("out"), arg("isa"),
         arg("pool").none(true));
   m.def("layer_norm", layer_norm, arg("x"), arg("gamma"), arg("beta"), arg("eps"), arg("out"), arg("isa"),
         arg("pool").none(true));
-  m.def("prefix_attention", prefix_attention, arg("q"), arg("k"), arg("v"), arg("k_text"), arg("v_text"), arg("slots"),
+  m.def("prefix_attention", prefix_attention, arg("q"), arg("prefix"), arg("k_text"), arg("v_text"), arg("slots"),
         arg("scale"), arg("out"), arg("isa"), arg("pool").none(true));
 }
 

@@ -72,9 +72,10 @@ void linear_block(const LinearArgs& args, int64_t row, int64_t rows, int64_t pan
 // Few rows: the weights are read once, several panels side by side.
 void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {
   if (args.m <= kTileRows) {
-    constexpr int64_t kPanels = 4;
-    for (int64_t p = panel_begin; p < panel_end; p += kPanels)
-      linear_block<kTileRows, kPanels>(args, 0, args.m, p, smaller(kPanels, panel_end - p));
+    constexpr int64_t kMaxPanels = 4;
+    const int64_t panels = larger(1, columns_at_once(static_cast<int>(args.m)) / kPanelVectors);
+    for (int64_t p = panel_begin; p < panel_end; p += panels)
+      linear_block<kTileRows, kMaxPanels>(args, 0, args.m, p, smaller(panels, panel_end - p));
     return;
   }
   const int64_t blocks = ceil_div(args.m, kRowsAtOnce);

@@ -20,6 +20,9 @@ constexpr int kTileRows = 3;
 constexpr int kTileSums = 3;
 #endif
 
+// Terms of B to fetch ahead. Wide tiles read enough streams side by side for the hardware to keep up on its own.
+constexpr int64_t kPrefetch = 64;
+
 // C (rows, columns) [+]= A (rows, K) B (K, columns), the columns counted in vectors of 16. Vector v of term k of B lies
 // at b + k * step + v / 2 * pair + v % 2 * odd; `tail` more columns (< 16) follow the whole vectors.
 struct Product {
@@ -50,6 +53,7 @@ void tile(const Product& p, int64_t v) {
 #pragma GCC unroll 8
     for (int i = 0; i < kVecs; ++i) {
       const float* at = b + i / kParts / 2 * p.pair + i / kParts % 2 * p.odd;
+      if (V <= 2 && i % kParts == 0) __builtin_prefetch(at + kPrefetch * p.step);
       x[i] = kTail ? load_part(at, p.tail).part[i % kParts] : load_vec(at + i % kParts * kLanes);
     }
 #pragma GCC unroll 12

@@ -120,11 +120,11 @@ def test_large_scores_pick_one_key(isa, size):
 def test_wrong_arguments_get_one_clear_error():
     arrays, slots = problem(0, 2, 3, 5, 4, 8, [1, 1])
     cases = [
-        ({"k": arrays["k"][:2]}, r"k: expected shape \(H=3, P, head_dim=8\), got \(2, 5, 8\)"),
+        ({"k": arrays["k"][:2]}, r"v: expected shape \(H=2, P=5, head_dim=8\), got \(3, 5, 8\)"),
         ({"v": arrays["v"][:, :4]}, r"v: expected shape \(H=3, P=5, head_dim=8\), got \(3, 4, 8\)"),
         ({"q": arrays["q"].astype(np.float64)}, r"q: unsupported dtype float64"),
         ({"q": arrays["q"].transpose(1, 0, 2).copy().transpose(1, 0, 2)}, r"q: expected a C-contiguous array"),
-        ({"q": arrays["q"][0]}, r"q: expected shape \(R, H, head_dim\), got \(3, 8\)"),
+        ({"q": arrays["q"][:, 0]}, r"q: expected shape \(R, H=3, head_dim=8\), got \(2, 8\)"),
         ({"slots": [[0]]}, r"slots: expected one list for each of R=2 rows, got 1"),
         ({"slots": [[0], [4]]}, r"slots\[1\]: expected numbers from 0 to 3, got 4"),
         ({"slots": [[-1], [0]]}, r"slots\[0\]: expected numbers from 0 to 3, got -1"),
@@ -135,3 +135,14 @@ def test_wrong_arguments_get_one_clear_error():
     for change, message in cases:
         with pytest.raises(ValueError, match=message):
             ops.prefix_attention(**({**arrays, "slots": slots} | change))
+    with pytest.raises(ValueError, match="v: a PackedPrefix holds its own values"):
+        ops.prefix_attention(arrays["q"], ops.PackedPrefix(arrays["k"], arrays["v"]), arrays["v"])
+
+
+def test_a_packed_prefix_is_the_same_prefix(isa):
+    arrays, slots = problem(3, 4, 2, 37, 9, 20, [1, 2, 3, 0])
+    packed = ops.PackedPrefix(arrays["k"], arrays["v"])
+    assert packed.shape == (2, 37, 20)
+    text = {"k_text": arrays["k_text"], "v_text": arrays["v_text"], "slots": slots, "isa": isa}
+    expected = ops.prefix_attention(arrays["q"], arrays["k"], arrays["v"], **text)
+    np.testing.assert_array_equal(ops.prefix_attention(arrays["q"], packed, **text), expected)
