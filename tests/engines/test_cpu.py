@@ -119,8 +119,9 @@ def test_equals_the_reference_engine(isa, frames):
         {"num_hidden_layers": 1, "vision_config": {**VISION, "image_size": 39, "patch_size": 13}},
         {"num_hidden_layers": 1, "vision_config": {**VISION, "image_size": 7, "patch_size": 7}},
         {"vision_config": {**VISION, "image_size": 30, "patch_size": 7}},  # a border that no patch covers
+        {"vision_config": {**VISION, "image_size": 96}},  # attention in several parts
     ],
-    ids=["odd widths", "one layer", "one patch", "border"],
+    ids=["odd widths", "one layer", "one patch", "border", "many patches"],
 )
 def test_odd_shapes_equal_the_reference_engine(sizes):
     model = make_model(**sizes)
@@ -174,6 +175,15 @@ def test_rows_do_not_depend_on_their_batch(engine):
         np.testing.assert_array_equal(got, engine.score([shared[row]], [sequences[row]])[0])
 
 
+def test_more_images_than_are_encoded_at_once(engine):
+    pixels = random_pixels(125, 3, 32, 32)  # 2,125 tokens
+    prefixes = engine.encode(pixels)
+    assert len(prefixes) == 125
+    for i in (0, 119, 120, 124):
+        (alone,) = engine.encode(pixels[i : i + 1])
+        np.testing.assert_array_equal(prefixes[i].keys_values(2)[0], alone.keys_values(2)[0])
+
+
 def test_result_does_not_depend_on_the_number_of_threads(model):
     pixels, results = random_pixels(3, 3, 32, 32), []
     for num_threads in (1, 2, 3, 8):
@@ -199,6 +209,23 @@ def test_many_rows_on_one_image(engine, prefixes):
     generated = engine.generate(rows, sequences, options)
     for row in (0, 123, 299):
         assert [generated[row]] == engine.generate([rows[row]], [sequences[row]], options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        GenerationOptions(max_new_tokens=12, num_beams=4, num_return_sequences=4),
+        GenerationOptions(max_new_tokens=12, do_sample=True, num_return_sequences=5, seed=1),
+    ],
+    ids=["beams", "samples"],
+)
+def test_rows_that_fork_share_their_past(engine, prefixes, options):
+    """Every sequence found has the log-probabilities that one pass over it alone gives."""
+    for r, row in enumerate(engine.generate(prefixes, PROMPTS, options)):
+        assert len({tuple(g.token_ids) for g in row}) == options.num_return_sequences
+        sequences = [PROMPTS[r] + g.token_ids for g in row]
+        for g, scores in zip(row, engine.score([prefixes[r]] * len(row), sequences), strict=True):
+            np.testing.assert_allclose(g.token_logprobs, scores[len(PROMPTS[r]) - 1 :], rtol=0, atol=2e-6)
 
 
 def test_no_rows(engine):
