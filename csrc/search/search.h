@@ -12,6 +12,7 @@
 //   }
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -67,6 +68,7 @@ class Search {
   Search& operator=(Search&&) noexcept;
 
   bool done() const;
+  int32_t vocab_size() const;
   int32_t num_rows() const;                               // rows of the step whose logits `advance` expects
   void advance(const float* logits, int64_t row_stride);  // (num_rows(), V)
   const std::vector<int32_t>& tokens() const;             // per next row: the token it is fed
