@@ -146,3 +146,18 @@ def test_a_packed_prefix_is_the_same_prefix(isa):
     text = {"k_text": arrays["k_text"], "v_text": arrays["v_text"], "slots": slots, "isa": isa}
     expected = ops.prefix_attention(arrays["q"], arrays["k"], arrays["v"], **text)
     np.testing.assert_array_equal(ops.prefix_attention(arrays["q"], packed, **text), expected)
+
+
+def test_exp_is_within_two_units_in_the_last_place(isa):
+    """Two keys with scores x <= 0 and 0, values 1 and 0: the result is exp(x) / (1 + exp(x))."""
+    x = -np.concatenate([np.linspace(0, 87.3, 100001), np.logspace(-8, 1, 1001)]).astype(np.float32)
+    keys, values = np.array([1, 0], np.float32).reshape(1, 2, 1), np.array([1, 0], np.float32).reshape(1, 2, 1)
+    y = ops.prefix_attention(x[:, None, None], keys, values, scale=1.0, isa=isa)[:, 0, 0]
+    e = np.exp(x.astype(np.float64))
+    np.testing.assert_allclose(y, e / (1 + e), rtol=2e-7)
+
+
+def test_exp_far_below_the_largest_score_is_zero(isa):
+    keys, values = np.array([1, 0], np.float32).reshape(1, 2, 1), np.array([1, 0], np.float32).reshape(1, 2, 1)
+    q = -np.array([88, 104, 1e4, 1e30], np.float32)
+    assert (ops.prefix_attention(q[:, None, None], keys, values, scale=1.0, isa=isa) == 0).all()
