@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -152,12 +153,38 @@ def test_every_half_precision_number_is_read_exactly():
     np.testing.assert_array_equal(y[0], halves.astype(np.float32))
 
 
-def test_torch_tensors_are_read_without_a_copy_and_released():
+def test_torch_tensors_are_arguments_too():
     torch = pytest.importorskip("torch")
     x, weight = torch.randn(5, 40), torch.randn(7, 40)
     np.testing.assert_array_equal(ops.linear(x, weight), ops.linear(x.numpy(), weight.numpy()))
     with pytest.raises(ValueError, match="x: expected dtype float32, got bfloat16"):
         ops.linear(x.bfloat16(), weight)
+
+
+class Lender:
+    """Speaks DLPack and nothing else."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __dlpack__(self):
+        return self.array.__dlpack__()
+
+
+def test_lent_memory_is_given_back_once():
+    x, weight = normal(0, 3, 8), normal(1, 4, 8)
+    before = sys.getrefcount(x)
+    for _ in range(100):
+        ops.linear(Lender(x), weight)
+        with pytest.raises(ValueError, match="x: expected shape"):
+            ops.linear(Lender(x), weight[:, :5].copy())
+    assert sys.getrefcount(x) == before
+    double = x.astype(np.float64)
+    before = sys.getrefcount(double)
+    for _ in range(100):
+        with pytest.raises(ValueError, match=r"x: unsupported dtype \(DLPack code 2, 64 bits\)"):
+            ops.linear(Lender(double), weight)
+    assert sys.getrefcount(double) == before
 
 
 def test_wrong_arguments_get_one_clear_error():
