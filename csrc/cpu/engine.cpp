@@ -1,10 +1,11 @@
 #include "engine.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <string>
 #include <utility>
+
+#include "search/logits.h"
 
 namespace gitfast::cpu {
 namespace {
@@ -33,14 +34,6 @@ const ModelConfig& checked(const ModelConfig& c) {
     throw Error("config: hidden_size must be divisible by num_attention_heads");
   if (c.vision.patch_size > c.vision.image_size) throw Error("config: patch_size exceeds image_size");
   return c;
-}
-
-// log softmax(logits)[token], summed in double.
-float log_probability(const float* logits, int64_t vocab, int32_t token) {
-  const float top = *std::max_element(logits, logits + vocab);
-  double sum = 0;
-  for (int64_t i = 0; i < vocab; ++i) sum += std::exp(static_cast<double>(logits[i]) - top);
-  return static_cast<float>(static_cast<double>(logits[token]) - top - std::log(sum));
 }
 
 int64_t longest_prefix(const std::vector<Row>& rows) {
@@ -82,6 +75,41 @@ size_t take_chunk(const std::vector<Row>& rows, size_t begin, SlotLists& slots, 
 
 bool ends_row(const std::vector<TextToken>& tokens, size_t i) {
   return i + 1 == tokens.size() || tokens[i + 1].position == 0;
+}
+
+// The tokens of the next step: the last one of every live row.
+void step_tokens(const search::Search& search, const std::vector<Row>& rows, const SlotLists& slots,
+                 std::vector<TextToken>& tokens) {
+  tokens.clear();
+  for (size_t r = 0; r < search.tokens().size(); ++r) {
+    const auto item = static_cast<size_t>(search.items()[r]);
+    tokens.push_back({search.tokens()[r], slots.length(r) - 1, rows[item].prefix, slots.row(r)});
+  }
+}
+
+// A token whose log-probability is wanted.
+struct Target {
+  int32_t token;
+  int32_t row;  // the caller's
+  float* log_probability;
+};
+
+// Every token but the last of its row predicts the one after it. Gathers the hidden states of those that do.
+std::vector<Target> gather_targets(const Engine::Chunk& chunk, int64_t d, float* inputs,
+                                   std::vector<std::vector<float>>& scores) {
+  std::vector<Target> targets;
+  const Row* row = chunk.rows;
+  for (size_t i = 0; i < chunk.tokens.size(); ++i) {
+    if (ends_row(chunk.tokens, i)) {
+      ++row;
+      continue;
+    }
+    std::vector<float>& out = scores[static_cast<size_t>(row->index)];
+    const auto position = static_cast<size_t>(chunk.tokens[i].position);
+    inputs = std::copy_n(chunk.hidden + static_cast<int64_t>(i) * d, d, inputs);
+    targets.push_back({chunk.tokens[i + 1].id, row->index, &out[position]});
+  }
+  return targets;
 }
 
 // Reports the new token of every item of the last step, `before` being the items that took part. One row per item.
@@ -173,6 +201,19 @@ void Engine::check_text(const std::vector<PrefixPtr>& prefixes, const TokenLists
   }
 }
 
+void Engine::prefill(const std::vector<Row>& rows, TextState& state, SlotLists& slots, std::vector<TextToken>& tokens,
+                     float* last, const Poll& poll) const {
+  const int64_t d = config_.hidden_size;
+  for (size_t begin = 0; begin < rows.size();) {
+    begin = take_chunk(rows, begin, slots, tokens);
+    const float* hidden = state.forward(compute_, decoder_, tokens);
+    for (size_t i = 0; i < tokens.size(); ++i, hidden += d)
+      if (ends_row(tokens, i)) last = std::copy_n(hidden, d, last);
+    stats_.prefill_tokens += static_cast<int64_t>(tokens.size());
+    poll();
+  }
+}
+
 std::vector<std::vector<search::Result>> Engine::generate(const std::vector<PrefixPtr>& prefixes,
                                                           const TokenLists& prompts,
                                                           const search::SearchOptions& options, const OnToken& on_token,
@@ -196,16 +237,7 @@ std::vector<std::vector<search::Result>> Engine::generate(const std::vector<Pref
   std::vector<TextToken> tokens;
   tokens.reserve(static_cast<size_t>(std::max(chunk_tokens(rows), max_rows)));
 
-  float* to = last.floats();  // hidden states of the last token of every prompt
-  for (size_t begin = 0; begin < rows.size();) {
-    begin = take_chunk(rows, begin, slots, tokens);
-    const float* hidden = state.forward(compute_, decoder_, tokens);
-    for (size_t i = 0; i < tokens.size(); ++i, hidden += d)
-      if (ends_row(tokens, i)) to = std::copy_n(hidden, d, to);
-    stats_.prefill_tokens += static_cast<int64_t>(tokens.size());
-    poll();
-  }
-
+  prefill(rows, state, slots, tokens, last.floats(), poll);
   const float* hidden = last.floats();
   std::vector<int32_t> items;
   for (int step = 1;; ++step) {
@@ -216,10 +248,7 @@ std::vector<std::vector<search::Result>> Engine::generate(const std::vector<Pref
     if (search.done()) break;
     if (step % kStepsPerPoll == 0) poll();
     slots.advance(search.parents());
-    tokens.clear();
-    for (size_t r = 0; r < search.tokens().size(); ++r)
-      tokens.push_back(
-          {search.tokens()[r], slots.length(r) - 1, rows[static_cast<size_t>(search.items()[r])].prefix, slots.row(r)});
+    step_tokens(search, rows, slots, tokens);
     hidden = state.forward(compute_, decoder_, tokens);
     ++stats_.decode_steps;
   }
@@ -230,7 +259,7 @@ std::vector<std::vector<search::Result>> Engine::generate(const std::vector<Pref
 }
 
 void Engine::run_sequences(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences, const Poll& poll,
-                           const UseHidden& use) const {
+                           const std::function<void(const Chunk&)>& use) const {
   check_text(prefixes, sequences, "sequences", 0);
   const std::vector<Row> rows = rows_by_prefix(prefixes, sequences);
   const int64_t capacity = chunk_tokens(rows);
@@ -240,7 +269,7 @@ void Engine::run_sequences(const std::vector<PrefixPtr>& prefixes, const TokenLi
   for (size_t begin = 0; begin < rows.size();) {
     slots.clear();
     const size_t end = take_chunk(rows, begin, slots, tokens);
-    use(rows.data() + begin, tokens, state.forward(compute_, decoder_, tokens));
+    use({rows.data() + begin, tokens, state.forward(compute_, decoder_, tokens)});
     stats_.prefill_tokens += static_cast<int64_t>(tokens.size());
     begin = end;
     poll();
@@ -250,36 +279,24 @@ void Engine::run_sequences(const std::vector<PrefixPtr>& prefixes, const TokenLi
 std::vector<std::vector<float>> Engine::score(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences,
                                               const Poll& poll) const {
   const int64_t d = config_.hidden_size, vocab = config_.vocab_size;
-  std::vector<std::vector<float>> scores(sequences.size());
-  Buffer logits = float_buffer(kHeadRows * vocab), inputs;
-  run_sequences(prefixes, sequences, poll,
-                [&](const Row* row, const std::vector<TextToken>& tokens, const float* hidden) {
-                  // Every token but the last of its row predicts the one after it.
-                  std::vector<std::pair<float*, int32_t>> targets;  // where the log-probability goes, of which token
-                  if (inputs.bytes() < tokens.size() * static_cast<size_t>(d) * sizeof(float))
-                    inputs = float_buffer(static_cast<int64_t>(tokens.size()) * d);
-                  for (size_t i = 0; i < tokens.size(); ++i) {
-                    std::vector<float>& out = scores[static_cast<size_t>(row->index)];
-                    if (tokens[i].position == 0) out.resize(row->ids->size() - 1);
-                    if (ends_row(tokens, i)) {
-                      ++row;
-                      continue;
-                    }
-                    std::copy_n(hidden + static_cast<int64_t>(i) * d, d,
-                                inputs.floats() + static_cast<int64_t>(targets.size()) * d);
-                    targets.emplace_back(&out[static_cast<size_t>(tokens[i].position)], tokens[i + 1].id);
-                  }
-                  for (int64_t first = 0, n = static_cast<int64_t>(targets.size()); first < n; first += kHeadRows) {
-                    const int64_t count = std::min(kHeadRows, n - first);
-                    compute_.linear(inputs.floats() + first * d, count, decoder_.head.view, logits.floats());
-                    compute_.parallel(count, 1, [&](int64_t begin, int64_t end, int) {
-                      for (int64_t i = begin; i < end; ++i) {
-                        const auto& [out, token] = targets[static_cast<size_t>(first + i)];
-                        *out = log_probability(logits.floats() + i * vocab, vocab, token);
-                      }
-                    });
-                  }
-                });
+  std::vector<std::vector<float>> scores;
+  for (const std::vector<int32_t>& s : sequences) scores.emplace_back(s.empty() ? 0 : s.size() - 1);
+  Buffer logits = float_buffer(kHeadRows * vocab);
+  run_sequences(prefixes, sequences, poll, [&](const Chunk& chunk) {
+    Buffer inputs = float_buffer(static_cast<int64_t>(chunk.tokens.size()) * d);
+    const std::vector<Target> targets = gather_targets(chunk, d, inputs.floats(), scores);
+    for (int64_t first = 0, n = static_cast<int64_t>(targets.size()); first < n; first += kHeadRows) {
+      const int64_t count = std::min(kHeadRows, n - first);
+      compute_.linear(inputs.floats() + first * d, count, decoder_.head.view, logits.floats());
+      compute_.parallel(count, 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+          const Target& t = targets[static_cast<size_t>(first + i)];
+          const float* row = logits.floats() + i * vocab;
+          *t.log_probability = row[t.token] - search::log_sum_exp(row, vocab, t.row);
+        }
+      });
+    }
+  });
   return scores;
 }
 
@@ -288,12 +305,12 @@ Buffer Engine::logits(const std::vector<PrefixPtr>& prefixes, const TokenLists& 
   std::vector<int64_t> offsets{0};
   for (const std::vector<int32_t>& s : sequences) offsets.push_back(offsets.back() + static_cast<int64_t>(s.size()));
   Buffer out = float_buffer(offsets.back() * vocab);
-  run_sequences(prefixes, sequences, poll,
-                [&](const Row* row, const std::vector<TextToken>& tokens, const float* hidden) {
-                  for (size_t i = 0; i < tokens.size(); i += row->ids->size(), ++row)
-                    compute_.linear(hidden + static_cast<int64_t>(i) * d, row->length(), decoder_.head.view,
-                                    out.floats() + offsets[static_cast<size_t>(row->index)] * vocab);
-                });
+  run_sequences(prefixes, sequences, poll, [&](const Chunk& chunk) {
+    const Row* row = chunk.rows;
+    for (size_t i = 0; i < chunk.tokens.size(); i += row->ids->size(), ++row)
+      compute_.linear(chunk.hidden + static_cast<int64_t>(i) * d, row->length(), decoder_.head.view,
+                      out.floats() + offsets[static_cast<size_t>(row->index)] * vocab);
+  });
   return out;
 }
 

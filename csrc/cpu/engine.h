@@ -37,6 +37,13 @@ class Engine {
     std::atomic<int64_t> decode_steps{0};
   };
 
+  // Some whole rows that ran together.
+  struct Chunk {
+    const Row* rows;
+    const std::vector<TextToken>& tokens;  // of all its rows, one after another
+    const float* hidden;                   // (tokens, D)
+  };
+
   // Reads every weight once from `source`. `num_threads` 0 chooses.
   Engine(const ModelConfig& config, const WeightSource& source, int num_threads, Isa isa);
 
@@ -69,11 +76,12 @@ class Engine {
   // `name` is the argument that holds `ids`; each row must leave room for `new_tokens` more.
   void check_text(const std::vector<PrefixPtr>& prefixes, const TokenLists& ids, const char* name,
                   int64_t new_tokens) const;
-  // Called with the first row of some neighbours, their tokens, and the hidden states of these (tokens, D).
-  using UseHidden = std::function<void(const Row* rows, const std::vector<TextToken>& tokens, const float* hidden)>;
+  // Runs the rows' whole texts; `last` takes the hidden states (rows, D) of their last tokens.
+  void prefill(const std::vector<Row>& rows, TextState& state, SlotLists& slots, std::vector<TextToken>& tokens,
+               float* last, const Poll& poll) const;
   // Runs whole sequences, a bounded number of tokens at a time.
   void run_sequences(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences, const Poll& poll,
-                     const UseHidden& use) const;
+                     const std::function<void(const Chunk&)>& use) const;
 
   const ModelConfig config_;
   const uint64_t id_;
