@@ -19,7 +19,9 @@ class Buffer {
     const size_t align = bytes >= kHugePage ? kHugePage : 64;
     data_ = std::aligned_alloc(align, (bytes + align - 1) / align * align);
     if (!data_) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
     if (align == kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
   }
   ~Buffer() { std::free(data_); }
   Buffer(Buffer&& other) noexcept { swap(other); }

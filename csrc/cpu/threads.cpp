@@ -57,48 +57,75 @@ inline void relax() {
 #endif
 }
 
-// A counter that threads wait on: they spin first, then sleep.
-class alignas(64) Gate {
+// Where threads wait for a condition on atomics: they spin first, then sleep. Whoever makes the condition true calls
+// `notify` afterwards.
+class Parking {
  public:
-  uint32_t count() const { return count_.load(std::memory_order_acquire); }
-
-  // Everything written before `open` is seen by who returns from `wait`.
-  void open() {
-    count_.fetch_add(1);
-    if (sleepers_.load() == 0) return;  // a sleeper registers before its last look at the count: none is missed
-    std::lock_guard<std::mutex> lock(mutex_);
-    opened_.notify_all();
-  }
-
-  // Returns once the count differs from `seen`. The calling thread counts as awake.
-  void wait(uint32_t seen) {
-    if (spin(seen)) return;
+  // The calling thread counts as awake.
+  template <class Condition>
+  void wait(const Condition& holds) {
+    if (spin(holds)) return;
     awake.fetch_sub(1, std::memory_order_relaxed);
     sleepers_.fetch_add(1);
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      opened_.wait(lock, [&] { return count_.load() != seen; });
+      changed_.wait(lock, holds);
     }
     sleepers_.fetch_sub(1);
     awake.fetch_add(1, std::memory_order_relaxed);
   }
 
+  void notify() {
+    if (sleepers_.load() == 0) return;  // a sleeper registers before its last look at the condition: none is missed
+    const std::lock_guard<std::mutex> lock(mutex_);
+    changed_.notify_all();
+  }
+
  private:
-  bool spin(uint32_t seen) const {
+  template <class Condition>
+  static bool spin(const Condition& holds) {
     const auto end = Clock::now() + kSpinTime;
     do {
       for (int i = 0; i < 16; ++i) {
-        if (count() != seen) return true;
+        if (holds()) return true;
         relax();
       }
     } while (may_spin() && Clock::now() < end);
     return false;
   }
 
-  std::atomic<uint32_t> count_{0};
   std::atomic<int> sleepers_{0};
   std::mutex mutex_;
-  std::condition_variable opened_;
+  std::condition_variable changed_;
+};
+
+// One part of a job, offered to one worker. Whoever takes it first runs it.
+class alignas(64) Offer {
+ public:
+  void make() { set(kOffered); }
+  void close() { set(kClosed); }
+  bool take() {
+    int expected = kOffered;
+    return state_.compare_exchange_strong(expected, kTaken);
+  }
+  void finish() { state_.store(kNone); }
+
+  // For the worker: returns when there may be something to take; false when there never will be again.
+  bool wait() {
+    parking_.wait([this] { return state_.load() == kOffered || state_.load() == kClosed; });
+    return state_.load() != kClosed;
+  }
+
+ private:
+  enum State : int { kNone, kOffered, kTaken, kClosed };
+
+  void set(State state) {
+    state_.store(state);
+    parking_.notify();
+  }
+
+  std::atomic<int> state_{kNone};
+  Parking parking_;
 };
 
 int current_cpu() {
@@ -142,7 +169,7 @@ class BlockedSignals {
 // it leaves its parent's crew untouched, for good, and makes another.
 class ThreadPool::Crew {
  public:
-  explicit Crew(int num_threads) : num_threads_(num_threads), forks_(fork_count.load()), starts_(num_threads - 1) {}
+  explicit Crew(int num_threads) : num_threads_(num_threads), forks_(fork_count.load()), offers_(num_threads) {}
 
   ~Crew() { stop(); }
 
@@ -150,17 +177,19 @@ class ThreadPool::Crew {
 
   void run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn) {
     if (working_for == this) return fn(0, n, working_as);
-    std::lock_guard<std::mutex> lock(callers_);
+    const std::lock_guard<std::mutex> lock(callers_);
     const Awake caller;
     const int64_t units = (n + grain - 1) / grain;
-    job_ = {&fn, n, grain, units, static_cast<int>(std::min<int64_t>(num_threads_, units)), current_cpu()};
+    job_ = {&fn, n, grain, units, static_cast<int>(std::min<int64_t>(num_threads_, units))};
     error_ = nullptr;
     if (job_.parts > 1) start();
-    pending_.store(job_.parts - 1, std::memory_order_relaxed);
-    const uint32_t seen = done_.count();
-    for (int i = 1; i < job_.parts; ++i) starts_[i - 1].open();
-    run_part(0);
-    if (job_.parts > 1) done_.wait(seen);
+    pending_.store(job_.parts - 1);
+    caller_cpu_.store(current_cpu(), std::memory_order_relaxed);
+    for (int part = 1; part < job_.parts; ++part) offers_[part].make();
+    run_part(0, 0);
+    for (int part = job_.parts - 1; part > 0; --part)  // a worker that has not woken by now would be waited for
+      if (offers_[part].take()) finish_part(part, 0);
+    if (pending_.load() > 0) done_.wait([this] { return pending_.load() == 0; });
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
@@ -169,7 +198,6 @@ class ThreadPool::Crew {
     const std::function<void(int64_t, int64_t, int)>* fn;
     int64_t n, grain, units;
     int parts;
-    int caller_cpu;
   };
 
   void start() {
@@ -177,8 +205,7 @@ class ThreadPool::Crew {
     cpus.store(usable_cpus());
     const BlockedSignals blocked;
     try {
-      for (int i = 1; i < num_threads_; ++i)
-        threads_.emplace_back([this, i, seen = starts_[i - 1].count()] { work(i, seen); });
+      for (int i = 1; i < num_threads_; ++i) threads_.emplace_back([this, i] { work(i); });
     } catch (...) {
       stop();
       throw;
@@ -186,28 +213,29 @@ class ThreadPool::Crew {
   }
 
   void stop() {
-    stopping_.store(true);
-    for (size_t i = 0; i < threads_.size(); ++i) starts_[i].open();
+    for (size_t i = 1; i <= threads_.size(); ++i) offers_[i].close();
     for (std::thread& t : threads_) t.join();
+    for (size_t i = 1; i <= threads_.size(); ++i) offers_[i].finish();
     threads_.clear();
-    stopping_.store(false);
   }
 
-  void work(int thread, uint32_t seen) {
-    Gate& gate = starts_[thread - 1];
+  void work(int thread) {
     const Awake worker;
-    for (;; ++seen) {
-      gate.wait(seen);
-      if (stopping_.load()) return;
-      if (may_spin() && current_cpu() == job_.caller_cpu) leave_cpu(job_.caller_cpu);
-      run_part(thread);
-      if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) done_.open();
+    while (offers_[thread].wait()) {
+      if (may_spin() && current_cpu() == caller_cpu_.load(std::memory_order_relaxed)) leave_cpu(current_cpu());
+      if (offers_[thread].take()) finish_part(thread, thread);
     }
   }
 
-  void run_part(int thread) {
-    const int64_t begin = job_.units * thread / job_.parts * job_.grain;
-    const int64_t end = std::min(job_.n, job_.units * (thread + 1) / job_.parts * job_.grain);
+  void finish_part(int part, int thread) {
+    run_part(part, thread);
+    offers_[part].finish();
+    if (pending_.fetch_sub(1) == 1) done_.notify();
+  }
+
+  void run_part(int part, int thread) {
+    const int64_t begin = job_.units * part / job_.parts * job_.grain;
+    const int64_t end = std::min(job_.n, job_.units * (part + 1) / job_.parts * job_.grain);
     const auto outer = std::make_pair(working_for, working_as);
     working_for = this;
     working_as = thread;
@@ -227,11 +255,11 @@ class ThreadPool::Crew {
   const int forks_;
   std::mutex callers_;  // held by the one caller whose job runs
   std::vector<std::thread> threads_;
-  std::vector<Gate> starts_;  // one per worker: only those with a part are woken
-  Gate done_;
-  std::atomic<int> pending_{0};
-  std::atomic<bool> stopping_{false};
-  Job job_ = {};
+  std::vector<Offer> offers_;  // offers_[i] is for worker i; the caller's part 0 needs none
+  Job job_ = {};               // read by whoever has taken a part, which keeps the job from ending
+  std::atomic<int> caller_cpu_{-1};
+  std::atomic<int> pending_{0};  // parts not yet finished, but for the caller's own
+  Parking done_;
   std::mutex error_mutex_;
   std::exception_ptr error_;
 };
