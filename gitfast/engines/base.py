@@ -74,7 +74,7 @@ class Generation:
     finish_reason: FinishReason
 
 
-# Called after every step with (row, new token ids); returning False stops the generation.
+# Called after every step with (row, new token ids), the end-of-sequence token too; returning False stops all rows.
 TokenCallback = Callable[[int, Sequence[int]], bool | None]
 
 
@@ -83,7 +83,7 @@ class Engine(Protocol):
 
     name: str
 
-    def encode(self, pixel_values: np.ndarray) -> list[ImagePrefix]:
+    def encode(self, pixel_values: np.ndarray) -> Sequence[ImagePrefix]:
         """Images (B, 3, H, W) or clips (B, T, 3, H, W), float32, normalised -> one prefix per image or clip."""
         ...
 
@@ -96,7 +96,8 @@ class Engine(Protocol):
     ) -> list[list[Generation]]:
         """Row r continues ``prompts[r]`` (token ids, [CLS] first) on ``prefixes[r]``; None means text only.
 
-        Returns ``num_return_sequences`` generations per row, best first.
+        Returns ``num_return_sequences`` generations per row, best first. ``on_token`` needs ``num_beams`` and
+        ``num_return_sequences`` 1: other tokens are final only at the end.
         """
         ...
 
@@ -109,7 +110,7 @@ class Engine(Protocol):
 class EngineStats:
     """Counters of the work an engine has done, for tests and ``gitfast info``."""
 
-    encoded_images: int = 0
+    encoded_images: int = 0  # images and clips
     prefill_tokens: int = 0
     decode_steps: int = 0
     extra: dict[str, int] = field(default_factory=dict)

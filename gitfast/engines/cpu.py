@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gitfast import _C
+from gitfast._C import Prefix as CpuPrefix
 from gitfast.config import GitConfig
-from gitfast.engines.base import EngineStats, Generation, GenerationOptions, TokenCallback
+from gitfast.engines.base import EngineStats, Generation, GenerationOptions, ImagePrefix, TokenCallback
 from gitfast.errors import CheckpointError
-
-CpuPrefix = _C.Prefix
 
 
 class CpuEngine:
@@ -66,7 +65,12 @@ class CpuEngine:
     @property
     def stats(self) -> EngineStats:
         """Work done so far."""
-        return EngineStats(**self._native.stats)
+        counts = self._native.stats
+        return EngineStats(
+            encoded_images=counts["encoded_images"],
+            prefill_tokens=counts["prefill_tokens"],
+            decode_steps=counts["decode_steps"],
+        )
 
     def encode(self, pixel_values: np.ndarray) -> list[CpuPrefix]:
         """Images (B, 3, H, W) or clips (B, T, 3, H, W), float32, normalised -> one prefix per image or clip.
@@ -84,7 +88,7 @@ class CpuEngine:
 
     def generate(
         self,
-        prefixes: Sequence[CpuPrefix | None],
+        prefixes: Sequence[ImagePrefix | None],
         prompts: Sequence[Sequence[int]],
         options: GenerationOptions,
         on_token: TokenCallback | None = None,
@@ -107,11 +111,11 @@ class CpuEngine:
             for row in rows
         ]
 
-    def score(self, prefixes: Sequence[CpuPrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def score(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""
         return self._native.score(prefixes, sequences)
 
-    def logits(self, prefixes: Sequence[CpuPrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def logits(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Logits at every token of ``sequences[r]``, float32 (len, V)."""
         return self._native.logits(prefixes, sequences)
 
