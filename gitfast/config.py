@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ _MAX_VALUES = {
     "patch_size": 256,
     "num_image_with_embedding": 64,
 }
+_MAX_IMAGE_TOKENS = 65_536
 _MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -75,6 +76,8 @@ class GitConfig:
     """A whole GIT model: vision encoder, projection, and the text decoder.
 
     ``num_image_with_embedding`` is the number of frames of a video checkpoint, ``None`` for image checkpoints.
+    ``tie_word_embeddings`` says that a file without ``output.weight`` means the word embeddings; a file that has
+    both is read as it is.
     """
 
     vision_config: GitVisionConfig = field(default_factory=GitVisionConfig)
@@ -87,6 +90,7 @@ class GitConfig:
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
     num_image_with_embedding: int | None = None
+    tie_word_embeddings: bool = False
     bos_token_id: int = 101
     eos_token_id: int = 102
     pad_token_id: int = 0
@@ -97,6 +101,11 @@ class GitConfig:
             value = getattr(self, name)
             if value >= self.vocab_size:
                 raise ConfigError(f"config.{name}: {value} is outside the vocabulary of {self.vocab_size}")
+        if self.num_image_tokens > _MAX_IMAGE_TOKENS:
+            raise ConfigError(
+                f"config: its image size, patch size and frames make {self.num_image_tokens} image tokens; "
+                f"at most {_MAX_IMAGE_TOKENS} are allowed"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -122,11 +131,13 @@ class GitConfig:
             raise ConfigError(f"config: expected a JSON object, got {type(values).__name__}")
         model_type = values.get("model_type", "git")
         if model_type != "git":
-            raise ConfigError(f"config.model_type: expected 'git', got {model_type!r}")
-        vision = values.get("vision_config") or {}
-        if isinstance(vision, GitVisionConfig):
+            raise ConfigError(f"config.model_type: expected 'git', got {reprlib.repr(model_type)}")
+        vision = values.get("vision_config")
+        if vision is None:
+            vision = {}
+        elif isinstance(vision, GitVisionConfig):
             vision = dataclasses.asdict(vision)
-        if not isinstance(vision, Mapping):
+        elif not isinstance(vision, Mapping):
             raise ConfigError(f"config.vision_config: expected a JSON object, got {type(vision).__name__}")
         known = _known(cls, values)
         known["vision_config"] = GitVisionConfig(**_known(GitVisionConfig, vision))
@@ -153,8 +164,8 @@ def read_json(path: str | Path, error_type: type[GitfastError] = ConfigError) ->
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise error_type(f"{path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise error_type(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > _MAX_CONFIG_BYTES:
         raise error_type(f"{path}: expected at most {_MAX_CONFIG_BYTES} bytes of JSON")
     try:
@@ -171,28 +182,33 @@ def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k in names and k != "vision_config"}
 
 
-def _check_fields(config: Any, where: str, *, hidden_act: str) -> None:
+def _check_fields(config: GitConfig | GitVisionConfig, where: str, *, hidden_act: str) -> None:
     """Types, ranges and divisibility shared by both configurations; no coercion of bool, float or str."""
     for f in dataclasses.fields(config):
-        value, name = getattr(config, f.name), f"{where}.{f.name}"
-        if f.name == "num_image_with_embedding" and value is None:
-            continue
-        if f.name == "layer_norm_eps":
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-                raise ConfigError(f"{name}: expected a number between 0 and 1, got {value!r}")
-            if not math.isfinite(value):
-                raise ConfigError(f"{name}: expected a finite number, got {value!r}")
-        elif f.name == "hidden_act":
-            if value != hidden_act:
-                raise ConfigError(f"{name}: expected {hidden_act!r}, got {value!r}")
-        elif f.name.endswith("_token_id"):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(f"{name}: expected a token id >= 0, got {value!r}")
-        elif f.name in _MAX_VALUES:
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_VALUES[f.name]:
-                raise ConfigError(f"{name}: expected an integer from 1 to {_MAX_VALUES[f.name]}, got {value!r}")
+        value = getattr(config, f.name)
+        if expected := _violated(f.name, value, hidden_act):
+            raise ConfigError(f"{where}.{f.name}: expected {expected}, got {reprlib.repr(value)}")
     if config.hidden_size % config.num_attention_heads:
         raise ConfigError(
             f"{where}.hidden_size: {config.hidden_size} is not divisible by "
             f"num_attention_heads {config.num_attention_heads}"
         )
+
+
+def _violated(name: str, value: Any, hidden_act: str) -> str | None:
+    """What a field's value should have been, or None when it is that."""
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if name == "hidden_act":
+        return None if value == hidden_act else repr(hidden_act)
+    if name == "layer_norm_eps":
+        return None if (is_int or isinstance(value, float)) and 0 < value < 1 else "a number between 0 and 1"
+    if name == "tie_word_embeddings":
+        return None if isinstance(value, bool) else "true or false"
+    if name == "vision_config":
+        return None if isinstance(value, GitVisionConfig) else "a GitVisionConfig"
+    if name.endswith("_token_id"):
+        return None if is_int and value >= 0 else "a token id >= 0"
+    if name == "num_image_with_embedding" and value is None:
+        return None
+    limit = _MAX_VALUES[name]
+    return None if is_int and 0 < value <= limit else f"an integer from 1 to {limit}"

@@ -1,0 +1,95 @@
+"""Tensors where they lie in files: mapped into memory, checked against the file's size, converted when asked for."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from gitfast.errors import CheckpointError
+
+# How the elements of each dtype are read. numpy has no bfloat16: its bits are read as uint16 and widened.
+_NUMPY_DTYPES = {
+    "float64": np.dtype("<f8"),
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+    "int16": np.dtype("<i2"),
+    "int8": np.dtype("i1"),
+    "uint8": np.dtype("u1"),
+    "bool": np.dtype("?"),
+}
+FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+MAX_DIMS = 8
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element."""
+    return _NUMPY_DTYPES[dtype].itemsize
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in elements of a C-contiguous tensor."""
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+class MappedFile:
+    """A file mapped read-only. The mapping lives as long as an array that views it.
+
+    Reading pages that were cut off a mapped file kills a process, so every access first compares the file's size with
+    what it was. Writers that replace a file by renaming, as ours and the safetensors library do, never cut one.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # ValueError: an empty file, or a NUL in the path
+            raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        self.size = len(self._map)
+
+    def read(self, offset: int, nbytes: int) -> np.ndarray:
+        """A read-only uint8 view of the bytes from ``offset``; a caller checks that they lie inside the file."""
+        if self._map.size() < self.size:
+            raise CheckpointError(f"{self.path}: became shorter while it was being read")
+        return np.frombuffer(self._map, np.uint8, nbytes, offset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """A tensor inside a mapped file. Whoever makes one has checked that all its elements lie inside the file."""
+
+    file: MappedFile
+    offset: int  # of the first element, in bytes
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements, none negative
+
+    def rows(self, start: int, stop: int) -> StoredTensor:
+        """The rows ``start`` to ``stop`` along the first dimension."""
+        offset = self.offset + start * self.strides[0] * itemsize(self.dtype)
+        return replace(self, offset=offset, shape=(stop - start, *self.shape[1:]))
+
+    def load(self) -> np.ndarray:
+        """The values, C-contiguous: float16 and float32 as stored, bfloat16 and float64 as float32.
+
+        What is stored contiguous, aligned and in a dtype that is kept, is a read-only view of the file: no copy.
+        """
+        dtype = _NUMPY_DTYPES[self.dtype]
+        elements = 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        raw = self.file.read(self.offset, elements * dtype.itemsize)
+        if self.offset % dtype.itemsize:
+            raw = raw.copy()
+        steps = [stride * dtype.itemsize for stride in self.strides]
+        x = np.lib.stride_tricks.as_strided(raw.view(dtype), self.shape, steps, writeable=False)
+        if self.dtype == "bfloat16":
+            return (x.astype(np.uint32, order="C") << 16).view(np.float32)
+        if self.dtype == "float64":
+            return x.astype(np.float32, order="C")
+        return x if x.flags.c_contiguous else x.copy(order="C")
