@@ -1,0 +1,57 @@
+"""Builds ``gitfast._C`` with CMake and Ninja, and puts the bundled checkpoints into the package.
+
+Environment: ``GITFAST_CUDA`` (auto, on, off), ``CMAKE_CUDA_ARCHITECTURES``, and whatever CMake itself reads
+(``CXX``, ``CUDACXX``, ``CMAKE_CXX_COMPILER_LAUNCHER``, ``CMAKE_BUILD_PARALLEL_LEVEL``).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+BUILD = ROOT / "build" / "cmake"
+
+
+class BuildExtension(build_ext):
+    """Runs CMake in place of the compiler calls of setuptools."""
+
+    def build_extension(self, ext: Extension) -> None:
+        library = Path(self.get_ext_fullpath(ext.name)).resolve()
+        BUILD.mkdir(parents=True, exist_ok=True)
+        configure = [
+            *("cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja"),
+            # An isolated build's ninja is gone when the next one starts, so never trust the cached path.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={library.parent}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DGITFAST_CUDA={os.environ.get('GITFAST_CUDA', 'auto')}",
+        ]
+        if architectures := os.environ.get("CMAKE_CUDA_ARCHITECTURES"):
+            configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(BUILD), "--target", "_C"], check=True)
+        if sys.platform == "linux":
+            subprocess.run(["strip", "--strip-unneeded", str(library)], check=True)
+
+
+class BuildPython(build_py):
+    """Adds ``models/`` to the package as ``gitfast/models/``."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for folder in sorted(path for path in (ROOT / "models").glob("*") if path.is_dir()):
+                shutil.copytree(folder, Path(self.build_lib, "gitfast", "models", folder.name), dirs_exist_ok=True)
+
+
+setup(ext_modules=[Extension("gitfast._C", [])], cmdclass={"build_ext": BuildExtension, "build_py": BuildPython})
