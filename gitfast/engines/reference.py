@@ -323,7 +323,8 @@ def load_weights(model: GitModel, weights: Mapping[str, np.ndarray | Tensor]) ->
         raise CheckpointError("weights: " + "; ".join(sorted(problems)))
     with torch.no_grad():
         for name, target in own.items():
-            target.copy_(torch.as_tensor(given[name]))
+            x = given[name]
+            target.copy_(x if isinstance(x, Tensor) else torch.from_numpy(np.array(x)))  # a copy: x may be read-only
 
 
 class ReferencePrefix:

@@ -1,0 +1,5 @@
+import sys
+
+from gitfast.cli import main
+
+sys.exit(main())

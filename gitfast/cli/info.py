@@ -1,0 +1,76 @@
+"""``gitfast info``: which engines can run here and why others cannot, and what a model is."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+from typing import Any
+
+from gitfast import __version__, hub
+from gitfast.checkpoint import num_parameters, open_checkpoint
+from gitfast.cli import common
+from gitfast.engines.registry import engine_statuses
+
+_EXAMPLE = """\
+  gitfast info
+  gitfast info --model microsoft/git-base-coco --json"""
+
+
+def add_parser(commands: Any) -> None:
+    parser = common.add_command(
+        commands, "info", run, help="Say which engines can run here, and what a model is.", example=_EXAMPLE
+    )
+    parser.add_argument("--model", help="folder, Hugging Face repository, or short name")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    facts: dict[str, Any] = {
+        "gitfast": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "engines": [dataclasses.asdict(status) for status in engine_statuses()],
+    }
+    if args.model is not None:
+        facts["model"] = _model_facts(args.model)
+    print(json.dumps(facts) if args.json else _text(facts))
+    return 0
+
+
+def _model_facts(name: str) -> dict[str, Any]:
+    folder = hub.resolve(name)
+    config = open_checkpoint(folder).config
+    return {
+        "name": name,
+        "folder": str(folder),
+        "parameters": num_parameters(config),
+        "image_size": config.vision_config.image_size,
+        "patch_size": config.vision_config.patch_size,
+        "frames": config.num_image_with_embedding,
+        "image_tokens": config.num_image_tokens,
+        "vision_layers": config.vision_config.num_hidden_layers,
+        "vision_width": config.vision_config.hidden_size,
+        "text_layers": config.num_hidden_layers,
+        "text_width": config.hidden_size,
+        "vocabulary": config.vocab_size,
+        "text_positions": config.max_position_embeddings,
+    }
+
+
+def _text(facts: dict[str, Any]) -> str:
+    lines = [f"gitfast {facts['gitfast']}, Python {facts['python']}, {facts['platform']}", "", "engines"]
+    for engine in facts["engines"]:
+        usable = "usable" if engine["usable"] else "not usable"
+        lines.append(f"  {engine['name']:<10} {usable}: {engine['detail']}")
+    if model := facts.get("model"):
+        lines += ["", "model"]
+        lines += [f"  {key.replace('_', ' '):<15} {_shown(value)}" for key, value in model.items()]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none: single images"
+    return f"{value:,}" if isinstance(value, int) else str(value)

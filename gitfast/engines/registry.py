@@ -1,0 +1,97 @@
+"""Which engines there are, whether they can run here, and how one is made of a checkpoint."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+from typing import cast
+
+from gitfast.checkpoint import Checkpoint
+from gitfast.engines.base import Engine
+from gitfast.errors import EngineError
+
+ENGINES = ("cpu", "cuda", "reference")
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStatus:
+    """Whether an engine can run here; ``detail`` is what it would use, or what it lacks."""
+
+    name: str
+    usable: bool
+    detail: str
+
+
+def engine_statuses() -> list[EngineStatus]:
+    """One per engine. Nothing heavy is imported to find out."""
+    return [_cpu_status(), _cuda_status(), _reference_status()]
+
+
+def create_engine(name: str, checkpoint: Checkpoint, *, dtype: str = "auto", num_threads: int | None = None) -> Engine:
+    """An engine by name; "auto" takes the CPU engine, "torch" is another name of "reference".
+
+    Raises:
+        EngineError: the engine cannot run here, or not with this dtype; the message says why.
+        ValueError: an unknown engine or dtype, or ``num_threads`` for an engine that has no threads of its own.
+    """
+    name = {"auto": "cpu", "torch": "reference"}.get(name, name)
+    if name not in ENGINES:
+        raise ValueError(f"engine: expected 'auto', {', '.join(map(repr, ENGINES))}, got {name!r}")
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f"dtype: expected 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+    status = next(s for s in engine_statuses() if s.name == name)
+    if not status.usable:
+        raise EngineError(f"{name} engine: not usable: {status.detail}")
+    if name == "cpu":
+        return _create_cpu(checkpoint, dtype, num_threads)
+    if num_threads is not None:
+        raise ValueError(f"num_threads: the {name} engine has no threads of its own; use torch.set_num_threads")
+    return _create_reference(checkpoint, dtype)
+
+
+def _create_cpu(checkpoint: Checkpoint, dtype: str, num_threads: int | None) -> Engine:
+    from gitfast.engines.cpu import CpuEngine
+
+    if dtype not in ("auto", "float32"):
+        raise EngineError(f"cpu engine: computes in float32, not in {dtype}")
+    return CpuEngine.from_weights(checkpoint.config, checkpoint.weights, num_threads=num_threads or 0)
+
+
+def _create_reference(checkpoint: Checkpoint, dtype: str) -> Engine:
+    import torch
+
+    from gitfast.engines.reference import ReferenceEngine
+
+    chosen = getattr(torch, "float32" if dtype == "auto" else dtype)
+    engine = ReferenceEngine.from_weights(checkpoint.config, checkpoint.weights, dtype=chosen)
+    return cast(Engine, engine)  # it takes prefixes of its own kind only
+
+
+def _cpu_status() -> EngineStatus:
+    try:
+        from gitfast import _C
+
+        isa, threads = _C.choose_isa(""), _C.choose_num_threads(0)
+        others = ", ".join(name for name in _C.available_isas() if name != isa)
+    except (ImportError, ValueError) as error:
+        return EngineStatus(name="cpu", usable=False, detail=str(error))
+    return EngineStatus(name="cpu", usable=True, detail=f"{isa} (also here: {others or 'none'}), {threads} threads")
+
+
+def _cuda_status() -> EngineStatus:
+    try:
+        from gitfast import _C
+    except ImportError as error:
+        return EngineStatus(name="cuda", usable=False, detail=str(error))
+    if not hasattr(_C, "cuda"):
+        return EngineStatus(name="cuda", usable=False, detail="this build has no CUDA part")
+    return EngineStatus(name="cuda", usable=False, detail="not written yet; single CUDA kernels are in gitfast.ops")
+
+
+def _reference_status() -> EngineStatus:
+    if importlib.util.find_spec("torch") is None:
+        detail = 'torch is not installed: pip install "gitfast[torch]"'
+        return EngineStatus(name="reference", usable=False, detail=detail)
+    return EngineStatus(name="reference", usable=True, detail=f"torch {importlib.metadata.version('torch')}")

@@ -1,0 +1,53 @@
+"""What the tasks return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gitfast.engines.base import FinishReason
+from gitfast.errors import GitfastError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One generated text. ``str(result)`` is the text.
+
+    Attributes:
+        text: The caption, its prompt included, or the answer without its question.
+        token_ids: The new tokens, the end-of-sequence token included when it was produced.
+        token_logprobs: Log-probability of each of them under the model, before any option changed it.
+        score: Their sum; with beams, divided by the length penalty.
+        finish_reason: "stop" after an end-of-sequence token, "length" at ``max_new_tokens``; None with an error.
+        alternatives: The other sequences when ``num_return_sequences`` asked for several, best first.
+        error: Why there is no text; only with ``on_error="return"``.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    token_logprobs: tuple[float, ...] = ()
+    score: float = 0.0
+    finish_reason: FinishReason | None = None
+    alternatives: tuple[Result, ...] = ()
+    error: GitfastError | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """One candidate of ``Model.classify``. ``str(label)`` is its text.
+
+    Attributes:
+        text, index: The label and its place in the list that was passed.
+        probability: Among the labels of the call; theirs sum to one.
+        score: Log-probability of the label's tokens and the end-of-sequence token under the model.
+    """
+
+    text: str
+    index: int
+    probability: float
+    score: float
+
+    def __str__(self) -> str:
+        return self.text

@@ -1,0 +1,46 @@
+"""``gitfast.load``: from the name of a model to a model that is ready."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gitfast import hub
+from gitfast.checkpoint import open_checkpoint
+from gitfast.engines.registry import create_engine
+from gitfast.model import Model
+from gitfast.processor import Preprocess, Processor
+
+
+def load(
+    model: str | os.PathLike[str] = "git-tiny",
+    *,
+    engine: str = "auto",
+    dtype: str = "auto",
+    num_threads: int | None = None,
+    preprocess: Preprocess = "hf",
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Model:
+    """Load a GIT checkpoint.
+
+    Args:
+        model: A folder; a published checkpoint ("base-coco", "microsoft/git-base-coco"); any repository of the Hub;
+            or a bundled demonstration model: "git-tiny" (images), "git-tiny-video" (clips).
+        engine: "cpu", "cuda", "reference" (PyTorch), or "auto" for the fastest that runs here.
+        dtype: "float32", "float16" or "bfloat16"; "auto" takes the engine's own choice, float32 on a processor.
+        num_threads: Threads of the CPU engine; None takes ``GITFAST_NUM_THREADS`` or the processors there are.
+        preprocess: "hf" as transformers, "original" as Microsoft's code (``ImageProcessor.original``).
+        revision, cache_dir, local_files_only, token: As in huggingface_hub.
+
+    Raises:
+        CheckpointError, ConfigError: the model is not there, or a file of it is damaged; the message names it.
+        EngineError: the engine cannot run here, or not with this dtype.
+    """
+    folder = hub.resolve(model, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    checkpoint = open_checkpoint(folder)
+    processor = Processor.from_folder(folder, checkpoint.config, preprocess=preprocess)
+    chosen = create_engine(engine, checkpoint, dtype=dtype, num_threads=num_threads)
+    return Model(chosen, processor, checkpoint.config, name=os.fspath(model))

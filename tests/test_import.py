@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import gitfast
+
+HEAVY = ("torch", "transformers", "av", "huggingface_hub", "PIL", "tokenizers")
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*(m for m in {HEAVY} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split("\n")[-2].split())
+
+
+def test_import_is_light():
+    assert loaded_after("import gitfast, gitfast.cli") == set()
+
+
+def test_a_caption_needs_neither_torch_nor_the_hub(checkpoint_folder, image_files):
+    code = f"import gitfast\nprint(gitfast.load({str(checkpoint_folder)!r}).caption({str(image_files[0])!r}))"
+    assert loaded_after(code) == {"PIL", "tokenizers"}
+
+
+def test_all_names_exist():
+    for name in gitfast.__all__:
+        assert hasattr(gitfast, name)
+
+
+def test_the_version_is_that_of_the_project_file():
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    if not project.is_file():
+        pytest.skip("not in a source tree")
+    assert tomllib.loads(project.read_text())["project"]["version"] == gitfast.__version__
+
+
+def test_the_package_says_it_is_typed():
+    assert (Path(gitfast.__file__).parent / "py.typed").is_file()

@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+import io
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_checkpoint import random_image, write_checkpoint
+
+import gitfast
+from gitfast import EngineError, ImageError, Model, Result, VideoError
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint_folder) -> Model:
+    return gitfast.load(checkpoint_folder, num_threads=2)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint_folder) -> Model:
+    return gitfast.load(checkpoint_folder, engine="reference")
+
+
+@pytest.fixture(scope="module")
+def video_model(video_checkpoint_folder) -> Model:
+    return gitfast.load(video_checkpoint_folder, num_threads=2)
+
+
+@pytest.fixture(scope="module")
+def clip() -> list[Image.Image]:
+    return [random_image(i) for i in range(3)]
+
+
+class Encodes:
+    """Counts the images that a model encodes inside a ``with``."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.count = model, 0
+
+    def __enter__(self) -> Encodes:
+        self.before = self.model.engine.stats.encoded_images
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.count = self.model.engine.stats.encoded_images - self.before
+
+
+class TestCaption:
+    def test_the_engines_agree(self, model, reference, image_files):
+        ours, theirs = model.caption(image_files), reference.caption(image_files)
+        assert [r.token_ids for r in ours] == [r.token_ids for r in theirs]
+        assert [r.finish_reason for r in ours] == [r.finish_reason for r in theirs]
+        np.testing.assert_allclose([r.score for r in ours], [r.score for r in theirs], rtol=1e-4)
+        assert len({r.text for r in ours}) > 1, "the fixture's captions should depend on the image"
+
+    def test_one_image_gives_one_result(self, model, image_files):
+        result = model.caption(image_files[0])
+        assert isinstance(result, Result)
+        assert str(result) == result.text == model.processor.tokenizer.decode(result.token_ids)
+        assert len(result.token_logprobs) == len(result.token_ids)
+        assert result.score == pytest.approx(sum(result.token_logprobs), rel=1e-5)
+
+    def test_a_list_gives_a_list_in_order_whatever_the_batches(self, model, image_files):
+        singly = [model.caption(file) for file in image_files]
+        assert model.caption(image_files, batch_size=2) == model.caption(tuple(image_files)) == singly
+        assert model.caption([]) == []
+
+    def test_every_kind_of_image(self, model, image_files):
+        path = image_files[0]
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        kinds = [str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), image, np.asarray(image)]
+        assert {model.caption(kind).text for kind in kinds} == {model.caption(path).text}
+        assert {result.text for result in model.caption(kinds)} == {model.caption(path).text}
+
+    def test_the_prompt_begins_the_text(self, model, image_files):
+        result = model.caption(image_files[0], prompt="the red square")
+        assert result.text.startswith("the red square")
+        assert model.processor.tokenizer.decode(result.token_ids) in result.text
+        assert result.token_ids[:3] != tuple(model.processor.tokenizer.encode("the red square"))
+
+    def test_options_arrive(self, model, image_files):
+        short = model.caption(image_files[0], max_new_tokens=2, min_new_tokens=2)
+        assert (len(short.token_ids), short.finish_reason) == (2, "length")
+        beams = model.caption(image_files[0], num_beams=3, num_return_sequences=3, max_new_tokens=5)
+        assert len(beams.alternatives) == 2
+        scores = [beams.score, *(other.score for other in beams.alternatives)]
+        assert scores == sorted(scores, reverse=True)
+        assert beams.alternatives[0].alternatives == ()
+
+    def test_samples_repeat_by_seed(self, model, image_files):
+        options = {"do_sample": True, "num_return_sequences": 4, "seed": 7, "max_new_tokens": 8}
+        assert model.caption(image_files[0], **options) == model.caption(image_files[0], **options)
+        assert model.caption(image_files[0], **options) != model.caption(image_files[0], **options | {"seed": 8})
+
+    def test_many_sequences_are_decoded_in_chunks(self, model, image_files):
+        with Encodes(model) as encodes:
+            questions = model.answer(image_files[0], ["what color is the square?"] * 40, num_beams=3)
+        assert len(questions) == 40
+        assert len(set(questions)) == 1
+        assert encodes.count == 1
+
+    def test_paper_preset(self, model, image_files):
+        preset = model.caption(image_files[0], preset="paper")
+        spelled = model.caption(image_files[0], num_beams=4, length_penalty=0.6, length_penalty_form="paper")
+        assert preset == spelled
+        assert model.caption(image_files[0], preset="paper", num_beams=1).token_ids == (
+            model.caption(image_files[0]).token_ids
+        )
+
+    def test_allowed_texts(self, model, image_files):
+        allowed = ["red circle", "blue square on the left"]
+        assert {r.text for r in model.caption(image_files, allowed_texts=allowed)} <= set(allowed)
+
+    def test_wrong_options_are_named(self, model, image_files):
+        with pytest.raises(TypeError, match=r"'num_beam'; did you mean 'num_beams'"):
+            model.caption(image_files[0], num_beam=3)
+        with pytest.raises(ValueError, match="preset"):
+            model.caption(image_files[0], preset="fast")
+        with pytest.raises(ValueError, match="max_new_tokens"):
+            model.caption(image_files[0], max_new_tokens=0)
+        with pytest.raises(ValueError, match="allowed_texts"):
+            model.caption(image_files[0], allowed_texts=[])
+        with pytest.raises(ValueError, match="batch_size"):
+            model.caption(image_files[0], batch_size=0)
+        with pytest.raises(ValueError, match="on_error"):
+            model.caption(image_files[0], on_error="skip")
+
+
+class TestBadInputs:
+    def test_raised_with_name_and_index(self, model, image_files, tmp_path):
+        with pytest.raises(ImageError, match=r"inputs\[9\].*missing\.png"):
+            model.caption([*image_files, *image_files[:4], tmp_path / "missing.png"])
+        with pytest.raises(ImageError, match=r"^[^\[]*missing\.png"):
+            model.caption(tmp_path / "missing.png")
+
+    def test_returned_in_their_place(self, model, image_files):
+        results = model.caption([image_files[0], b"not an image", image_files[1]], on_error="return")
+        assert [isinstance(r.error, ImageError) for r in results] == [False, True, False]
+        assert results[1].text == ""
+        assert results[2] == model.caption(image_files[1])
+
+    def test_returned_for_every_question(self, model):
+        results = model.answer(b"not an image", ["how many?", "what is it?"], on_error="return")
+        assert [isinstance(r.error, ImageError) for r in results] == [True, True]
+
+    def test_clips_on_an_image_model(self, model, clip):
+        with pytest.raises(ValueError, match="reads single images"):
+            model.caption_video(clip)
+        with pytest.raises(ValueError, match="reads single images"):
+            model.answer_video(clip, "what?")
+
+    def test_images_on_a_video_model(self, video_model, image_files):
+        with pytest.raises(ValueError, match="reads clips of 3 frames"):
+            video_model.caption(image_files[0])
+
+
+class TestAnswer:
+    def test_many_questions_are_one_encode(self, model, image_files):
+        questions = ["how many?", "what color is the square?", "is there one circle?"]
+        with Encodes(model) as encodes:
+            together = model.answer(image_files[0], questions)
+        assert encodes.count == 1
+        assert together == [model.answer(image_files[0], question) for question in questions]
+
+    def test_beams_and_samples_are_one_encode(self, model, image_files):
+        with Encodes(model) as encodes:
+            model.caption(image_files[0], num_beams=4)
+            model.caption(image_files[0], do_sample=True, num_return_sequences=5)
+        assert encodes.count == 2
+
+    def test_one_question_of_many_images(self, model, image_files):
+        assert model.answer(image_files, "how many?") == [model.answer(f, "how many?") for f in image_files]
+
+    def test_pairs(self, model, image_files):
+        questions = ["how many?", "what shape?"]
+        expected = [model.answer(f, q) for f, q in zip(image_files, questions, strict=False)]
+        assert model.answer(image_files[:2], questions) == expected
+
+    def test_the_answer_has_no_question(self, model, image_files):
+        result = model.answer(image_files[0], "what color is the square?")
+        assert result.text == model.processor.tokenizer.decode(result.token_ids)
+
+    def test_the_engines_agree(self, model, reference, image_files):
+        questions = ["how many?", "what color is the red square on the left?"]
+        ours, theirs = model.answer(image_files[0], questions), reference.answer(image_files[0], questions)
+        assert [r.token_ids for r in ours] == [r.token_ids for r in theirs]
+
+    def test_wrong_questions(self, model, image_files):
+        with pytest.raises(ValueError, match="one for each of 5 inputs, got 2"):
+            model.answer(image_files, ["how?", "what?"])
+        with pytest.raises(TypeError, match="questions"):
+            model.answer(image_files[0], None)
+        with pytest.raises(TypeError, match="questions"):
+            model.answer(image_files[0], [1])
+
+
+class TestEncode:
+    def test_a_prefix_stands_for_its_image(self, model, image_files):
+        prefixes = model.encode(image_files)
+        with Encodes(model) as encodes:
+            assert model.caption(prefixes) == model.caption(list(prefixes))
+            assert model.answer(prefixes[0], "how many?").text
+        assert encodes.count == 0
+        assert model.caption(prefixes) == model.caption(image_files)
+        assert model.caption([image_files[0], prefixes[1]]) == model.caption(image_files[:2])
+
+    def test_one_gives_one(self, model, image_files):
+        prefix = model.encode(image_files[0])
+        assert prefix.num_tokens == model.config.num_image_tokens
+        # keys and values of two layers, float32
+        assert prefix.nbytes >= 2 * 2 * prefix.num_tokens * model.config.hidden_size * 4
+
+    def test_a_clip(self, video_model, clip):
+        prefix = video_model.encode(clip)
+        assert prefix.num_tokens == video_model.config.num_image_tokens
+        assert video_model.caption_video(prefix) == video_model.caption_video(clip)
+
+
+class TestVideo:
+    def test_the_engines_agree(self, video_model, video_checkpoint_folder, clip):
+        reference = gitfast.load(video_checkpoint_folder, engine="torch")
+        clips = [clip, clip[::-1], [clip[0]]]
+        ours, theirs = video_model.caption_video(clips), reference.caption_video(clips)
+        assert [r.token_ids for r in ours] == [r.token_ids for r in theirs]
+        assert ours[0].token_ids != ours[1].token_ids, "the fixture's captions should depend on the order of frames"
+
+    def test_frames_and_lists_of_videos(self, video_model, clip, image_files, tmp_path):
+        frames = [np.asarray(frame) for frame in clip]
+        single = video_model.caption_video(clip)
+        assert video_model.caption_video(frames) == video_model.caption_video(np.stack(frames)) == single
+        assert video_model.caption_video([clip, np.stack(frames)]) == [single, single]
+        for i, frame in enumerate(clip):
+            frame.save(tmp_path / f"{i}.png")
+        paths = [tmp_path / f"{i}.png" for i in range(3)]
+        assert video_model.caption_video([paths]) == [single]
+
+    def test_sampling(self, video_model):
+        frames = [random_image(i) for i in range(9)]
+        chosen = video_model.caption_video(frames, sampling=[0, 4, 8])
+        assert chosen == video_model.caption_video([frames[0], frames[4], frames[8]])
+        assert video_model.caption_video(frames) == video_model.caption_video([frames[1], frames[4], frames[7]])
+
+    def test_questions(self, video_model, clip):
+        with Encodes(video_model) as encodes:
+            answers = video_model.answer_video(clip, ["how many?", "what color?"])
+        assert encodes.count == 1
+        assert answers[1] == video_model.answer_video(clip, "what color?")
+
+    def test_a_bad_video_is_named(self, video_model, clip, tmp_path):
+        bad = tmp_path / "bad.mp4"
+        bad.write_bytes(b"no video at all")
+        with pytest.raises(VideoError, match=r"inputs\[1\].*bad\.mp4"):
+            video_model.caption_video([clip, bad])
+
+
+class TestStream:
+    @pytest.mark.parametrize("arguments", [{}, {"prompt": "the red"}, {"question": "how many?"}])
+    def test_the_pieces_make_the_text(self, model, image_files, arguments):
+        stream = model.stream(image_files[0], **arguments)
+        pieces = []
+        while True:
+            try:
+                pieces.append(next(stream))
+            except StopIteration as end:
+                result = end.value
+                break
+        if "question" in arguments:
+            expected = model.answer(image_files[0], arguments["question"])
+        else:
+            expected = model.caption(image_files[0], **arguments)
+        assert "".join(pieces) == result.text == expected.text
+        assert result == expected
+
+    def test_closing_ends_the_generation(self, model, image_files):
+        before = model.engine.stats.decode_steps
+        stream = model.stream(image_files[0], max_new_tokens=30, min_new_tokens=30)
+        next(stream)
+        stream.close()
+        assert model.engine.stats.decode_steps - before < 30
+        assert not [t for t in threading.enumerate() if t.name == "gitfast-stream"]
+
+    def test_wrong_arguments(self, model, image_files):
+        with pytest.raises(ValueError, match="num_beams"):
+            model.stream(image_files[0], num_beams=2)
+        with pytest.raises(ValueError, match="at most one"):
+            model.stream(image_files[0], question="a", prompt="b")
+        with pytest.raises(ValueError, match="one input"):
+            next(model.stream(image_files))
+
+    def test_errors_of_the_engine_are_raised(self, model, image_files):
+        with pytest.raises(ValueError, match="temperature"):
+            list(model.stream(image_files[0], do_sample=True, temperature=-1.0))
+
+
+class TestScore:
+    def test_the_caption_scores_as_it_was_generated(self, model, image_files):
+        pieces = [0, 1, 2, 4, 29, 30]  # special tokens and word endings, which do not survive decoding
+        result = model.caption(image_files[0], suppress_tokens=pieces)
+        assert result.finish_reason == "stop", "choose an image whose caption ends"
+        assert model.score(image_files[0], result.text) == pytest.approx(result.score, rel=1e-5)
+
+    def test_many_texts(self, model, reference, image_files):
+        texts = ["red square", "two blue circle", "no"]
+        with Encodes(model) as encodes:
+            scores = model.score(image_files[0], texts, prompt="what is there?")
+        assert encodes.count == 1
+        np.testing.assert_allclose(scores, reference.score(image_files[0], texts, prompt="what is there?"), rtol=1e-4)
+        means = model.score(image_files[0], texts, prompt="what is there?", normalize="mean")
+        np.testing.assert_allclose(means, np.array(scores) / [3, 4, 2], rtol=1e-6)
+
+    def test_wrong_normalize(self, model, image_files):
+        with pytest.raises(ValueError, match="normalize"):
+            model.score(image_files[0], "red", normalize="max")
+
+
+class TestClassify:
+    LABELS = ("red", "red square", "blue circle on the left", "blue square", "green")
+
+    @pytest.mark.parametrize("method", ["trie", "score"])
+    def test_probabilities(self, model, image_files, method):
+        labels = model.classify(image_files[0], self.LABELS, method=method)
+        assert sorted(label.text for label in labels) == sorted(self.LABELS)
+        assert all(self.LABELS[label.index] == label.text == str(label) for label in labels)
+        assert sum(label.probability for label in labels) == pytest.approx(1)
+        assert [x.probability for x in labels] == sorted((x.probability for x in labels), reverse=True)
+        for label in labels:
+            assert label.score == pytest.approx(model.score(image_files[0], label.text), rel=1e-5)
+
+    def test_the_search_draws_from_the_trie_distribution(self, model, image_files):
+        labels = {x.text: x.probability for x in model.classify(image_files[0], self.LABELS, prompt="what is it?")}
+        draws = model.answer(
+            image_files[0],
+            "what is it?",
+            allowed_texts=list(self.LABELS),
+            do_sample=True,
+            num_return_sequences=2000,
+            seed=0,
+        )
+        texts = [draws.text, *(other.text for other in draws.alternatives)]
+        for label, probability in labels.items():
+            # four standard deviations of a binomial share
+            bound = 4 * (probability * (1 - probability) / len(texts)) ** 0.5 + 1e-3
+            assert texts.count(label) / len(texts) == pytest.approx(probability, abs=bound)
+
+    def test_many_images_and_top_k(self, model, image_files):
+        rankings = model.classify(image_files, self.LABELS, top_k=2)
+        assert [len(r) for r in rankings] == [2] * 5
+        assert rankings[3] == model.classify(image_files[3], self.LABELS)[:2]
+
+    def test_wrong_labels(self, model, image_files):
+        for labels, message in [
+            ([], "labels"),
+            ("red", "labels"),
+            (["red", ""], r"labels\[1\]"),
+            (["red", "blue", "Red"], r"labels\[2\]: 'Red' has the same tokens as labels\[0\]"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                model.classify(image_files[0], labels)
+        with pytest.raises(ValueError, match="method"):
+            model.classify(image_files[0], ["red", "blue"], method="beam")
+
+
+class TestLoad:
+    def test_says_what_it_is(self, model, checkpoint_folder):
+        assert repr(model) == f"<gitfast.Model {checkpoint_folder} on the cpu engine>"
+
+    def test_unknown_engine_and_dtype(self, checkpoint_folder):
+        with pytest.raises(ValueError, match="engine: expected"):
+            gitfast.load(checkpoint_folder, engine="gpu")
+        with pytest.raises(ValueError, match="dtype: expected"):
+            gitfast.load(checkpoint_folder, dtype="int4")
+        with pytest.raises(EngineError, match="cpu engine: computes in float32"):
+            gitfast.load(checkpoint_folder, engine="cpu", dtype="bfloat16")
+        with pytest.raises(ValueError, match="num_threads"):
+            gitfast.load(checkpoint_folder, engine="reference", num_threads=1)
+
+    def test_the_reference_engine_takes_dtypes(self, checkpoint_folder, image_files):
+        half = gitfast.load(checkpoint_folder, engine="reference", dtype="bfloat16")
+        assert half.engine.model.output.weight.dtype.itemsize == 2
+        assert half.caption(image_files[0], max_new_tokens=3).token_ids
+
+    def test_without_processor_files(self, checkpoint_folder, model, image_files, tmp_path):
+        folder = shutil.copytree(checkpoint_folder, tmp_path / "bare")
+        (folder / "preprocessor_config.json").unlink()
+        with pytest.warns(UserWarning, match="preprocessor_config.json"):
+            bare = gitfast.load(folder)
+        assert bare.caption(image_files) == model.caption(image_files)
+
+    def test_the_default_length_fits_the_positions(self, tmp_path, image_files):
+        folder = write_checkpoint(tmp_path / "short", max_position_embeddings=12)
+        result = gitfast.load(folder).caption(image_files[0], min_new_tokens=5, prompt="the red square")
+        assert len(result.token_ids) <= 8
