@@ -87,7 +87,7 @@ def _cuda_status() -> EngineStatus:
         return EngineStatus(name="cuda", usable=False, detail=str(error))
     if not hasattr(_C, "cuda"):
         return EngineStatus(name="cuda", usable=False, detail="this build has no CUDA part")
-    return EngineStatus(name="cuda", usable=False, detail="not written yet; single CUDA kernels are in gitfast.ops")
+    return EngineStatus(name="cuda", usable=False, detail="this build has CUDA kernels, but no engine made of them")
 
 
 def _reference_status() -> EngineStatus:

@@ -1,0 +1,76 @@
+"""The command as a process of its own: signals, pipes and terminals."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "gitfast"]
+
+
+@pytest.fixture
+def many_files(image_files):
+    """More files than are done before a signal comes."""
+    return [str(image_files[0])] * 10_000
+
+
+def start(arguments, **streams) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], **streams)
+
+
+def test_runs_as_a_module():
+    done = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("gitfast ")
+
+
+def test_ctrl_c_ends_without_a_traceback(checkpoint_folder, many_files):
+    arguments = ["caption", "--model", checkpoint_folder, *many_files]
+    with start(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # it is at work
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == b"gitfast: interrupted\n"
+
+
+def test_a_reader_that_leaves(checkpoint_folder, many_files):
+    arguments = ["caption", "--model", checkpoint_folder, *many_files]
+    with start(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+        process.wait(timeout=60)
+    assert (process.returncode, errors) == (1, b"")
+
+
+def test_progress_is_for_terminals(checkpoint_folder, image_files):
+    def stderr_of(files, *, terminal: bool) -> bytes:
+        ours, theirs = pty.openpty() if terminal else os.pipe()
+        with start(["caption", "--model", checkpoint_folder, *files], stdout=subprocess.PIPE, stderr=theirs) as process:
+            os.close(theirs)
+            process.communicate(timeout=60)
+        written = b""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                chunk = os.read(ours, 4096)
+            except OSError:  # how a terminal says that its last writer is gone
+                break
+            if not chunk:
+                break
+            written += chunk
+        os.close(ours)
+        return written
+
+    assert b"5/5" in stderr_of(image_files, terminal=True)
+    assert stderr_of(image_files[:1], terminal=True) == b""
+    assert stderr_of(image_files, terminal=False) == b""
