@@ -135,6 +135,10 @@ class Model:
         self._require_kind(video=False)
         return self._answer(images, questions, Batching(batch_size=batch_size, on_error=on_error), options)
 
+    @overload
+    def caption_video(self, videos: Image, **arguments: Any) -> Result: ...
+    @overload
+    def caption_video(self, videos: Many, **arguments: Any) -> Any: ...  # one result for the frames of one clip
     def caption_video(
         self,
         videos: Video | Many,
@@ -168,6 +172,12 @@ class Model:
         results = self._caption(sources, prompt, batching, options)
         return results[0] if single else results
 
+    @overload
+    def answer_video(self, videos: Image, questions: str, **arguments: Any) -> Result: ...
+    @overload
+    def answer_video(self, videos: Image, questions: Many, **arguments: Any) -> list[Result]: ...
+    @overload
+    def answer_video(self, videos: Many, questions: str | Many, **arguments: Any) -> Any: ...
     def answer_video(
         self,
         videos: Video | Many,

@@ -129,7 +129,8 @@ def _named(message: str, file: str) -> str:
 def _lines(
     file: str, results: Sequence[Result], questions: Sequence[str] | None, *, as_json: bool, labelled: bool
 ) -> Iterator[str]:
-    for result, question in zip(results, questions or [None], strict=True):
+    asked: Sequence[str | None] = questions or [None]
+    for result, question in zip(results, asked, strict=True):
         if as_json:
             yield json.dumps(_record(file, result, question))
         elif result.error is None:
