@@ -24,6 +24,10 @@ class ClipSampling:
     sampling: Sampling = "uniform"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"num_frames: expected at least 1, got {self.num_frames}")
+
 
 def as_list(inputs: Any, *, video: bool = False) -> tuple[list[Any], bool]:
     """(inputs as a list, whether it was one). PIL images or arrays (H, W, 3) are together the frames of one clip."""
@@ -46,7 +50,7 @@ def read_pixels(
             return source
         try:
             if processor.num_frames is None:
-                return processor.images(source)[0]
+                return processor.images([source])[0]
             return processor.clip(
                 source, clips.num_frames or processor.num_frames, sampling=clips.sampling, seed=clips.seed
             )

@@ -121,6 +121,8 @@ class TestCaption:
             model.caption(image_files[0], preset="fast")
         with pytest.raises(ValueError, match="max_new_tokens"):
             model.caption(image_files[0], max_new_tokens=0)
+        with pytest.raises((TypeError, ValueError), match="max_new_tokens"):
+            model.caption(image_files[0], max_new_tokens="many")
         with pytest.raises(ValueError, match="allowed_texts"):
             model.caption(image_files[0], allowed_texts=[])
         with pytest.raises(ValueError, match="batch_size"):
@@ -135,6 +137,10 @@ class TestBadInputs:
             model.caption([*image_files, *image_files[:4], tmp_path / "missing.png"])
         with pytest.raises(ImageError, match=r"^[^\[]*missing\.png"):
             model.caption(tmp_path / "missing.png")
+
+    def test_an_array_of_images_is_not_one(self, model):
+        with pytest.raises(ImageError, match=r"\(2, 8, 8, 3\)"):
+            model.caption(np.zeros((2, 8, 8, 3), np.uint8))
 
     def test_returned_in_their_place(self, model, image_files):
         results = model.caption([image_files[0], b"not an image", image_files[1]], on_error="return")
@@ -242,6 +248,14 @@ class TestVideo:
         chosen = video_model.caption_video(frames, sampling=[0, 4, 8])
         assert chosen == video_model.caption_video([frames[0], frames[4], frames[8]])
         assert video_model.caption_video(frames) == video_model.caption_video([frames[1], frames[4], frames[7]])
+
+    def test_number_of_frames(self, video_model, clip):
+        assert video_model.caption_video(clip, num_frames=2) == video_model.caption_video(
+            [clip[0], clip[2]], num_frames=2
+        )
+        for count in (0, 4):
+            with pytest.raises(ValueError, match="frames"):
+                video_model.caption_video(clip, num_frames=count)
 
     def test_questions(self, video_model, clip):
         with Encodes(video_model) as encodes:

@@ -74,3 +74,14 @@ def test_progress_is_for_terminals(checkpoint_folder, image_files):
     assert b"5/5" in stderr_of(image_files, terminal=True)
     assert stderr_of(image_files[:1], terminal=True) == b""
     assert stderr_of(image_files, terminal=False) == b""
+
+
+def test_file_names_that_are_no_text(checkpoint_folder, image_files, tmp_path):
+    odd = os.path.join(os.fsencode(tmp_path), b"\xff.png")
+    with open(odd, "wb") as file:
+        file.write(image_files[0].read_bytes())
+    command = [*COMMAND, "caption", "--model", checkpoint_folder, odd, odd + b".missing"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert b"\\udcff.png\t" in done.stdout
+    assert b"\\udcff.png.missing" in done.stderr

@@ -1,0 +1,107 @@
+"""Batches through an engine that only records what it is given."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+from tiny_checkpoint import random_image
+
+from gitfast import pipeline
+from gitfast.engines.base import Generation, GenerationOptions
+from gitfast.image import ImageProcessor
+from gitfast.pipeline import Batching
+from gitfast.processor import Processor
+from gitfast.tokenizer import Tokenizer
+
+
+class FakePrefix:
+    num_tokens = 1
+    nbytes = 4
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.mean = float(pixels.mean())
+
+
+class FakeEngine:
+    """Writes tokens that say which image they came from."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.encoded: list[tuple[int, ...]] = []
+        self.rows: list[int] = []
+        self.prefixes: weakref.WeakSet[FakePrefix] = weakref.WeakSet()
+        self.most_prefixes = 0
+
+    def encode(self, pixel_values):
+        self.encoded.append(pixel_values.shape)
+        prefixes = [FakePrefix(pixels) for pixels in pixel_values]
+        self.prefixes.update(prefixes)
+        self.most_prefixes = max(self.most_prefixes, len(self.prefixes))
+        return prefixes
+
+    def generate(self, prefixes, prompts, options, on_token=None):
+        self.rows.append(len(prompts))
+        return [
+            [Generation(token_ids=[5], token_logprobs=[-1.0], score=prefix.mean, finish_reason="stop")]
+            for prefix in prefixes
+        ]
+
+    def score(self, prefixes, sequences):
+        self.rows.append(len(sequences))
+        return [np.array(ids[1:], np.float32) for ids in sequences]
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint_folder) -> Processor:
+    """Keeps the aspect ratio, so images end in different shapes."""
+    image_processor = ImageProcessor(size=16, crop_size=None)
+    return Processor(image_processor=image_processor, tokenizer=Tokenizer.from_folder(checkpoint_folder))
+
+
+def generate(engine, processor, images, questions=1, **batching):
+    prompts = [[[2]] * questions] * len(images)
+    options = GenerationOptions()
+    rows = pipeline.generate(engine, processor, images, prompts, options, Batching(**batching), show_prompt=False)
+    return [[result.score for result in results] for results in rows]
+
+
+def test_images_of_one_shape_are_encoded_together_and_keep_their_places(engine, processor):
+    images = [random_image(i, (32, 16) if i % 3 else (16, 16)) for i in range(7)]
+    scores = generate(engine, processor, images)
+    assert sorted(engine.encoded) == [(3, 3, 16, 16), (4, 3, 16, 32)]
+    expected = [processor.images(image).mean() for image in images]
+    np.testing.assert_allclose([s for (s,) in scores], expected, rtol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_inputs(engine, processor):
+    gc.disable()  # references alone must let prefixes go
+    try:
+        generate(engine, processor, [random_image(i) for i in range(23)], batch_size=4)
+    finally:
+        gc.enable()
+    assert max(count for count, *_ in engine.encoded) == 4
+    assert engine.most_prefixes <= 8  # one batch may still be held while the next is encoded
+
+
+def test_rows_are_bounded_too(engine, processor):
+    scores = generate(engine, processor, [random_image(i) for i in range(3)], questions=50)
+    assert [len(row) for row in scores] == [50, 50, 50]
+    assert max(engine.rows) <= 64
+    assert sum(engine.rows) == 150
+
+
+def test_scores_are_those_of_the_continuation(engine, processor):
+    scores = pipeline.score(engine, FakePrefix(np.zeros(1)), [2, 7, 8], [[9, 3], [3]] * 100)
+    assert max(engine.rows) <= 64
+    assert len(scores) == 200
+    np.testing.assert_array_equal(scores[0], [9, 3])
+    np.testing.assert_array_equal(scores[199], [3])
