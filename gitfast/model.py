@@ -214,6 +214,28 @@ class Model:
         prefixes = self._encode(sources, batch_size)
         return next(prefixes) if single else list(prefixes)
 
+    @overload
+    def classify(
+        self,
+        inputs: Image,
+        labels: Sequence[str],
+        *,
+        prompt: str | None = None,
+        method: Method = "trie",
+        top_k: int | None = None,
+        batch_size: int = 8,
+    ) -> list[Label]: ...
+    @overload
+    def classify(
+        self,
+        inputs: Many,  # of a video model perhaps the frames of one clip, hence Any
+        labels: Sequence[str],
+        *,
+        prompt: str | None = None,
+        method: Method = "trie",
+        top_k: int | None = None,
+        batch_size: int = 8,
+    ) -> Any: ...
     def classify(
         self,
         inputs: Image | Video | Many,
@@ -237,6 +259,8 @@ class Model:
         Raises:
             ValueError: labels that are none, empty or the same.
         """
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k: expected at least 1, got {top_k}")
         encoded = encode_labels(labels, self.processor.tokenizer, self.config.eos_token_id)
         sources, single = as_list(inputs, video=self.config.is_video)
         rankings = []

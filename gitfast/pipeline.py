@@ -43,11 +43,12 @@ def encode(
     Raises:
         ImageError: a source is bad and ``on_error`` is "raise"; the message gives its index.
     """
+    argument = "images" if processor.num_frames is None else "videos"
     for start in range(0, len(sources), batching.batch_size):
         pixels = read_pixels(processor, sources[start : start + batching.batch_size], batching.clips)
         for i, value in enumerate(pixels, start):
             if isinstance(value, GitfastError) and batching.on_error == "raise":
-                raise value if len(sources) == 1 else type(value)(f"inputs[{i}]: {value}") from None
+                raise value if len(sources) == 1 else type(value)(f"{argument}[{i}]: {value}") from None
         yield _encode_arrays(engine, pixels)
 
 

@@ -133,7 +133,7 @@ class TestCaption:
 
 class TestBadInputs:
     def test_raised_with_name_and_index(self, model, image_files, tmp_path):
-        with pytest.raises(ImageError, match=r"inputs\[9\].*missing\.png"):
+        with pytest.raises(ImageError, match=r"images\[9\].*missing\.png"):
             model.caption([*image_files, *image_files[:4], tmp_path / "missing.png"])
         with pytest.raises(ImageError, match=r"^[^\[]*missing\.png"):
             model.caption(tmp_path / "missing.png")
@@ -266,7 +266,7 @@ class TestVideo:
     def test_a_bad_video_is_named(self, video_model, clip, tmp_path):
         bad = tmp_path / "bad.mp4"
         bad.write_bytes(b"no video at all")
-        with pytest.raises(VideoError, match=r"inputs\[1\].*bad\.mp4"):
+        with pytest.raises(VideoError, match=r"videos\[1\].*bad\.mp4"):
             video_model.caption_video([clip, bad])
 
 
@@ -373,6 +373,8 @@ class TestClassify:
         ]:
             with pytest.raises(ValueError, match=message):
                 model.classify(image_files[0], labels)
+        with pytest.raises(ValueError, match="top_k"):
+            model.classify(image_files[0], ["red", "blue"], top_k=0)
         with pytest.raises(ValueError, match="method"):
             model.classify(image_files[0], ["red", "blue"], method="beam")
 
