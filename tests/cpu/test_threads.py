@@ -9,9 +9,9 @@ import time
 
 import numpy as np
 import pytest
-from gitfast._C import choose_num_threads
 
 from gitfast import ops
+from gitfast._C import choose_num_threads
 
 # The work of every child process below: one product, on one thread and on a pool, must agree.
 WORK = """
