@@ -63,7 +63,7 @@ def _read_header(file: MappedFile) -> tuple[dict[str, Any], int]:
     if 8 + length > file.size:
         raise _FormatError(f"truncated: its header is {length} bytes, the whole file {file.size}")
     try:
-        header = json.loads(str(file.read(8, length), "utf-8"), object_pairs_hook=_without_duplicates)
+        header = json.loads(file.read(8, length).tobytes().decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise _FormatError(f"its header is not valid JSON: {error}") from None
     if not isinstance(header, dict):

@@ -6,13 +6,14 @@ import math
 import mmap
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gitfast.errors import CheckpointError
 
 # How the elements of each dtype are read. numpy has no bfloat16: its bits are read as uint16 and widened.
-_NUMPY_DTYPES = {
+_NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype("<f8"),
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),

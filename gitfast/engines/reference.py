@@ -292,11 +292,15 @@ def _tile(pair: KeysValues, rows: int) -> KeysValues:
     images = pair[0].shape[0]
     if rows % images:
         raise ValueError(f"input_ids: {rows} rows do not divide over {images} images")
-    return tuple(x if images == rows else x.repeat(rows // images, 1, 1, 1) for x in pair)
+    keys, values = (x if images == rows else x.repeat(rows // images, 1, 1, 1) for x in pair)
+    return keys, values
 
 
 def _concatenate(before: KeysValues | None, after: KeysValues) -> KeysValues:
-    return after if before is None else tuple(torch.cat(pair, dim=2) for pair in zip(before, after, strict=True))
+    if before is None:
+        return after
+    keys, values = (torch.cat(pair, dim=2) for pair in zip(before, after, strict=True))
+    return keys, values
 
 
 def _next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
