@@ -14,7 +14,7 @@ HEAVY = ("torch", "transformers", "av", "huggingface_hub", "PIL", "tokenizers")
 
 def loaded_after(code: str) -> set[str]:
     script = f"import sys\n{code}\nprint(*(m for m in {HEAVY} if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     return set(done.stdout.split("\n")[-2].split())
 
 

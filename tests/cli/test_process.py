@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-COMMAND = [sys.executable, "-m", "gitfast"]
+COMMAND = [sys.executable, "-P", "-m", "gitfast"]  # -P: the installed package, not the folder we are in
 
 
 @pytest.fixture
