@@ -2,8 +2,11 @@
 #include "tensor.h"
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "The native half of gitfast: CPU kernels and engine, search.";
+  m.doc() = "The native half of gitfast: CPU kernels and engine, search, CUDA kernels.";
   gitfast::bindings::bind_ops(m);
   gitfast::bindings::bind_search(m);
   gitfast::bindings::bind_engine(m);
+#if GITFAST_WITH_CUDA
+  gitfast::bindings::bind_cuda(m);
+#endif
 }

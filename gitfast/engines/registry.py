@@ -87,7 +87,11 @@ def _cuda_status() -> EngineStatus:
         return EngineStatus(name="cuda", usable=False, detail=str(error))
     if not hasattr(_C, "cuda"):
         return EngineStatus(name="cuda", usable=False, detail="this build has no CUDA part")
-    return EngineStatus(name="cuda", usable=False, detail="this build has CUDA kernels, but no engine made of them")
+    found = _C.cuda.devices()
+    if found["problem"]:
+        return EngineStatus(name="cuda", usable=False, detail=found["problem"])
+    names = ", ".join(device["name"] for device in found["devices"])
+    return EngineStatus(name="cuda", usable=False, detail=f"{names}: there are kernels, but no engine made of them yet")
 
 
 def _reference_status() -> EngineStatus:

@@ -1,0 +1,78 @@
+"""Residual + bias + LayerNorm: inputs, the truth in float64, and the comparison. Device and emulation share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# Of the last bit of the result's dtype, relative to the largest value of the output.
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@dataclass
+class Case:
+    """One call's tensors; ``out`` is full of NaN."""
+
+    x: torch.Tensor
+    bias: torch.Tensor | None
+    residual: torch.Tensor | None
+    gamma: torch.Tensor
+    beta: torch.Tensor
+    out: torch.Tensor
+    eps: float = 1e-5
+
+    def run(self, kernel: Callable[..., None], stream: int = 0) -> torch.Tensor:
+        kernel(self.x, self.bias, self.residual, self.gamma, self.beta, self.eps, self.out, stream)
+        return self.out
+
+    def truth(self) -> torch.Tensor:
+        """float64 (R, D), on the CPU."""
+        x, gamma, beta = (t.cpu().double() for t in (self.x, self.gamma, self.beta))
+        for added in (self.bias, self.residual):
+            if added is not None:
+                x = x + added.cpu().double()
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + self.eps).sqrt() * gamma + beta
+
+    def error(self) -> float:
+        """Largest difference of ``out`` from the truth, in units of the tolerance; NaN counts as infinite."""
+        difference = (self.out.cpu().double() - self.truth()).abs().max().item()
+        scale = max(1.0, self.truth().abs().max().item())
+        return float("inf") if np.isnan(difference) else difference / (TOLERANCE[self.out.dtype] * scale)
+
+
+def make_case(
+    rows: int,
+    width: int,
+    dtype: torch.dtype,
+    *,
+    bias: bool = True,
+    residual: bool = True,
+    padding: int = 0,
+    offset: float = 0.0,
+    seed: int = 0,
+    device: str = "cpu",
+    place: Callable[[torch.Tensor], torch.Tensor] = lambda t: t,
+) -> Case:
+    """Random tensors. ``padding``: NaN elements between rows. ``offset``: the mean of x. ``place`` moves tensors."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int, mean: float = 0.0) -> torch.Tensor:
+        values = torch.randn(shape, generator=generator, dtype=torch.float64) + mean
+        if len(shape) == 2 and padding:
+            storage = torch.full((shape[0], shape[1] + padding), torch.nan, dtype=torch.float64)
+            storage[:, : shape[1]] = values
+            return storage.to(device, dtype)[:, : shape[1]]
+        return place(values.to(device, dtype))
+
+    return Case(
+        x=random(rows, width, mean=offset),
+        bias=random(width) if bias else None,
+        residual=random(rows, width) if residual else None,
+        gamma=random(width, mean=1.0),
+        beta=random(width),
+        out=random(rows, width) * torch.nan if not padding else random(rows, width).mul_(torch.nan),
+    )

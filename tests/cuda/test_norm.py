@@ -1,0 +1,48 @@
+"""The CUDA LayerNorm kernel on a device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from norm_cases import make_case
+
+from gitfast import _C
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(_C, "cuda") or not torch.cuda.is_available(), reason="needs a CUDA device and a build with CUDA"
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [1, 7, 64, 768, 1000, 1024, 1025, 3072, 4096])
+@pytest.mark.parametrize("rows", [1, 3, 197])
+def test_equals_float64(dtype: torch.dtype, width: int, rows: int) -> None:
+    case = make_case(rows, width, dtype, device="cuda")
+    case.run(_C.cuda.add_layer_norm, torch.cuda.current_stream().cuda_stream)
+    torch.cuda.synchronize()
+    assert case.error() <= 1
+
+
+@pytest.mark.parametrize("padding", [1, 8])
+def test_strided_rows_without_bias_and_residual(padding: int) -> None:
+    case = make_case(5, 768, torch.bfloat16, device="cuda", padding=padding, bias=False, residual=False)
+    case.run(_C.cuda.add_layer_norm, torch.cuda.current_stream().cuda_stream)
+    torch.cuda.synchronize()
+    assert case.error() <= 1
+
+
+def test_runs_on_the_given_stream_and_in_a_graph() -> None:
+    case = make_case(4, 768, torch.float16, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        case.run(_C.cuda.add_layer_norm, torch.cuda.current_stream().cuda_stream)
+    case.out.fill_(torch.nan)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert case.error() <= 1
+
+
+def test_arrays_of_the_host_are_refused() -> None:
+    case = make_case(2, 8, torch.float32)
+    with pytest.raises(ValueError, match="x: expected a CUDA tensor"):
+        case.run(_C.cuda.add_layer_norm)

@@ -1,0 +1,168 @@
+"""The CUDA LayerNorm kernel, thread by thread on the host; and the emulation itself: every planted fault is found."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import emulated
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from norm_cases import make_case
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [1, 7, 64, 768, 1000, 1024, 1025, 3072, 4096])
+def test_equals_float64(emulation: ModuleType, order: str, dtype: torch.dtype, width: int) -> None:
+    case = make_case(2, width, dtype)
+    case.run(emulation.add_layer_norm)
+    assert case.error() <= 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(1, 5),
+    width=st.integers(1, 600),
+    dtype=st.sampled_from(DTYPES),
+    bias=st.booleans(),
+    residual=st.booleans(),
+    padding=st.integers(0, 9),
+    offset=st.sampled_from([0.0, 30.0]),
+    order=st.sampled_from(emulated.ORDERS),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape(
+    emulation: ModuleType,
+    rows: int,
+    width: int,
+    dtype: torch.dtype,
+    bias: bool,
+    residual: bool,
+    padding: int,
+    offset: float,
+    order: str,
+    seed: int,
+) -> None:
+    emulation.set_order(order, seed=seed)
+    case = make_case(rows, width, dtype, bias=bias, residual=residual, padding=padding, offset=offset, seed=seed)
+    case.run(emulation.add_layer_norm)
+    # About a mean of 30 in float32 the sums lose as many bits as 30 has.
+    assert case.error() <= (1 if offset == 0 else 32)
+
+
+def test_output_may_be_an_input(emulation: ModuleType) -> None:
+    case = make_case(3, 96, torch.float32)
+    truth = case.truth()
+    case.out = case.residual
+    case.run(emulation.add_layer_norm)
+    assert torch.allclose(case.out.double(), truth, atol=1e-5)
+
+
+def test_a_row_does_not_depend_on_the_others(emulation: ModuleType) -> None:
+    case = make_case(4, 200, torch.bfloat16)
+    together = case.run(emulation.add_layer_norm).clone()
+    case.x, case.residual = case.x[2:3], case.residual[2:3]
+    case.out = torch.empty_like(case.x)
+    assert torch.equal(case.run(emulation.add_layer_norm)[0], together[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 5000), "out": torch.zeros(2, 5000), "gamma": torch.zeros(5000), "beta": torch.zeros(5000),
+          "bias": None, "residual": None}, "x: expected rows of 1 to 4096 elements, got 5000"),
+        ({"gamma": torch.zeros(7)}, r"gamma: expected shape \(D=8,\), got \(7,\)"),
+        ({"residual": torch.zeros(2, 8, dtype=torch.float16)}, "residual: expected dtype float32, got float16"),
+        ({"out": torch.zeros(3, 8)}, r"out: expected shape \(R=2, D=8\), got \(3, 8\)"),
+        ({"out": torch.zeros(8).expand(2, 8)}, "out: its rows overlap"),
+        ({"x": torch.zeros(8, 2).T}, "x: the elements of a row are strided"),
+        ({"bias": 3}, "bias: expected an array, got int"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_named(emulation: ModuleType, change: dict[str, object], message: str) -> None:
+    case = make_case(2, 8, torch.float32)
+    for name, value in change.items():
+        setattr(case, name, value)
+    with pytest.raises(ValueError, match=message):
+        case.run(emulation.add_layer_norm)
+
+
+# What a CUDA programmer gets wrong, planted in the kernel: (where, the line as it is, the faulty line).
+FAULTS = {
+    "missing barrier": ("  __syncthreads();\n", ""),
+    "barrier in a branch": ("  __syncthreads();", "  if (threadIdx.x < 32) __syncthreads();"),
+    "shared memory reused without a barrier": ("partial + kMaxWarps) / args", "partial) / args"),
+    "lanes left out of the reduction": ("lanes > 0; lanes /= 2", "lanes > 1; lanes /= 2"),
+    "wrong mask": ("kAllLanes, value, lanes", "0xffffu, value, lanes"),
+    "a warp left out": ("warp < blockDim.x / kWarpSize", "warp + 1 < blockDim.x / kWarpSize"),
+    "read past the row": ("if (chunk >= chunks) break;\n    const Chunk loaded", "const Chunk loaded"),
+    "write past the row": ("if (chunk >= chunks) break;\n    const Chunk weight", "const Chunk weight"),
+}
+
+
+@pytest.fixture(scope="session")
+def copied_sources(emulation_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources that faults can be planted in, already built once."""
+    copy = tmp_path_factory.mktemp("faults")
+    shutil.copy(emulated.ROOT / "CMakeLists.txt", copy)
+    shutil.copytree(emulated.ROOT / "csrc", copy / "csrc")
+    emulated.build(copy, copy / "build")
+    return copy
+
+
+def check(module: Path) -> subprocess.CompletedProcess[str]:
+    """Runs this file as a program in a process of its own: a fault may kill it."""
+    return subprocess.run([sys.executable, __file__, str(module)], capture_output=True, text=True, timeout=120)
+
+
+def test_the_check_passes_without_a_fault(emulation_file: Path) -> None:
+    result = check(emulation_file)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_fault_is_found(copied_sources: Path, name: str) -> None:
+    source = copied_sources / "csrc" / "cuda" / "norm.cu"
+    right = source.read_text(encoding="utf-8")
+    before, after = FAULTS[name]
+    assert right.count(before) == 1, "the fault's place moved: change FAULTS with the kernel"
+    try:
+        source.write_text(right.replace(before, after), encoding="utf-8")
+        result = check(emulated.build(copied_sources, copied_sources / "build"))
+    finally:
+        source.write_text(right, encoding="utf-8")
+    assert result.returncode != 0, result.stdout
+
+
+def main(module_file: str) -> None:
+    """Small cases in every order, each array ending at a protected page. Exits with 1 or dies where one is wrong."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "cpu"))
+    from guarded import guarded
+
+    def at_page_end(tensor: torch.Tensor) -> torch.Tensor:
+        numbers = tensor.contiguous().view(torch.uint8).numpy()
+        kept = guarded(np.ascontiguousarray(numbers), "after")
+        return torch.from_numpy(kept).view(tensor.dtype)
+
+    emulation = emulated.load(Path(module_file))
+    for order in emulated.ORDERS:
+        for seed in range(3):
+            emulation.set_order(order, seed=seed)
+            for dtype in DTYPES:
+                for width in (24, 200, 520, 2200):
+                    case = make_case(2, width, dtype, place=at_page_end, seed=seed)
+                    case.run(emulation.add_layer_norm)
+                    if case.error() > 1:
+                        sys.exit(f"{order}, {dtype}, width {width}: {case.error():.1f} times the tolerance")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
