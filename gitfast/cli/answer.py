@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     options = common.generation_options(args)
 
     def run_batch(batch: list[str]) -> list[list[common.Result]]:
+        if len(args.question) == 1:  # the images of a batch are answered side by side
+            return [[result] for result in model.answer(batch, args.question[0], on_error="return", **options)]
         return [model.answer(file, args.question, on_error="return", **options) for file in batch]
 
-    return common.run_files(files, run_batch, batch_size=1, as_json=args.json, questions=args.question)
+    return common.run_files(files, run_batch, batch_size=8, as_json=args.json, questions=args.question)

@@ -112,6 +112,12 @@ class TestAnswer:
         expected = model.answer(image_files[0], "how many?").text
         assert run("answer", image_files[0], "-q", "how many?", "--model", checkpoint_folder)[1] == [expected]
 
+    def test_one_question_about_many_images(self, run, model, checkpoint_folder, image_files, tmp_path):
+        files = [image_files[0], tmp_path / "missing.png", *image_files[1:]]
+        code, lines, errors = run("answer", *files, "-q", "how many?", "--model", checkpoint_folder)
+        assert (code, errors.count("\n")) == (1, 1)
+        assert lines == [f"{file}\thow many?\t{model.answer(file, 'how many?')}" for file in image_files]
+
     def test_bad_images(self, run, checkpoint_folder, tmp_path):
         missing = tmp_path / "missing.png"
         asked = ("-q", "how many?", "-q", "what?", "--model", checkpoint_folder)
