@@ -1,0 +1,30 @@
+"""The bundled demonstration models: what they say of pictures that were held out of their training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from evaluate import evaluate
+
+import gitfast
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+@pytest.mark.parametrize(("name", "captions"), [("git-tiny", 0.95)])
+def test_accuracy_on_200_held_out_examples(name: str, captions: float) -> None:
+    accuracy = evaluate(gitfast.load(name), range(200), verbose=True)
+    assert accuracy["captions"] >= captions
+    assert accuracy["answers"] >= 0.95
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("images/*.png")), ids=lambda path: path.stem)
+def test_example_image_is_captioned_as_its_name_says(path: Path) -> None:
+    assert str(gitfast.load("git-tiny").caption(path)) == path.stem.replace("-", " ")
+
+
+@pytest.mark.parametrize("name", ["git-tiny"])
+def test_size_is_small_enough_to_travel_with_the_package(name: str) -> None:
+    folder = EXAMPLES.parent / "models" / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 4_000_000
