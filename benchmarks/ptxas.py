@@ -1,0 +1,77 @@
+"""What ptxas says of every CUDA kernel: registers, spills, shared memory. Fails where one spills.
+
+python benchmarks/ptxas.py [--arch 90a ...] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
+_ENTRY = re.compile(r"Compiling entry function '(\w+)'")
+_SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USAGE = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
+
+
+def compile_report(source: Path, architecture: str) -> str:
+    """ptxas -v for one source and architecture."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [os.environ.get("CUDACXX", "nvcc"), "-std=c++17", "-O3", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"]
+        command += [f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-c", str(source)]
+        done = subprocess.run([*command, "-o", f"{folder}/x.o"], check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{source.name}, sm_{architecture}: nvcc failed\n{done.stderr}")
+    return done.stderr
+
+
+def parse(report: str) -> list[dict[str, object]]:
+    """One entry per kernel: name, registers, static shared memory, stack and spills in bytes."""
+    kernels: list[dict[str, object]] = []
+    for line in report.splitlines():
+        if match := _ENTRY.search(line):
+            kernels.append({"kernel": demangle(match[1])})
+        elif match := _SPILLS.search(line):
+            stack, stores, loads = map(int, match.groups())
+            kernels[-1] |= {"stack": stack, "spill_stores": stores, "spill_loads": loads}
+        elif match := _USAGE.search(line):
+            kernels[-1] |= {"registers": int(match[1]), "shared": int(match[2] or 0)}
+    return kernels
+
+
+def demangle(name: str) -> str:
+    """The kernel's name with its template arguments, without namespaces and parameters."""
+    text = subprocess.run(["c++filt", name], check=True, capture_output=True, text=True).stdout.strip()
+    text = re.sub(r"\((anonymous namespace|int|bool)\)(::)?", "", text).removeprefix("void ")
+    return text.split("(")[0].replace("gitfast::cuda::", "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", action="append", help="as 90a; may be repeated; default: all that are built")
+    parser.add_argument("--json", type=Path, help="write the table here")
+    arguments = parser.parse_args()
+    rows = []
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        for architecture in arguments.arch or ARCHITECTURES:
+            rows += [{"arch": architecture, **kernel} for kernel in parse(compile_report(source, architecture))]
+    print(f"{'arch':>5}  {'registers':>9}  {'shared':>6}  {'stack':>5}  {'spills':>6}  kernel")
+    for row in rows:
+        spills = row["spill_stores"] + row["spill_loads"]
+        memory = f"{row['shared']:>6}  {row['stack']:>5}  {spills:>6}"
+        print(f"{row['arch']:>5}  {row['registers']:>9}  {memory}  {row['kernel']}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if spilled := [row for row in rows if row["spill_stores"] or row["spill_loads"] or row["stack"]]:
+        sys.exit(f"{len(spilled)} kernels use local memory")
+
+
+if __name__ == "__main__":
+    main()
