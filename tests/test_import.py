@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -14,7 +15,10 @@ HEAVY = ("torch", "transformers", "av", "huggingface_hub", "PIL", "tokenizers")
 
 def loaded_after(code: str) -> set[str]:
     script = f"import sys\n{code}\nprint(*(m for m in {HEAVY} if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    # The package under test, wherever it is: not the folder we are in (-P), whose native library may not be built.
+    environment = os.environ | {"PYTHONPATH": str(Path(gitfast.__file__).parents[1])}
+    command = [sys.executable, "-P", "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return set(done.stdout.split("\n")[-2].split())
 
 

@@ -8,10 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-COMMAND = [sys.executable, "-P", "-m", "gitfast"]  # -P: the installed package, not the folder we are in
+import gitfast
+
+# The package under test, wherever it is: not the folder we are in (-P), whose native library may not be built.
+COMMAND = [sys.executable, "-P", "-m", "gitfast"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(gitfast.__file__).parents[1])}
 
 
 @pytest.fixture
@@ -21,11 +26,11 @@ def many_files(image_files):
 
 
 def start(arguments, **streams) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*COMMAND, *map(str, arguments)], **streams)
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], env=ENVIRONMENT, **streams)
 
 
 def test_runs_as_a_module():
-    done = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run([*COMMAND, "--version"], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("gitfast ")
 
 
@@ -81,7 +86,7 @@ def test_file_names_that_are_no_text(checkpoint_folder, image_files, tmp_path):
     with open(odd, "wb") as file:
         file.write(image_files[0].read_bytes())
     command = [*COMMAND, "caption", "--model", checkpoint_folder, odd, odd + b".missing"]
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False)
     assert done.returncode == 1
     assert b"\\udcff.png\t" in done.stdout
     assert b"\\udcff.png.missing" in done.stderr
