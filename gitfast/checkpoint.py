@@ -16,12 +16,20 @@ from pathlib import Path
 import numpy as np
 
 from gitfast.config import GitConfig, GitVisionConfig, read_json
-from gitfast.errors import CheckpointError
+from gitfast.errors import CheckpointError, ConfigError
+from gitfast.microsoft_keys import config_from_shapes, is_microsoft, rename_microsoft
+from gitfast.pickle_reader import read_pickle
 from gitfast.safetensors_reader import read_safetensors
 from gitfast.stored_tensor import FLOAT_DTYPES, StoredTensor
 
 # In the order in which they are looked for.
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.pt",
+)
 _MAX_SHARDS = 256
 
 Shape = tuple[int, ...]
@@ -66,8 +74,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Open a checkpoint folder. Headers are read and checked; weights are read when they are asked for.
 
     Args:
-        folder: Holds config.json and, in the order of preference, model.safetensors, or its shards and
-            model.safetensors.index.json.
+        folder: Holds config.json and, in the order of preference, model.safetensors, pytorch_model.bin, either in
+            shards with an index, or Microsoft's model.pt. With Microsoft's tensors config.json may be missing.
 
     Raises:
         CheckpointError: no weights, a damaged file, or tensors that do not match the configuration: the message
@@ -78,9 +86,13 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
     path = _weight_file(folder)
-    config = GitConfig.from_file(folder / "config.json")
-    tensors = {_canonical_name(name): tensor for name, tensor in _read_tensors(path).items() if not _is_ignored(name)}
-    if config.tie_word_embeddings and "git.embeddings.word_embeddings.weight" in tensors:
+    stored = _read_tensors(path)
+    microsoft = is_microsoft(stored)
+    if microsoft:
+        stored = rename_microsoft(stored)
+    tensors = {_canonical_name(name): tensor for name, tensor in stored.items() if not _is_ignored(name)}
+    config = _read_config(folder, path, tensors if microsoft else None)
+    if (config.tie_word_embeddings or microsoft) and "git.embeddings.word_embeddings.weight" in tensors:
         tensors.setdefault("output.weight", tensors["git.embeddings.word_embeddings.weight"])
     _check_tensors(tensors, config, path)
     return Checkpoint(config=config, weights=Weights(tensors), folder=folder)
@@ -161,11 +173,21 @@ def _weight_file(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: no weights; expected one of {', '.join(WEIGHT_FILES)}")
 
 
+def _read_config(folder: Path, path: Path, tensors: Mapping[str, StoredTensor] | None) -> GitConfig:
+    """config.json; without one, what follows from ``tensors``."""
+    if tensors is None or (folder / "config.json").exists():
+        return GitConfig.from_file(folder / "config.json")
+    try:
+        return config_from_shapes(tensors)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
 def _read_tensors(path: Path) -> dict[str, StoredTensor]:
     """All tensors of a weights file, or of all shards an index names."""
     if path.name.endswith(".index.json"):
         return _read_shards(path)
-    return read_safetensors(path)
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
 
 
 def _read_shards(index: Path) -> dict[str, StoredTensor]:

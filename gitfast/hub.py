@@ -81,7 +81,7 @@ def resolve(
             which, and suggests the nearest known name.
     """
     name = os.fspath(model)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return Path(name)
     if name in BUNDLED:
         return _bundled(name)

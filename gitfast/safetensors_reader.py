@@ -13,11 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from gitfast.errors import CheckpointError
-from gitfast.stored_tensor import MAX_DIMS, MappedFile, StoredTensor, contiguous_strides, itemsize
+from gitfast.stored_tensor import (
+    MAX_DIMS,
+    MAX_TENSORS,
+    MappedFile,
+    StoredTensor,
+    contiguous_strides,
+    itemsize,
+    name_problem,
+)
 
 MAX_HEADER_BYTES = 8 << 20
-MAX_TENSORS = 4096
-_MAX_NAME = 512
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -82,8 +88,8 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> StoredTensor:
-    if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
-        raise _FormatError(f"tensor name {reprlib.repr(name)} is empty, too long or not printable")
+    if problem := name_problem(name):
+        raise _FormatError(problem)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _FormatError(f"{name}: expected dtype, shape and data_offsets, got {reprlib.repr(entry)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import reprlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
 }
 FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 MAX_DIMS = 8
+MAX_TENSORS = 4096  # of a file; the largest published model has 497
+_MAX_NAME = 512
+
+
+def name_problem(name: Any) -> str | None:
+    """What is wrong with the name of a tensor, if anything."""
+    if isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name.isprintable():
+        return None
+    return f"tensor name {reprlib.repr(name)} is no text, empty, too long or not printable"
 
 
 def itemsize(dtype: str) -> int:
