@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gitfast import hub
 from gitfast.checkpoint import open_checkpoint
+from gitfast.engines.caching import CachingEngine
 from gitfast.engines.registry import create_engine
 from gitfast.model import Model
 from gitfast.processor import Preprocess, Processor
@@ -18,6 +19,7 @@ def load(
     engine: str = "auto",
     dtype: str = "auto",
     num_threads: int | None = None,
+    prefix_cache_bytes: int | None = None,
     preprocess: Preprocess = "hf",
     revision: str | None = None,
     cache_dir: str | Path | None = None,
@@ -32,6 +34,8 @@ def load(
         engine: "cpu", "cuda", "reference" (PyTorch), or "auto" for the fastest that runs here.
         dtype: "float32", "float16" or "bfloat16"; "auto" takes the engine's own choice, float32 on a processor.
         num_threads: Threads of the CPU engine; None takes ``GITFAST_NUM_THREADS`` or the processors there are.
+        prefix_cache_bytes: Keep the encoding of images seen lately, up to this many bytes (7.3 MB for an image of
+            git-base in float32); ``model.engine.cache_stats`` counts hits. None: keep none.
         preprocess: "hf" as transformers, "original" as Microsoft's code (``ImageProcessor.original``).
         revision, cache_dir, local_files_only, token: As in huggingface_hub.
 
@@ -43,4 +47,6 @@ def load(
     checkpoint = open_checkpoint(folder)
     processor = Processor.from_folder(folder, checkpoint.config, preprocess=preprocess)
     chosen = create_engine(engine, checkpoint, dtype=dtype, num_threads=num_threads)
+    if prefix_cache_bytes is not None:
+        chosen = CachingEngine(chosen, prefix_cache_bytes)
     return Model(chosen, processor, checkpoint.config, name=os.fspath(model))
