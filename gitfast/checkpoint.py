@@ -70,23 +70,25 @@ class Checkpoint:
     folder: Path
 
 
-def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Open a checkpoint folder. Headers are read and checked; weights are read when they are asked for.
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint. Headers are read and checked; weights are read when they are asked for.
 
     Args:
-        folder: Holds config.json and, in the order of preference, model.safetensors, pytorch_model.bin, either in
-            shards with an index, or Microsoft's model.pt. With Microsoft's tensors config.json may be missing.
+        path: A folder, or the weights file in one. The folder holds config.json and, in the order of preference,
+            model.safetensors, pytorch_model.bin, either in shards with an index, or Microsoft's model.pt. With
+            Microsoft's tensors config.json may be missing.
 
     Raises:
         CheckpointError: no weights, a damaged file, or tensors that do not match the configuration: the message
             names the file and lists every missing, unexpected and mis-shaped tensor.
         ConfigError: config.json is missing or wrong.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
-    path = _weight_file(folder)
-    stored = _read_tensors(path)
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    folder = path if path.is_dir() else path.parent
+    path = _weight_file(folder) if path.is_dir() else path
+    stored = read_tensors(path)
     microsoft = is_microsoft(stored)
     if microsoft:
         stored = rename_microsoft(stored)
@@ -169,8 +171,13 @@ def _weight_file(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(f"{folder}: an adapter, not a model: open its base model and apply it to that")
-    raise CheckpointError(f"{folder}: no weights; expected one of {', '.join(WEIGHT_FILES)}")
+        raise CheckpointError(f"{folder}: an adapter, not a model")
+    hint = ""
+    if inner := sorted(
+        p.name for p in folder.glob("checkpoint-*") if any((p / name).is_file() for name in WEIGHT_FILES)
+    ):
+        hint = f"; did you mean one of its folders {', '.join(inner)}?"
+    raise CheckpointError(f"{folder}: no weights; expected one of {', '.join(WEIGHT_FILES)}{hint}")
 
 
 def _read_config(folder: Path, path: Path, tensors: Mapping[str, StoredTensor] | None) -> GitConfig:
@@ -183,8 +190,12 @@ def _read_config(folder: Path, path: Path, tensors: Mapping[str, StoredTensor] |
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _read_tensors(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of a weights file, or of all shards an index names."""
+def read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of a weights file by the names it gives them, or of all shards an index names.
+
+    Raises:
+        CheckpointError: a file cannot be read or is damaged; the message names it.
+    """
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
@@ -202,7 +213,7 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
     for shard in shards:
         if Path(shard).name != shard or Path(shard).suffix != suffix:
             raise CheckpointError(f"{index}: {reprlib.repr(shard)} is not the name of a {suffix} file beside it")
-        found = _read_tensors(index.parent / shard)
+        found = read_tensors(index.parent / shard)
         if twice := sorted(tensors.keys() & found.keys()):
             raise CheckpointError(f"{index.parent / shard}: holds tensors of another shard too: {', '.join(twice)}")
         if absent := sorted(name for name, file in weight_map.items() if file == shard and name not in found):

@@ -6,7 +6,10 @@ import difflib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
+from gitfast.adapter import apply_adapter, base_model_name, is_adapter
+from gitfast.checkpoint import Checkpoint, open_checkpoint
 from gitfast.errors import CheckpointError
 
 BUNDLED = ("git-tiny", "git-tiny-video")
@@ -55,7 +58,21 @@ _WEIGHTS = (
     ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "adapter_model.safetensors"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin", "adapter_model.bin"),
 )
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+def open_model(model: str | os.PathLike[str], **options: Any) -> Checkpoint:
+    """Open a model by name, as ``resolve`` finds it (options as there); a LoRA adapter is merged into its base model.
+
+    Raises:
+        CheckpointError, ConfigError: as ``resolve``, ``open_checkpoint`` and ``apply_adapter``.
+    """
+    folder = resolve(model, **options)
+    if not is_adapter(folder):
+        return open_checkpoint(folder)
+    base = resolve(base_model_name(folder), **{**options, "revision": None})
+    return apply_adapter(folder, open_checkpoint(base))
 
 
 def resolve(
@@ -69,8 +86,9 @@ def resolve(
     """The local folder of a model; what is not there yet is downloaded into huggingface_hub's cache.
 
     Args:
-        model: A folder; a bundled model ("git-tiny", "git-tiny-video"); a published checkpoint ("base-coco",
-            "git-base-coco"); or a Hugging Face repository ("microsoft/git-base-coco"). A folder of that name wins.
+        model: A folder, or a weights file in one; a bundled model ("git-tiny", "git-tiny-video"); a published
+            checkpoint ("base-coco", "git-base-coco"); or a Hugging Face repository ("microsoft/git-base-coco"). A
+            folder of that name wins.
         revision: Branch, tag or commit of a repository.
         cache_dir: Where downloads are kept; None takes huggingface_hub's.
         local_files_only: Never use the network. ``HF_HUB_OFFLINE=1`` does the same.
@@ -81,7 +99,7 @@ def resolve(
             which, and suggests the nearest known name.
     """
     name = os.fspath(model)
-    if name and Path(name).is_dir():
+    if name and (Path(name).is_dir() or (Path(name).suffix in _WEIGHT_SUFFIXES and Path(name).is_file())):
         return Path(name)
     if name in BUNDLED:
         return _bundled(name)

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from gitfast import hub
-from gitfast.checkpoint import open_checkpoint
 from gitfast.engines.caching import CachingEngine
 from gitfast.engines.registry import create_engine
 from gitfast.model import Model
@@ -29,8 +28,8 @@ def load(
     """Load a GIT checkpoint.
 
     Args:
-        model: A folder; a published checkpoint ("base-coco", "microsoft/git-base-coco"); any repository of the Hub;
-            or a bundled demonstration model: "git-tiny" (images), "git-tiny-video" (clips).
+        model: A folder, also that of a LoRA adapter; a published checkpoint ("base-coco", "microsoft/git-base-coco");
+            any repository of the Hub; or a bundled demonstration model: "git-tiny" (images), "git-tiny-video" (clips).
         engine: "cpu", "cuda", "reference" (PyTorch), or "auto" for the fastest that runs here.
         dtype: "float32", "float16" or "bfloat16"; "auto" takes the engine's own choice, float32 on a processor.
         num_threads: Threads of the CPU engine; None takes ``GITFAST_NUM_THREADS`` or the processors there are.
@@ -43,9 +42,10 @@ def load(
         CheckpointError, ConfigError: the model is not there, or a file of it is damaged; the message names it.
         EngineError: the engine cannot run here, or not with this dtype.
     """
-    folder = hub.resolve(model, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
-    checkpoint = open_checkpoint(folder)
-    processor = Processor.from_folder(folder, checkpoint.config, preprocess=preprocess)
+    checkpoint = hub.open_model(
+        model, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+    )
+    processor = Processor.from_folder(checkpoint.folder, checkpoint.config, preprocess=preprocess)
     chosen = create_engine(engine, checkpoint, dtype=dtype, num_threads=num_threads)
     if prefix_cache_bytes is not None:
         chosen = CachingEngine(chosen, prefix_cache_bytes)

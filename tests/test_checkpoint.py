@@ -165,7 +165,7 @@ def test_what_a_folder_lacks_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="an adapter, not a model"):
         open_checkpoint(folder)
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match="no such file or folder"):
         open_checkpoint(tmp_path / "absent")
 
 

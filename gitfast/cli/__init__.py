@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from gitfast import GitfastError, __version__
-from gitfast.cli import answer, caption, info, video
+from gitfast.cli import answer, caption, convert, info, video
 
-_COMMANDS = (caption, answer, video, info)
+_COMMANDS = (caption, answer, video, info, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import platform
 from typing import Any
 
 from gitfast import __version__, hub
-from gitfast.checkpoint import num_parameters, open_checkpoint
+from gitfast.checkpoint import num_parameters
 from gitfast.cli import common
 from gitfast.engines.registry import engine_statuses
 
@@ -40,11 +40,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _model_facts(name: str) -> dict[str, Any]:
-    folder = hub.resolve(name)
-    config = open_checkpoint(folder).config
+    checkpoint = hub.open_model(name)
+    config = checkpoint.config
     return {
         "name": name,
-        "folder": str(folder),
+        "folder": str(checkpoint.folder),
         "parameters": num_parameters(config),
         "image_size": config.vision_config.image_size,
         "patch_size": config.vision_config.patch_size,
