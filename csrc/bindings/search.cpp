@@ -2,81 +2,167 @@
 
 #include <pybind11/stl.h>
 
+#include <limits>
+#include <set>
+#include <type_traits>
+
 #include "arrays.h"
 #include "bindings.h"
 #include "options.h"
 
 namespace gitfast::bindings {
+namespace {
 
 using search::EarlyStopping;
 using search::LengthPenaltyForm;
 using search::Search;
 using search::SearchOptions;
+using search::Tokens;
 
-namespace {
+[[noreturn]] void reject(const std::string& name, const char* expected, const py::handle& value) {
+  throw py::type_error(name + ": expected " + expected + ", got " + std::string(py::repr(value)));
+}
 
+// To Python a bool is an int, but as a count or a token id True is a mistake.
 template <class T>
-void read(const py::dict& fields, const char* name, T& out) {
-  if (!fields.contains(name)) return;
-  const py::object value = fields[name];
-  if (value.is_none()) return;
-  const bool flag = py::isinstance<py::bool_>(value);  // to Python a bool is an int; a count of True is a mistake
+T integer(const py::handle& value, const std::string& name) {
+  py::object index;
+  if (!py::isinstance<py::bool_>(value)) index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+  if (!index) {
+    PyErr_Clear();
+    reject(name, "an integer", value);
+  }
   try {
-    if (std::is_arithmetic_v<T> && flag != std::is_same_v<T, bool>) throw py::cast_error();
-    out = value.cast<T>();
+    return index.cast<T>();
   } catch (const py::cast_error&) {
-    throw Error(std::string(name) + ": unexpected value " + std::string(py::repr(value)));
+    throw Error(name + ": expected " + std::to_string(std::numeric_limits<T>::min()) + " to " +
+                std::to_string(std::numeric_limits<T>::max()) + ", got " + std::string(py::str(index)));
   }
 }
 
-void read_optional(const py::dict& fields, const char* name, std::optional<int32_t>& out) {
-  if (!fields.contains(name) || fields[name].is_none()) return;
-  int32_t value = 0;
-  read(fields, name, value);
-  out = value;
+double number(const py::handle& value, const std::string& name) {
+  const double out = PyFloat_AsDouble(value.ptr());
+  if (PyErr_Occurred() || py::isinstance<py::bool_>(value)) {
+    PyErr_Clear();
+    reject(name, "a number", value);
+  }
+  return out;
+}
+
+Tokens tokens(const py::handle& value, const std::string& name) {
+  if (!py::isinstance<py::sequence>(value) && !py::isinstance<py::array>(value)) reject(name, "token ids", value);
+  if (py::isinstance<py::str>(value) || py::isinstance<py::bytes>(value)) reject(name, "token ids", value);
+  Tokens out;
+  for (const py::handle token : value) out.push_back(integer<int32_t>(token, name));
+  return out;
+}
+
+std::vector<Tokens> token_lists(const py::handle& value, const std::string& name) {
+  if (!py::isinstance<py::sequence>(value)) reject(name, "sequences of token ids", value);
+  std::vector<Tokens> out;
+  for (const py::handle row : value) out.push_back(tokens(row, name + "[" + std::to_string(out.size()) + "]"));
+  return out;
+}
+
+// The fields of a dict, each asked for once by name; what nobody asked for is an unknown option.
+class Fields {
+ public:
+  explicit Fields(const py::dict& dict) : dict_(dict) {}
+
+  template <class T>
+  void read(const char* name, T& out) {
+    const py::object value = take(name);
+    if (!value) return;
+    if constexpr (std::is_same_v<T, bool>) {
+      if (!py::isinstance<py::bool_>(value)) reject(name, "True or False", value);
+      out = value.cast<bool>();
+    } else if constexpr (std::is_integral_v<T>) {
+      out = integer<T>(value, name);
+    } else if constexpr (std::is_floating_point_v<T>) {
+      out = number(value, name);
+    } else if constexpr (std::is_same_v<T, Tokens>) {
+      out = tokens(value, name);
+    } else {
+      out = token_lists(value, name);
+    }
+  }
+  void read(const char* name, std::optional<int32_t>& out) {
+    if (const py::object value = take(name)) out = integer<int32_t>(value, name);
+  }
+  // The value of a field, or null where it is absent or None.
+  py::object take(const char* name) {
+    known_.insert(name);
+    if (!dict_.contains(name) || dict_[name].is_none()) return {};
+    return dict_[name];
+  }
+  void reject_unknown() const {
+    for (const auto& [name, value] : dict_)
+      if (!known_.count(py::str(name).cast<std::string>()))
+        throw py::type_error("options: unknown option " + std::string(py::repr(name)));
+  }
+
+ private:
+  const py::dict& dict_;
+  std::set<std::string> known_;
+};
+
+void read_forms(Fields& fields, SearchOptions& o) {
+  if (const py::object form = fields.take("length_penalty_form")) {
+    if (form.equal(py::str("paper")))
+      o.length_penalty_form = LengthPenaltyForm::paper;
+    else if (!form.equal(py::str("transformers")))
+      throw Error("length_penalty_form: expected 'transformers' or 'paper', got " + std::string(py::repr(form)));
+  }
+  if (const py::object stopping = fields.take("early_stopping")) {
+    if (py::isinstance<py::bool_>(stopping))
+      o.early_stopping = stopping.cast<bool>() ? EarlyStopping::yes : EarlyStopping::no;
+    else if (stopping.equal(py::str("never")))
+      o.early_stopping = EarlyStopping::never;
+    else
+      throw Error("early_stopping: expected True, False or 'never', got " + std::string(py::repr(stopping)));
+  }
+}
+
+void advance(Search& search, const py::object& object) {
+  const Array logits(object, "logits");
+  Dim R(search.num_rows()), V(search.vocab_size());
+  logits.floats().shape({&R, &V});
+  const TensorView& t = logits.view();
+  if (t.shape[0] > 0 && t.strides[1] != 1) throw Error("logits: expected rows without gaps between their values");
+  search.advance(logits.data(), t.strides[0]);
 }
 
 }  // namespace
 
-SearchOptions search_options(const py::dict& f) {
+SearchOptions search_options(const py::dict& dict) {
   SearchOptions o;
-  read(f, "max_new_tokens", o.max_new_tokens);
-  read(f, "min_new_tokens", o.min_new_tokens);
-  read(f, "num_beams", o.num_beams);
-  read(f, "num_return_sequences", o.num_return_sequences);
-  read(f, "length_penalty", o.length_penalty);
-  read(f, "do_sample", o.do_sample);
-  read(f, "temperature", o.temperature);
-  read(f, "top_k", o.top_k);
-  read(f, "top_p", o.top_p);
-  read(f, "min_p", o.min_p);
-  read(f, "seed", o.seed);
-  read(f, "repetition_penalty", o.repetition_penalty);
-  read(f, "no_repeat_ngram_size", o.no_repeat_ngram_size);
-  read(f, "ban_last_token", o.ban_last_token);
-  read(f, "bad_words_ids", o.bad_words);
-  read(f, "suppress_tokens", o.suppress_tokens);
-  read(f, "begin_suppress_tokens", o.begin_suppress_tokens);
-  read_optional(f, "forced_bos_token_id", o.forced_bos);
-  read_optional(f, "forced_eos_token_id", o.forced_eos);
-  read(f, "allowed_token_ids", o.allowed);
-  read(f, "eos_token_id", o.eos);
-  if (f.contains("length_penalty_form")) {
-    std::string form;
-    read(f, "length_penalty_form", form);
-    if (form != "transformers" && form != "paper")
-      throw Error("length_penalty_form: expected 'transformers' or 'paper', got '" + form + "'");
-    o.length_penalty_form = form == "paper" ? LengthPenaltyForm::paper : LengthPenaltyForm::transformers;
+  Fields fields(dict);
+  fields.read("max_new_tokens", o.max_new_tokens);
+  fields.read("min_new_tokens", o.min_new_tokens);
+  fields.read("num_beams", o.num_beams);
+  fields.read("num_return_sequences", o.num_return_sequences);
+  fields.read("length_penalty", o.length_penalty);
+  fields.read("do_sample", o.do_sample);
+  fields.read("temperature", o.temperature);
+  fields.read("top_k", o.top_k);
+  fields.read("top_p", o.top_p);
+  fields.read("min_p", o.min_p);
+  fields.read("seed", o.seed);
+  fields.read("repetition_penalty", o.repetition_penalty);
+  fields.read("no_repeat_ngram_size", o.no_repeat_ngram_size);
+  fields.read("ban_last_token", o.ban_last_token);
+  fields.read("bad_words_ids", o.bad_words);
+  fields.read("suppress_tokens", o.suppress_tokens);
+  fields.read("begin_suppress_tokens", o.begin_suppress_tokens);
+  fields.read("forced_bos_token_id", o.forced_bos);
+  fields.read("forced_eos_token_id", o.forced_eos);
+  fields.read("eos_token_id", o.eos);
+  if (const py::object allowed = fields.take("allowed_token_ids")) {
+    o.allowed = token_lists(allowed, "allowed_token_ids");
+    if (o.allowed.empty()) throw Error("allowed_token_ids: expected None or at least one continuation, got none");
   }
-  if (f.contains("early_stopping")) {
-    const py::object value = f["early_stopping"];
-    if (py::isinstance<py::bool_>(value))
-      o.early_stopping = value.cast<bool>() ? EarlyStopping::yes : EarlyStopping::no;
-    else if (py::isinstance<py::str>(value) && value.cast<std::string>() == "never")
-      o.early_stopping = EarlyStopping::never;
-    else
-      throw Error("early_stopping: expected True, False or 'never', got " + std::string(py::repr(value)));
-  }
+  read_forms(fields, o);
+  fields.reject_unknown();
   return o;
 }
 
@@ -93,30 +179,23 @@ py::list result_lists(const std::vector<std::vector<search::Result>>& results) {
   return out;
 }
 
+// Calls hold the GIL: they are short, and it keeps two threads from one search.
 void bind_search(py::module_& m) {
   using py::arg;
-  py::class_<Search>(m, "Search")
-      .def(py::init([](const py::dict& options, std::vector<std::vector<int32_t>> prompts, int32_t vocab_size) {
-             return Search(search_options(options), std::move(prompts), vocab_size);
+  py::class_<Search>(m, "Search", "Logits in, tokens out; see gitfast.search.")
+      .def(py::init([](const py::dict& options, const py::object& prompts, int32_t vocab_size) {
+             return Search(search_options(options), token_lists(prompts, "prompts"), vocab_size);
            }),
            arg("options"), arg("prompts"), arg("vocab_size"))
       .def_property_readonly("done", &Search::done)
+      .def_property_readonly("vocab_size", &Search::vocab_size)
       .def_property_readonly("num_rows", &Search::num_rows)
       .def_property_readonly("tokens", &Search::tokens)
       .def_property_readonly("parents", &Search::parents)
       .def_property_readonly("items", &Search::items)
+      .def("advance", advance, arg("logits"))
       .def("stop", &Search::stop)
-      .def("results", [](const Search& s) { return result_lists(s.results()); })
-      .def(
-          "advance",
-          [](Search& s, const py::array& logits) {
-            const TensorView t = floats(logits, "logits");
-            Dim R(s.num_rows()), V(s.vocab_size());
-            Check(t, "logits").shape({&R, &V});
-            py::gil_scoped_release release;
-            s.advance(t.ptr<float>(), V.value);
-          },
-          arg("logits"));
+      .def("results", [](const Search& s) { return result_lists(s.results()); });
 }
 
 }  // namespace gitfast::bindings

@@ -292,7 +292,7 @@ std::vector<std::vector<float>> Engine::score(const std::vector<PrefixPtr>& pref
         for (int64_t i = begin; i < end; ++i) {
           const Target& t = targets[static_cast<size_t>(first + i)];
           const float* row = logits.floats() + i * vocab;
-          *t.log_probability = row[t.token] - search::log_sum_exp(row, vocab, t.row);
+          *t.log_probability = search::normalizer(row, vocab, t.row).log_probability(row[t.token]);
         }
       });
     }

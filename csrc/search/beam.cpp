@@ -1,115 +1,172 @@
 #include "beam.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
-#include <cstring>
-
-#include "logits.h"
 
 namespace gitfast::search {
+namespace {
 
-BeamItem::BeamItem(const SearchOptions& options, const Processors& processors, std::vector<int32_t> prompt,
-                   int32_t vocab_size)
+// What transformers adds to scores that must not win. Here such entries never become sequences, but they take part in
+// the choice of the best, whose order of equal scores depends on all values.
+constexpr float kAside = -1e9f;
+
+}  // namespace
+
+BeamItem::BeamItem(const SearchOptions& options, const Processors& processors, Tokens prompt)
     : options_(options),
       processors_(processors),
+      num_beams_(static_cast<size_t>(options.num_beams)),
       prompt_length_(prompt.size()),
-      vocab_size_(vocab_size),
-      scores_(static_cast<size_t>(vocab_size)) {
-  running_.push_back({std::move(prompt), {}, 0, 0, false});
+      running_(1),
+      finished_(num_beams_) {
+  running_[0].tokens = std::move(prompt);
+  for (Hypothesis& place : finished_) place.score = kAside;
 }
 
-// The 2 K best continuations of the running beams, best first; ties go to the lower beam, then the lower token.
-std::vector<BeamItem::Candidate> BeamItem::best_candidates(const float* logits, int64_t row_stride, int32_t first_row) {
-  const auto keep = static_cast<size_t>(2 * options_.num_beams);
-  const auto better = [](const Candidate& a, const Candidate& b) { return a.score > b.score; };
-  std::vector<Candidate> best;  // a heap whose top is the worst kept
-  for (int32_t row = 0; row < num_rows(); ++row) {
-    const float* x = logits + row * row_stride;
-    const float lse = log_sum_exp(x, vocab_size_, first_row + row);
-    for (int32_t v = 0; v < vocab_size_; ++v) scores_[static_cast<size_t>(v)] = x[v] - lse;
-    const Hypothesis& beam = running_[static_cast<size_t>(row)];
-    if (processors_.active()) processors_.apply(beam.tokens, prompt_length_, scores_.data());
-    for (int32_t v = 0; v < vocab_size_; ++v) {
-      const float score = scores_[static_cast<size_t>(v)] + beam.score;
-      if (!(score > -INFINITY) || (best.size() == keep && !(score > best.front().score))) continue;
-      if (best.size() == keep) {
-        std::pop_heap(best.begin(), best.end(), better);
-        best.pop_back();
-      }
-      best.push_back({score, row, v, x[v] - lse});
-      std::push_heap(best.begin(), best.end(), better);
-    }
+void BeamItem::advance(const float* logits, int64_t row_stride, const Normalizer* normalizers, BeamScratch& scratch) {
+  if (!find_candidates(logits, row_stride, normalizers, true, scratch))
+    find_candidates(logits, row_stride, normalizers, false, scratch);
+  ++new_tokens_;
+  const bool last_step = new_tokens_ == options_.max_new_tokens;
+  for (Candidate& c : candidates_) c.ends = c.token == options_.eos || last_step;
+  keep_finished(scratch.top_k);
+  find_running(scratch.top_k);
+  if (next_.empty() && !finished(1)) keep_any();
+  running_.swap(next_);
+  done_ =
+      running_.empty() || (finished(num_beams_) && (options_.early_stopping == EarlyStopping::yes || !can_improve()));
+}
+
+// The 2 K best of K * V. Of these at most K end in EOS, which leaves K that go on.
+bool BeamItem::find_candidates(const float* logits, int64_t row_stride, const Normalizer* normalizers, bool rules_hold,
+                               BeamScratch& scratch) {
+  const auto vocab_size = static_cast<int64_t>(scratch.scores.size());
+  const auto beams = static_cast<int64_t>(num_beams_);
+  float* scores = scratch.scores.data();
+  scratch.top_k.start(2 * beams, beams * vocab_size);
+  for (int64_t beam = 0; beam < beams; ++beam) {
+    const bool absent = beam >= num_rows();  // in the first step all but one: copies of it, set aside
+    const int64_t row = absent ? 0 : beam;
+    const Hypothesis& hypothesis = running_[static_cast<size_t>(row)];
+    log_softmax(logits + row * row_stride, vocab_size, normalizers[row], scores);
+    const History history{hypothesis.tokens, prompt_length_};
+    if (!rules_hold)
+      processors_.give_way(history, scores);
+    else if (processors_.active())
+      processors_.apply(history, scores);
+    const float so_far = absent ? kAside : hypothesis.score;
+    for (int64_t v = 0; v < vocab_size; ++v) scores[v] += so_far;
+    scratch.top_k.add(scores, vocab_size);
   }
-  std::sort(best.begin(), best.end(), [](const Candidate& a, const Candidate& b) {
-    if (a.score != b.score) return a.score > b.score;
-    return a.row != b.row ? a.row < b.row : a.token < b.token;
-  });
-  return best;
+
+  candidates_.clear();
+  bool any = false;
+  for (const TopK::Entry& entry : scratch.top_k.finish()) {
+    const int64_t row = entry.index / vocab_size, token = entry.index % vocab_size;
+    const bool exists = row < num_rows() && entry.value > -INFINITY;
+    const float logprob = exists ? normalizers[row].log_probability(logits[row * row_stride + token]) : 0.0f;
+    candidates_.push_back(
+        {entry.value, static_cast<int32_t>(row), static_cast<int32_t>(token), logprob, exists, false});
+    any = any || exists;
+  }
+  return any;
 }
 
-BeamItem::Hypothesis BeamItem::extend(const Candidate& c) const {
-  Hypothesis next = running_[static_cast<size_t>(c.row)];
-  next.tokens.push_back(c.token);
-  next.logprobs.push_back(c.logprob);
-  next.score = c.score;
-  next.parent = c.row;
-  next.stopped = c.token == options_.eos;
-  return next;
+// Only the K best candidates may finish; the others are there to keep K running.
+void BeamItem::keep_finished(TopK& top_k) {
+  values_.clear();
+  for (const Hypothesis& place : finished_) values_.push_back(place.score);
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    Candidate& c = candidates_[i];
+    const bool finishes = c.exists && c.ends && i < num_beams_;
+    values_.push_back(normalized(c.score, new_tokens_, c.token == options_.eos) + (finishes ? 0.0f : kAside));
+  }
+  next_.resize(num_beams_);
+  size_t place = 0;
+  for (const TopK::Entry& entry : top_k.of(values_, static_cast<int64_t>(num_beams_))) {
+    const auto i = static_cast<size_t>(entry.index);
+    Hypothesis& kept = next_[place++];
+    if (i < num_beams_) {
+      std::swap(kept, finished_[i]);
+      continue;
+    }
+    const Candidate& c = candidates_[i - num_beams_];
+    kept.finished = c.exists && c.ends && i - num_beams_ < num_beams_;
+    if (kept.finished) extend(c, kept);
+    kept.score = entry.value;
+  }
+  finished_.swap(next_);
 }
 
-// transformers: score / new_tokens ** alpha. The paper's: score / ((5 + length) / 6) ** alpha, length with the prompt
-// and without the end-of-sequence token (Wu et al. 2016).
-float BeamItem::normalized(float score, int64_t new_tokens, bool ends_in_eos) const {
-  const double alpha = options_.length_penalty;
-  double length = static_cast<double>(new_tokens);
+void BeamItem::find_running(TopK& top_k) {
+  values_.clear();
+  for (const Candidate& c : candidates_) values_.push_back(c.score + (c.ends ? kAside : 0.0f));
+  next_.resize(num_beams_);
+  size_t beams = 0;
+  for (const TopK::Entry& entry : top_k.of(values_, static_cast<int64_t>(num_beams_))) {
+    const Candidate& c = candidates_[static_cast<size_t>(entry.index)];
+    if (!c.exists || c.ends) continue;
+    Hypothesis& kept = next_[beams++];
+    extend(c, kept);
+    kept.finished = false;
+    kept.score = c.score;
+  }
+  next_.resize(beams);
+}
+
+// An item always has a result, even where the only tokens left are impossible, or scores fall below all set aside.
+void BeamItem::keep_any() {
+  const auto best = std::find_if(candidates_.begin(), candidates_.end(), [](const Candidate& c) { return c.exists; });
+  const Candidate none{-INFINITY, 0, options_.eos, -INFINITY, true, true};
+  const Candidate& c = best != candidates_.end() ? *best : none;
+  Hypothesis& kept = finished_[0];
+  extend(c, kept);
+  kept.finished = true;
+  kept.score = normalized(c.score, new_tokens_, kept.stopped);
+}
+
+void BeamItem::extend(const Candidate& c, Hypothesis& out) const {
+  const Hypothesis& from = running_[static_cast<size_t>(c.row)];
+  out.tokens = from.tokens;
+  out.tokens.push_back(c.token);
+  out.logprobs = from.logprobs;
+  out.logprobs.push_back(c.logprob);
+  out.parent = c.row;
+  out.stopped = c.token == options_.eos;
+}
+
+float BeamItem::normalized(float score, int32_t new_tokens, bool ends_in_eos) const {
+  auto length = static_cast<double>(new_tokens);
   if (options_.length_penalty_form == LengthPenaltyForm::paper)
-    length = (5.0 + static_cast<double>(prompt_length_) + length - (ends_in_eos ? 1 : 0)) / 6.0;
-  return score / static_cast<float>(std::pow(length, alpha));
+    length = (5.0 + static_cast<double>(prompt_length_) + length - (ends_in_eos ? 1.0 : 0.0)) / 6.0;
+  const double norm = std::pow(length, options_.length_penalty);
+  return score / static_cast<float>(std::clamp<double>(norm, FLT_MIN, FLT_MAX));
 }
 
-void BeamItem::keep_finished(Hypothesis hypothesis) {
-  const auto place = std::upper_bound(finished_.begin(), finished_.end(), hypothesis.score,
-                                      [](float score, const Hypothesis& other) { return score > other.score; });
-  finished_.insert(place, std::move(hypothesis));
-  if (finished_.size() > static_cast<size_t>(options_.num_beams)) finished_.pop_back();
+bool BeamItem::finished(size_t count) const {
+  const auto n = std::count_if(finished_.begin(), finished_.end(), [](const Hypothesis& h) { return h.finished; });
+  return static_cast<size_t>(n) >= count;
 }
 
-void BeamItem::advance(const float* logits, int64_t row_stride, int32_t first_row) {
-  const std::vector<Candidate> candidates = best_candidates(logits, row_stride, first_row);
-  const auto beams = static_cast<size_t>(options_.num_beams);
-  const auto new_tokens = static_cast<int64_t>(running_[0].tokens.size() - prompt_length_) + 1;
-  const bool last_step = new_tokens >= options_.max_new_tokens;
-
-  std::vector<Hypothesis> next;
-  for (size_t i = 0; i < candidates.size(); ++i) {
-    const bool ends = candidates[i].token == options_.eos;
-    if (!ends && !last_step) {
-      if (next.size() < beams) next.push_back(extend(candidates[i]));
-    } else if (i < beams) {  // a finished candidate counts only among the best K
-      Hypothesis hypothesis = extend(candidates[i]);
-      hypothesis.score = normalized(hypothesis.score, new_tokens, ends);
-      keep_finished(std::move(hypothesis));
-    }
-  }
-  running_ = std::move(next);
-  const bool full = finished_.size() == beams;
-  done_ = running_.empty() || (full && (options_.early_stopping == EarlyStopping::yes || !can_improve(new_tokens)));
-}
-
-// Whether the best running beam could still beat the worst finished one, by transformers' estimate of its length.
-bool BeamItem::can_improve(int64_t new_tokens) const {
-  const bool longest = options_.early_stopping == EarlyStopping::never && options_.length_penalty > 0;
-  const int64_t length = longest ? options_.max_new_tokens : new_tokens;
+// Whether the best running beam could still beat the worst finished one, by transformers' guess at its final length.
+bool BeamItem::can_improve() const {
+  const bool at_full_length = options_.early_stopping == EarlyStopping::never && options_.length_penalty > 0;
+  const int32_t length = at_full_length ? options_.max_new_tokens : new_tokens_;
   return normalized(running_[0].score, length, false) > finished_.back().score;
 }
 
 void BeamItem::stop() {
   if (done_) return;
-  const auto new_tokens = static_cast<int64_t>(running_[0].tokens.size() - prompt_length_);
+  finished_.erase(std::remove_if(finished_.begin(), finished_.end(), [](const Hypothesis& h) { return !h.finished; }),
+                  finished_.end());
   for (Hypothesis& h : running_) {
-    if (new_tokens > 0) h.score = normalized(h.score, new_tokens, false);
-    keep_finished(std::move(h));
+    if (new_tokens_ > 0) h.score = normalized(h.score, new_tokens_, false);
+    h.finished = true;
+    finished_.push_back(std::move(h));
   }
+  std::stable_sort(finished_.begin(), finished_.end(),
+                   [](const Hypothesis& a, const Hypothesis& b) { return a.score > b.score; });
   running_.clear();
   done_ = true;
 }
@@ -118,10 +175,11 @@ std::vector<Result> BeamItem::results() const {
   std::vector<Result> out;
   for (const Hypothesis& h : finished_) {
     if (out.size() == static_cast<size_t>(options_.num_return_sequences)) break;
+    if (!h.finished) continue;
     Result r;
-    r.tokens.assign(h.tokens.begin() + static_cast<int64_t>(prompt_length_), h.tokens.end());
+    r.tokens.assign(h.tokens.begin() + static_cast<std::ptrdiff_t>(prompt_length_), h.tokens.end());
     r.logprobs = h.logprobs;
-    r.score = h.score;
+    r.score = static_cast<double>(h.score);
     r.reason = h.stopped ? FinishReason::stop : FinishReason::length;
     out.push_back(std::move(r));
   }

@@ -1,5 +1,6 @@
 #include "logits.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -20,11 +21,13 @@ V4 load(const float* p) {
   return v;
 }
 
-// exp(x) for x <= 0, relative error below 2e-7; 0 below -87.
+V4 max(V4 a, V4 b) { return b > a ? b : a; }
+
+// exp(x) for x <= 0; 0 below -87. x = n ln2 + r, |r| <= ln2 / 2, and a polynomial in r (Cephes expf).
 V4 exp_of_negative(V4 x) {
   const V4 floor = V4{} - 87.f;
-  const V4 t = x > floor ? x : floor;
-  const V4 shift = V4{} + 12582912.f;
+  const V4 t = x < floor ? floor : x;  // NaN stays
+  const V4 shift = V4{} + 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
   const V4 n = (t * 1.44269504f + shift) - shift;
   const V4 r = (t - n * 0.693359375f) + n * 2.12194440e-4f;
   V4 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -36,51 +39,65 @@ V4 exp_of_negative(V4 x) {
   const I4 exponent = (__builtin_convertvector(n, I4) + 127) << 23;
   V4 scale;
   std::memcpy(&scale, &exponent, sizeof scale);
-  return x > floor ? p * scale : V4{};
-}
-
-float largest(const float* x, int64_t n) {
-  V4 top = V4{} - INFINITY;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const V4 v = load(x + i);
-    top = v > top ? v : top;
-  }
-  float best = -INFINITY;
-  for (int j = 0; j < kLanes; ++j) best = top[j] > best ? top[j] : best;
-  for (; i < n; ++i) best = x[i] > best ? x[i] : best;
-  return best;
+  return x < floor ? V4{} : p * scale;
 }
 
 }  // namespace
 
-float log_sum_exp(const float* x, int64_t n, int64_t row) {
-  const float top = largest(x, n);
-  if (!std::isfinite(top)) throw Error("logits: row " + std::to_string(row) + " has no finite value");
-  double sum = 0;
+float largest(const float* x, int64_t n) {
+  V4 top[4];
+  for (V4& t : top) t = V4{} - INFINITY;
   int64_t i = 0;
-  while (i + kLanes <= n) {
-    constexpr int64_t kBlock = 512;  // float32 sums of this many terms, then double
-    const int64_t stop = i + kBlock < n ? i + kBlock : n;
-    V4 part = {};
-    V4 bad = {};
-    for (; i + kLanes <= stop; i += kLanes) {
-      const V4 v = load(x + i);
-      bad += v - v == V4{} ? V4{} : (v < V4{} ? V4{} : V4{} + 1.f);  // NaN or +inf; -inf may be a ban
-      part += exp_of_negative(v - top);
-    }
-    for (int j = 0; j < kLanes; ++j) sum += part[j] + (bad[j] > 0 ? static_cast<double>(NAN) : 0.0);
-  }
-  for (; i < n; ++i) sum += std::exp(static_cast<double>(x[i]) - top);
-  if (std::isnan(sum)) throw Error("logits: NaN in row " + std::to_string(row));
-  return top + static_cast<float>(std::log(sum));
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    for (int j = 0; j < 4; ++j) top[j] = max(top[j], load(x + i + j * kLanes));
+  const V4 all = max(max(top[0], top[1]), max(top[2], top[3]));
+  float best = -INFINITY;
+  for (int j = 0; j < kLanes; ++j) best = all[j] > best ? all[j] : best;
+  for (; i < n; ++i) best = x[i] > best ? x[i] : best;
+  return best;
 }
 
 int32_t argmax(const float* x, int64_t n) {
   const float top = largest(x, n);
-  for (int64_t i = 0; i < n; ++i)
-    if (x[i] == top) return static_cast<int32_t>(i);
-  return 0;
+  return static_cast<int32_t>(std::find(x, x + n - 1, top) - x);
+}
+
+double exp_sum(const float* x, int64_t n, float top, float* out) {
+  constexpr int64_t kBlock = 512;  // sums of so many terms in float32, then double
+  double sum = 0;
+  int64_t i = 0;
+  while (i + kLanes <= n) {
+    const int64_t stop = std::min(i + kBlock, n);
+    V4 part = {};
+    for (; i + kLanes <= stop; i += kLanes) {
+      const V4 e = exp_of_negative(load(x + i) - top);
+      if (out) std::memcpy(out + i, &e, sizeof e);
+      part += e;
+    }
+    for (int j = 0; j < kLanes; ++j) sum += static_cast<double>(part[j]);
+  }
+  for (; i < n; ++i) {
+    const float e = exp_of_negative(V4{} + (x[i] - top))[0];
+    if (out) out[i] = e;
+    sum += static_cast<double>(e);
+  }
+  return sum;
+}
+
+Normalizer normalizer(const float* x, int64_t n, int64_t row) {
+  const auto fail = [&](const char* what) {
+    throw Error(std::string("logits: ") + what + " in row " + std::to_string(row));
+  };
+  const float top = largest(x, n);
+  if (top == INFINITY) fail("+inf");
+  const double sum = top > -INFINITY ? exp_sum(x, n, top, nullptr) : static_cast<double>(NAN);
+  if (std::isnan(sum)) fail(std::any_of(x, x + n, [](float v) { return std::isnan(v); }) ? "NaN" : "nothing but -inf");
+  return {top, std::log(sum)};
+}
+
+void log_softmax(const float* x, int64_t n, const Normalizer& normalizer, float* out) {
+  const float top = normalizer.top, log_sum = static_cast<float>(normalizer.log_sum);
+  for (int64_t i = 0; i < n; ++i) out[i] = x[i] - top - log_sum;
 }
 
 }  // namespace gitfast::search

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "logits.h"
+
 namespace gitfast::search {
 namespace {
 
@@ -16,49 +18,72 @@ uint64_t mix(uint64_t x) {
 
 }  // namespace
 
-double uniform(uint64_t seed, uint64_t sample, uint64_t step) {
-  const uint64_t bits = mix(mix(mix(seed) ^ sample) ^ step);
+double uniform(uint64_t seed, const int32_t* prompt, size_t prompt_length, uint64_t sample, uint64_t step) {
+  uint64_t bits = mix(seed);
+  for (size_t i = 0; i < prompt_length; ++i) bits = mix(bits ^ static_cast<uint64_t>(prompt[i]));
+  bits = mix(mix(bits ^ sample) ^ step);
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }
 
-int32_t Sampler::draw(const float* scores, int32_t vocab_size, double u) {
-  candidates_.clear();
-  const float top = *std::max_element(scores, scores + vocab_size);
-  for (int32_t token = 0; token < vocab_size; ++token)
-    if (scores[token] > -INFINITY)
-      candidates_.push_back({token, std::exp((static_cast<double>(scores[token]) - top) / options_.temperature)});
-  const bool filtered = options_.top_k > 0 || options_.top_p < 1.0f || options_.min_p > 0.0f;
-  if (filtered)
-    std::stable_sort(candidates_.begin(), candidates_.end(),
-                     [](const Candidate& a, const Candidate& b) { return a.weight > b.weight; });
+Sampler::Sampler(const SearchOptions& options, int32_t vocab_size)
+    : options_(options), scores_(static_cast<size_t>(vocab_size)), weights_(static_cast<size_t>(vocab_size)) {}
 
-  size_t kept = candidates_.size();
-  if (options_.top_k > 0 && static_cast<size_t>(options_.top_k) < kept) {
-    const double least = candidates_[static_cast<size_t>(options_.top_k) - 1].weight;  // ties with it stay
-    while (kept > 0 && candidates_[kept - 1].weight < least) --kept;
-  }
+int32_t Sampler::draw(const float* scores, double u) {
+  const size_t n = scores_.size();
+  const auto temperature = static_cast<float>(options_.temperature);
+  const float top = largest(scores, static_cast<int64_t>(n));
+  for (size_t i = 0; i < n; ++i) scores_[i] = (scores[i] - top) / temperature;
+  exp_sum(scores_.data(), static_cast<int64_t>(n), 0.0f, weights_.data());
+
+  // A token is kept when its score reaches `least` and its weight min_p; the likeliest always is.
+  float least = options_.top_k > 0 ? least_of_top_k() : -INFINITY;
+  if (options_.top_p < 1.0) least = least_of_top_p(least);
+  const auto min_p = static_cast<float>(options_.min_p);
   double sum = 0;
-  for (size_t i = 0; i < kept; ++i) sum += candidates_[i].weight;
-  if (options_.top_p < 1.0f) {
-    // The smallest set whose probability reaches top_p: a token stays while those before it sum to less.
-    double before = 0;
-    size_t n = 0;
-    while (n < kept && (n == 0 || before < static_cast<double>(options_.top_p) * sum))
-      before += candidates_[n++].weight;
-    kept = n;
-    sum = before;
+  for (size_t i = 0; i < n; ++i) {
+    if (scores_[i] < least || weights_[i] < min_p) weights_[i] = 0;
+    sum += static_cast<double>(weights_[i]);
   }
-  if (options_.min_p > 0.0f) {
-    const double least = static_cast<double>(options_.min_p) * candidates_[0].weight;
-    while (kept > 1 && candidates_[kept - 1].weight < least) sum -= candidates_[--kept].weight;
-  }
-
   double left = u * sum;
-  for (size_t i = 0; i < kept; ++i) {
-    left -= candidates_[i].weight;
-    if (left < 0) return candidates_[i].token;
+  size_t chosen = 0;
+  for (size_t i = 0; i < n && left >= 0; ++i) {
+    if (weights_[i] == 0) continue;
+    left -= static_cast<double>(weights_[i]);
+    chosen = i;
   }
-  return candidates_[kept - 1].token;
+  return static_cast<int32_t>(chosen);
+}
+
+// The k-th largest score: equal ones are kept too.
+float Sampler::least_of_top_k() {
+  const auto k = std::min(static_cast<size_t>(options_.top_k), scores_.size());
+  return top_k_.of(scores_, static_cast<int64_t>(k)).back().value;
+}
+
+// The score of the last token needed for the likeliest to reach top_p of what scores `least` or more.
+float Sampler::least_of_top_p(float least) {
+  double sum = 0;
+  size_t count = 0;
+  for (size_t i = 0; i < scores_.size(); ++i) {
+    if (scores_[i] < least || weights_[i] == 0) continue;
+    sum += static_cast<double>(weights_[i]);
+    ++count;
+  }
+  // Even all together, tokens lighter than this are not needed.
+  const double light = (1.0 - options_.top_p) * sum / static_cast<double>(count);
+  sorted_.clear();
+  for (size_t i = 0; i < scores_.size(); ++i)
+    if (scores_[i] >= least && static_cast<double>(weights_[i]) >= light)
+      sorted_.push_back({scores_[i], static_cast<int64_t>(i)});
+  std::sort(sorted_.begin(), sorted_.end(),
+            [](const TopK::Entry& a, const TopK::Entry& b) { return a.value > b.value; });
+  double reached = 0;
+  for (const TopK::Entry& entry : sorted_) {
+    least = entry.value;
+    reached += static_cast<double>(weights_[static_cast<size_t>(entry.index)]);
+    if (reached >= options_.top_p * sum) break;
+  }
+  return least;
 }
 
 }  // namespace gitfast::search

@@ -1,32 +1,34 @@
 // Drawing a token from the scores, reproducibly.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "search.h"
+#include "top_k.h"
 
 namespace gitfast::search {
 
 // A number in [0, 1) that depends on its arguments alone: not on the batch, the threads or the calls before.
-double uniform(uint64_t seed, uint64_t sample, uint64_t step);
+double uniform(uint64_t seed, const int32_t* prompt, size_t prompt_length, uint64_t sample, uint64_t step);
 
+// Temperature, top-k, top-p and min-p, in transformers' order and with its rules.
 class Sampler {
  public:
-  explicit Sampler(const SearchOptions& options) : options_(options) {}
+  Sampler(const SearchOptions& options, int32_t vocab_size);
 
-  // Temperature, then top-k, top-p and min-p in transformers' order, then the token at quantile u of what is left.
-  int32_t draw(const float* scores, int32_t vocab_size, double u);
+  // The token at quantile u of those kept, in order of token id. Scores are logits, at least one of them finite.
+  int32_t draw(const float* scores, double u);
 
  private:
-  struct Candidate {
-    int32_t token;
-    double weight;  // exp(score / temperature - max)
-  };
+  float least_of_top_k();
+  float least_of_top_p(float least);
 
   const SearchOptions options_;
-  std::vector<Candidate> candidates_;
+  std::vector<float> scores_;   // less the largest, over the temperature
+  std::vector<float> weights_;  // exp(score)
+  std::vector<TopK::Entry> sorted_;
+  TopK top_k_;
 };
 
 }  // namespace gitfast::search

@@ -4,12 +4,21 @@
 // beams, num_return_sequences for samples; none once it is finished. Every engine runs the same loop:
 //
 //   Search search(options, prompts, vocab_size);
-//   rows = one per item, fed with its whole prompt        // search.next() is in this initial state
+//   rows = one per item, fed with its whole prompt        // search.items() is in this initial state
 //   while (!search.done()) {
 //     logits = decode(rows)                               // (search.num_rows(), V) float32, last position of each row
 //     search.advance(logits)
 //     // row r of the next step continues row parents()[r] of this one and is fed tokens()[r]
 //   }
+//
+// An item's results depend on its own prompt, its logits and the options alone: not on the other items, nor on where
+// in the batch it stands. Results are those of transformers 5 where it defines them; beyond that:
+//  - Sequences hold no padding.
+//  - Beams that cannot exist are dropped: where rules or a small vocabulary leave fewer than num_beams continuations,
+//    transformers goes on with copies of score -1e9. An item may so return fewer than num_return_sequences.
+//  - Where the rules leave no token at all, they give way: the constraint `allowed` alone holds, and without one the
+//    sequence ends with EOS.
+//  - Samples are drawn by counter from (seed, prompt, sample, step), by inversion in order of token id.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +29,13 @@
 
 namespace gitfast::search {
 
+using Tokens = std::vector<int32_t>;
+
 enum class EarlyStopping : uint8_t { no, yes, never };
+
+// What a finished beam's sum of log-probabilities is divided by.
+//   transformers: length ** length_penalty, length counting new tokens, EOS among them.
+//   paper: ((5 + length) / 6) ** length_penalty (Wu et al. 2016), length counting prompt and new tokens, without EOS.
 enum class LengthPenaltyForm : uint8_t { transformers, paper };
 
 // Same names and meanings as GenerationOptions in gitfast/engines/base.py.
@@ -29,54 +44,56 @@ struct SearchOptions {
   int32_t min_new_tokens = 0;
   int32_t num_beams = 1;
   int32_t num_return_sequences = 1;
-  float length_penalty = 1.0f;
+  double length_penalty = 1.0;
   LengthPenaltyForm length_penalty_form = LengthPenaltyForm::transformers;
   EarlyStopping early_stopping = EarlyStopping::no;
   bool do_sample = false;
-  float temperature = 1.0f;
+  double temperature = 1.0;
   int32_t top_k = 0;
-  float top_p = 1.0f;
-  float min_p = 0.0f;
+  double top_p = 1.0;
+  double min_p = 0.0;
   uint64_t seed = 0;
-  float repetition_penalty = 1.0f;
+  double repetition_penalty = 1.0;
   int32_t no_repeat_ngram_size = 0;
   bool ban_last_token = false;
-  std::vector<std::vector<int32_t>> bad_words;
-  std::vector<int32_t> suppress_tokens;
-  std::vector<int32_t> begin_suppress_tokens;
+  std::vector<Tokens> bad_words;
+  Tokens suppress_tokens;
+  Tokens begin_suppress_tokens;
   std::optional<int32_t> forced_bos;
   std::optional<int32_t> forced_eos;
-  std::vector<std::vector<int32_t>> allowed;  // continuations allowed after the prompt; empty: any
+  std::vector<Tokens> allowed;  // continuations allowed after the prompt, with or without EOS; none given: any
   int32_t eos = 102;
 };
 
 enum class FinishReason : uint8_t { stop, length };
 
 struct Result {
-  std::vector<int32_t> tokens;  // new tokens, EOS included when it was produced
+  Tokens tokens;                // new tokens, EOS included when it was produced
   std::vector<float> logprobs;  // log-softmax of the raw logits at each token
-  double score = 0;             // sum of log-probabilities; beams: over the length penalty
+  double score = 0;             // sum of log-probabilities; beams: of the processed ones, over the length penalty
   FinishReason reason = FinishReason::length;
 };
 
 class Search {
  public:
   // Throws Error naming the option that cannot be. `prompts[i]` are the ids item i starts from (never empty).
-  Search(const SearchOptions& options, std::vector<std::vector<int32_t>> prompts, int32_t vocab_size);
+  Search(const SearchOptions& options, std::vector<Tokens> prompts, int32_t vocab_size);
   ~Search();
   Search(Search&&) noexcept;
   Search& operator=(Search&&) noexcept;
 
   bool done() const;
   int32_t vocab_size() const;
-  int32_t num_rows() const;                               // rows of the step whose logits `advance` expects
-  void advance(const float* logits, int64_t row_stride);  // (num_rows(), V)
-  const std::vector<int32_t>& tokens() const;             // per next row: the token it is fed
-  const std::vector<int32_t>& parents() const;            // per next row: the row of the last step that it continues
-  const std::vector<int32_t>& items() const;              // per next row: the item it belongs to
+  int32_t num_rows() const;  // rows of the step whose logits `advance` expects
+  // Logits (num_rows(), V), rows `row_stride` floats apart. Values of -inf are probabilities of zero; NaN, +inf, or
+  // nothing but -inf throws Error naming the row, and leaves the search as it was.
+  void advance(const float* logits, int64_t row_stride);
+  const Tokens& tokens() const;                 // per next row: the token it is fed
+  const std::vector<int32_t>& parents() const;  // per next row: the row of the last step that it continues
+  const std::vector<int32_t>& items() const;    // per next row: the item it belongs to
 
   void stop();                                       // ends every item as it stands (FinishReason::length)
-  std::vector<std::vector<Result>> results() const;  // per item, best first
+  std::vector<std::vector<Result>> results() const;  // per item, best first (samples: in order of drawing)
 
  private:
   struct Impl;

@@ -9,26 +9,27 @@ bool before(const std::pair<int32_t, int32_t>& child, int32_t token) { return ch
 
 }  // namespace
 
-Trie::Trie(const std::vector<std::vector<int32_t>>& sequences) : nodes_(1) {
-  for (const std::vector<int32_t>& sequence : sequences) {
+Trie::Trie(const std::vector<Tokens>& continuations, int32_t eos) : nodes_(1) {
+  for (const Tokens& continuation : continuations) {
     int32_t node = kRoot;
-    for (int32_t token : sequence) {
-      int32_t child = next(node, token);
-      if (child == kNone) {
-        child = static_cast<int32_t>(nodes_.size());
-        nodes_.emplace_back();
-        auto& children = nodes_[static_cast<size_t>(node)].children;
-        children.insert(std::lower_bound(children.begin(), children.end(), token, before), {token, child});
-      }
-      node = child;
-    }
-    nodes_[static_cast<size_t>(node)].terminal = true;
+    for (int32_t token : continuation)
+      if (token != eos) node = add(node, token);
+    add(node, eos);
   }
 }
 
+int32_t Trie::add(int32_t node, int32_t token) {
+  const int32_t known = next(node, token);
+  if (known != kNone) return known;
+  const auto child = static_cast<int32_t>(nodes_.size());
+  nodes_.emplace_back();
+  Children& children = nodes_[static_cast<size_t>(node)];
+  children.insert(std::lower_bound(children.begin(), children.end(), token, before), {token, child});
+  return child;
+}
+
 int32_t Trie::next(int32_t node, int32_t token) const {
-  if (node == kNone) return kNone;
-  const auto& children = at(node).children;
+  const Children& children = nodes_[static_cast<size_t>(node)];
   const auto found = std::lower_bound(children.begin(), children.end(), token, before);
   return found != children.end() && found->first == token ? found->second : kNone;
 }

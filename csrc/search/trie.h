@@ -1,4 +1,7 @@
 // The token sequences a constrained generation may produce, as a prefix tree.
+//
+// Every continuation ends in a leaf of its own under the end-of-sequence token, so one that begins another is told
+// from it, the empty one is a leaf under the root, and duplicates share their leaf.
 #pragma once
 
 #include <cstddef>
@@ -6,32 +9,29 @@
 #include <utility>
 #include <vector>
 
+#include "search.h"
+
 namespace gitfast::search {
 
 class Trie {
  public:
   static constexpr int32_t kRoot = 0;
   static constexpr int32_t kNone = -1;
+  using Children = std::vector<std::pair<int32_t, int32_t>>;  // (token, node), ascending by token
 
-  Trie() : nodes_(1) {}
-  explicit Trie(const std::vector<std::vector<int32_t>>& sequences);
+  // A continuation may hold EOS as its last token, or not.
+  Trie(const std::vector<Tokens>& continuations, int32_t eos);
 
-  bool empty() const { return nodes_.size() == 1 && !nodes_[0].terminal; }
+  // No continuation at all, not even an empty one.
+  bool empty() const { return nodes_.size() == 1; }
   // The node after `token`, or kNone.
   int32_t next(int32_t node, int32_t token) const;
-  // (token, node), ascending by token.
-  const std::vector<std::pair<int32_t, int32_t>>& children(int32_t node) const { return at(node).children; }
-  // A sequence ends here: the end-of-sequence token may follow.
-  bool terminal(int32_t node) const { return at(node).terminal; }
+  const Children& children(int32_t node) const { return nodes_[static_cast<size_t>(node)]; }
 
  private:
-  struct Node {
-    std::vector<std::pair<int32_t, int32_t>> children;
-    bool terminal = false;
-  };
-  const Node& at(int32_t node) const { return nodes_[static_cast<size_t>(node)]; }
+  int32_t add(int32_t node, int32_t token);
 
-  std::vector<Node> nodes_;
+  std::vector<Children> nodes_;
 };
 
 }  // namespace gitfast::search
