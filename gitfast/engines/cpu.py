@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from gitfast._C import Prefix as CpuPrefix
 from gitfast.config import GitConfig
 from gitfast.engines.base import EngineStats, Generation, GenerationOptions, ImagePrefix, TokenCallback
 from gitfast.errors import CheckpointError
+from gitfast.search import generations, native_options
 
 
 class CpuEngine:
@@ -98,18 +98,8 @@ class CpuEngine:
         Raises:
             ValueError: an argument or option that cannot be; the message names it.
         """
-        values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-        values["eos_token_id"] = self.config.eos_token_id
-        if options.seed is None:
-            values["seed"] = secrets.randbits(63)
-        rows = self._native.generate(prefixes, prompts, values, on_token)
-        return [
-            [
-                Generation(token_ids=ids, token_logprobs=logprobs, score=score, finish_reason=reason)
-                for ids, logprobs, score, reason in row
-            ]
-            for row in rows
-        ]
+        values = native_options(options, self.config.eos_token_id)
+        return generations(self._native.generate(prefixes, prompts, values, on_token))
 
     def score(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""

@@ -1,40 +1,96 @@
-"""Greedy search over made-up logits."""
+"""Greedy search, and the loop that runs any step function."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from language import EOS, Language, transformers_generate
 
-from gitfast import _C
-
-EOS = 3
-
-
-def run(options, prompts, table, vocab_size):
-    """Logits that depend on the last token alone: ``table`` (V, V)."""
-    search = _C.Search({"eos_token_id": EOS, **options}, prompts, vocab_size)
-    last = [p[-1] for p in prompts]
-    while not search.done:
-        search.advance(np.ascontiguousarray(table[last]))
-        last = search.tokens
-    return search.results()
+from gitfast.engines.base import GenerationOptions
+from gitfast.search import generate_with
 
 
-def test_greedy_follows_the_largest_logit_until_eos():
-    table = np.full((5, 5), -5.0, np.float32)
-    table[0, 1] = table[1, 2] = table[2, EOS] = table[4, 4] = 5.0
-    (stopped,), (cut,) = run({"max_new_tokens": 4}, [[0], [4]], table, 5)
-    assert stopped[0] == [1, 2, EOS]
-    assert stopped[3] == "stop"
-    assert cut[0] == [4, 4, 4, 4]
-    assert cut[3] == "length"
-    log_probs = table[0] - np.log(np.exp(table[0].astype(float)).sum())
-    assert stopped[1] == pytest.approx([log_probs[1]] * 3, abs=1e-6)
-    assert stopped[2] == pytest.approx(3 * log_probs[1], abs=1e-6)
+def chain(*pairs, vocab_size=6) -> np.ndarray:
+    """Logits (V, V) that lead from one token to the next."""
+    table = np.zeros((vocab_size, vocab_size), np.float32)
+    for before, after in pairs:
+        table[before, after] = 5.0
+    return table
 
 
-def test_min_new_tokens_holds_eos_back():
-    table = np.zeros((5, 5), np.float32)
-    table[:, EOS], table[:, 1] = 5.0, 1.0
-    tokens, _, _, reason = run({"max_new_tokens": 6, "min_new_tokens": 3}, [[0]], table, 5)[0][0]
-    assert (tokens, reason) == ([1, 1, 1, EOS], "stop")
+def follow(table):
+    return lambda ids, parents, items: table[[row[-1] for row in ids]]
+
+
+def run(table, prompts, on_token=None, **options):
+    step = follow(table)
+    return generate_with(
+        step, prompts, GenerationOptions(**options), vocab_size=len(table), eos_token_id=EOS, on_token=on_token
+    )
+
+
+@pytest.mark.parametrize("eos_bias", [0.0, 2.0])
+@pytest.mark.parametrize("length", [1, 4])
+def test_equals_transformers(eos_bias, length):
+    for seed in range(20):
+        vocab_size = [12, 300][seed % 2]
+        language = Language.random(seed, vocab_size, eos_bias=eos_bias)
+        prompts = np.random.default_rng(seed).integers(3, vocab_size, (3, length)).tolist()
+        expected = transformers_generate(language, prompts, do_sample=False, max_new_tokens=8)
+        found = language.generate(GenerationOptions(max_new_tokens=8), prompts)
+        assert [[g.token_ids for g in item] for item in found] == [other.token_ids for other in expected]
+        for prompt, (g,) in zip(prompts, found, strict=True):
+            assert g.score == pytest.approx(language.score(prompt, g.token_ids), abs=1e-5)
+            assert g.score == pytest.approx(sum(g.token_logprobs), abs=1e-12)
+
+
+def test_rows_end_one_by_one():
+    """A row that ended takes no part in later steps, and the others go on as they would alone."""
+    table = chain((0, 1), (1, EOS), (4, 4), (5, 0))
+    rows = []
+
+    def step(ids, parents, items):
+        rows.append((ids, parents, items))
+        return follow(table)(ids, parents, items)
+
+    found = generate_with(step, [[0], [4], [3, 5]], GenerationOptions(max_new_tokens=4), vocab_size=6, eos_token_id=EOS)
+    assert [g.token_ids for (g,) in found] == [[1, EOS], [4, 4, 4, 4], [0, 1, EOS]]
+    assert [g.finish_reason for (g,) in found] == ["stop", "length", "stop"]
+    assert rows == [
+        ([[0], [4], [3, 5]], None, [0, 1, 2]),
+        ([[1], [4], [0]], [0, 1, 2], [0, 1, 2]),
+        ([[4], [1]], [1, 2], [1, 2]),
+        ([[4]], [0], [1]),
+    ]
+
+
+def test_end_at_the_last_step_is_a_stop():
+    ((g,),) = run(chain((0, 1), (1, EOS)), [[0]], max_new_tokens=2)
+    assert (g.token_ids, g.finish_reason) == ([1, EOS], "stop")
+
+
+def test_callback_sees_every_token_and_may_stop():
+    table = chain((0, 1), (1, EOS), (4, 4))
+    seen = []
+    run(table, [[0], [4]], lambda item, tokens: seen.append((item, tokens)), max_new_tokens=3)
+    assert seen == [(0, [1]), (1, [4]), (0, [EOS]), (1, [4]), (1, [4])]
+
+    calls = []
+
+    def stop_at_the_third(item, tokens):
+        calls.append(item)
+        return len(calls) != 3
+
+    found = run(table, [[0], [4]], stop_at_the_third, max_new_tokens=9)
+    assert calls == [0, 1, 0, 1], "every row of the step is reported"
+    assert [g.token_ids for (g,) in found] == [[1, EOS], [4, 4]]
+    assert [g.finish_reason for (g,) in found] == ["stop", "length"]
+
+
+def test_callback_needs_tokens_that_are_final():
+    with pytest.raises(ValueError, match="on_token: expected num_beams and num_return_sequences 1"):
+        run(chain(), [[0]], lambda *_: None, num_beams=2)
+
+
+def test_no_prompts():
+    assert run(chain(), []) == []
