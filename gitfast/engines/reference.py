@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from gitfast.config import GitConfig, GitVisionConfig
 from gitfast.engines.base import Generation, GenerationOptions, TokenCallback
-from gitfast.errors import CheckpointError, EngineError
+from gitfast.errors import CheckpointError
+from gitfast.search import generate_with
 
 # Keys and values of one decoder layer, each (rows, H, tokens, head_dim).
 KeysValues = tuple[Tensor, Tensor]
@@ -391,13 +392,24 @@ class ReferenceEngine:
         options: GenerationOptions,
         on_token: TokenCallback | None = None,
     ) -> list[list[Generation]]:
-        """Row r continues ``prompts[r]`` on ``prefixes[r]``; rows run one at a time, so none depends on another."""
+        """Row r continues ``prompts[r]`` on ``prefixes[r]``; rows run one at a time, so none depends on another.
+
+        Raises:
+            ValueError: an option or prompt that cannot be; the message names it.
+        """
         if len(prefixes) != len(prompts):
             raise ValueError(f"prompts: expected one per prefix ({len(prefixes)}), got {len(prompts)}")
-        return [
-            self._greedy(row, prefix, prompt, options, on_token)
-            for row, (prefix, prompt) in enumerate(zip(prefixes, prompts, strict=True))
-        ]
+        caches: list[list[KeysValues]] = []  # of the rows of the last step; never written to, so beams may share one
+
+        def step(ids: Sequence[Sequence[int]], parents: Sequence[int] | None, items: Sequence[int]) -> Tensor:
+            nonlocal caches
+            past = [None] * len(ids) if parents is None else [caches[parent] for parent in parents]
+            outputs = [self._text_rows(prefixes[i], row, cache) for i, row, cache in zip(items, ids, past, strict=True)]
+            caches = [output.cache for output in outputs]
+            return torch.stack([output.logits[0, -1] for output in outputs]).float().cpu()
+
+        vocab_size, eos = self.config.vocab_size, self.config.eos_token_id
+        return generate_with(step, prompts, options, vocab_size=vocab_size, eos_token_id=eos, on_token=on_token)
 
     @torch.inference_mode()
     def score(self, prefixes: Sequence[ReferencePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -426,32 +438,6 @@ class ReferenceEngine:
         rows = torch.as_tensor(ids, device=self._device)[None]
         mask = rows.new_ones(1, past + len(ids))
         return self.model(rows, prefix=layers, cache=cache, attention_mask=mask, position_ids=positions)
-
-    def _greedy(
-        self,
-        row: int,
-        prefix: ReferencePrefix | None,
-        prompt: Sequence[int],
-        options: GenerationOptions,
-        on_token: TokenCallback | None,
-    ) -> list[Generation]:
-        if options.num_beams != 1 or options.num_return_sequences != 1 or options.do_sample:
-            raise EngineError("reference engine: only greedy search is available")
-        tokens, logprobs, cache, ids = [], [], None, prompt
-        while len(tokens) < options.max_new_tokens:
-            output = self._text_rows(prefix, ids, cache)
-            cache, log_probs = output.cache, _log_probs(output.logits[0, -1])
-            choices = log_probs.clone()
-            if len(tokens) < options.min_new_tokens:
-                choices[self.config.eos_token_id] = -torch.inf
-            token = int(choices.argmax())
-            tokens.append(token)
-            logprobs.append(float(log_probs[token]))
-            ids = [token]
-            if (on_token is not None and on_token(row, [token]) is False) or token == self.config.eos_token_id:
-                break
-        reason = "stop" if tokens and tokens[-1] == self.config.eos_token_id else "length"
-        return [Generation(token_ids=tokens, token_logprobs=logprobs, score=sum(logprobs), finish_reason=reason)]
 
 
 def _log_probs(logits: Tensor) -> Tensor:
