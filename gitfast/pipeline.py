@@ -49,7 +49,7 @@ def encode(
         for i, value in enumerate(pixels, start):
             if isinstance(value, GitfastError) and batching.on_error == "raise":
                 raise value if len(sources) == 1 else type(value)(f"{argument}[{i}]: {value}") from None
-        yield _encode_arrays(engine, pixels)
+        yield _encode_arrays(engine, pixels, interpolate_positions=processor.image_processor.crop_size is None)
 
 
 def generate(
@@ -102,7 +102,7 @@ def make_result(processor: Processor, generations: Sequence[Generation], shown: 
 
 
 def _encode_arrays(
-    engine: Engine, pixels: Sequence[np.ndarray | ImagePrefix | GitfastError]
+    engine: Engine, pixels: Sequence[np.ndarray | ImagePrefix | GitfastError], *, interpolate_positions: bool
 ) -> list[ImagePrefix | GitfastError]:
     """Encodes what is an array, those of one shape together; the rest stays."""
     encoded = {i: value for i, value in enumerate(pixels) if not isinstance(value, np.ndarray)}
@@ -111,7 +111,7 @@ def _encode_arrays(
         if isinstance(value, np.ndarray):
             by_shape.setdefault(value.shape, []).append((i, value))
     for group in by_shape.values():
-        prefixes = engine.encode(np.stack([value for _, value in group]))
+        prefixes = engine.encode(np.stack([value for _, value in group]), interpolate_positions=interpolate_positions)
         encoded.update(zip((i for i, _ in group), prefixes, strict=True))
     return [encoded[i] for i in range(len(pixels))]
 

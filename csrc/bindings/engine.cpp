@@ -104,11 +104,12 @@ void poll_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-PixelBatch pixel_batch(const Array& pixels) {
+PixelBatch pixel_batch(const Array& pixels, bool interpolate_positions) {
   pixels.floats().contiguous();
   const TensorView& t = pixels.view();
   Dim B("B"), T("T"), C(3), H("H"), W("W");
   PixelBatch p;
+  p.interpolate_positions = interpolate_positions;
   if (t.ndim != 4 && t.ndim != 5)
     throw Error("pixel_values: expected (B, 3, H, W) or (B, T, 3, H, W), got " + std::to_string(t.ndim) +
                 " dimensions");
@@ -145,9 +146,9 @@ py::tuple keys_values(const Prefix& p, int64_t layer) {
   return py::make_tuple(k, v);
 }
 
-py::list encode(const Engine& engine, const py::object& pixel_values) {
+py::list encode(const Engine& engine, const py::object& pixel_values, bool interpolate_positions) {
   const Array pixels(pixel_values, "pixel_values");
-  const PixelBatch batch = pixel_batch(pixels);
+  const PixelBatch batch = pixel_batch(pixels, interpolate_positions);
   std::vector<PrefixPtr> prefixes;
   {
     py::gil_scoped_release release;
@@ -216,9 +217,9 @@ py::list logits(const Engine& engine, const py::object& prefixes, const py::obje
   return out;
 }
 
-py::array features(const Engine& engine, const py::object& pixel_values) {
+py::array features(const Engine& engine, const py::object& pixel_values, bool interpolate_positions) {
   const Array pixels(pixel_values, "pixel_values");
-  const PixelBatch batch = pixel_batch(pixels);
+  const PixelBatch batch = pixel_batch(pixels, interpolate_positions);
   cpu::Buffer out;
   {
     py::gil_scoped_release release;
@@ -251,8 +252,8 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("num_threads", &Engine::num_threads)
       .def_property_readonly("nbytes", &Engine::bytes)
       .def_property_readonly("stats", stats)
-      .def("encode", encode, arg("pixel_values"))
-      .def("features", features, arg("pixel_values"))
+      .def("encode", encode, arg("pixel_values"), arg("interpolate_positions") = false)
+      .def("features", features, arg("pixel_values"), arg("interpolate_positions") = false)
       .def("generate", generate, arg("prefixes"), arg("prompts"), arg("options"), arg("on_token") = py::none())
       .def("score", score, arg("prefixes"), arg("sequences"))
       .def("logits", logits, arg("prefixes"), arg("sequences"));

@@ -145,9 +145,13 @@ Engine::Engine(const ModelConfig& config, const WeightSource& source, int num_th
 void Engine::check_pixels(const PixelBatch& p) const {
   const int64_t size = config_.vision.image_size;
   if (p.images < 1 || p.frames < 1) throw Error("pixel_values: expected at least one image and one frame");
-  if (p.height != size || p.width != size)
+  const std::string got = std::to_string(p.height) + "x" + std::to_string(p.width);
+  if (!p.interpolate_positions && (p.height != size || p.width != size))
     throw Error("pixel_values: expected images of " + std::to_string(size) + "x" + std::to_string(size) + ", got " +
-                std::to_string(p.height) + "x" + std::to_string(p.width));
+                got + "; interpolate_positions takes other sizes");
+  if (std::min(p.height, p.width) < config_.vision.patch_size)
+    throw Error("pixel_values: expected images of at least one patch, " + std::to_string(config_.vision.patch_size) +
+                " pixels, got " + got);
   if (p.temporal && config_.num_frames == 0)
     throw Error("pixel_values: expected (B, 3, H, W), got a clip (B, T, 3, H, W); the checkpoint is not a video model");
   if (p.temporal && p.frames > config_.num_frames)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "positions.h"
 #include "prefix.h"
 #include "self_attention.h"
 
@@ -38,7 +39,11 @@ Buffer gather_patches(const Compute& compute, const PixelBatch& in, Grid grid, i
 Buffer embed(const Compute& compute, const VisionConfig& config, const VisionWeights& w, const PixelBatch& in) {
   const Grid grid{in.height / config.patch_size, in.width / config.patch_size};
   const int64_t d = config.hidden_size, patches = grid.patches(), k = w.patch.view.k;
-  const float* positions = w.positions.floats();  // (1 + patches, Dv): the grid is the trained one
+  const int64_t side = config.grid_size();
+  const bool trained = grid.rows == side && grid.columns == side;
+  const Buffer resized =
+      trained ? Buffer() : interpolate_positions(w.positions.floats(), side, d, grid.rows, grid.columns);
+  const float* positions = trained ? w.positions.floats() : resized.floats();  // (1 + patches, Dv)
   const Buffer rows = gather_patches(compute, in, grid, config.patch_size);
   Buffer x = float_buffer(in.num_frames() * (1 + patches) * d);
   for (int64_t f = 0; f < in.num_frames(); ++f) {

@@ -13,7 +13,8 @@ struct PixelBatch {
   int64_t frames = 1;
   int64_t height = 0;
   int64_t width = 0;
-  bool temporal = false;  // clips get the embedding of each frame's time; a single image gets none
+  bool interpolate_positions = false;  // take sizes other than the model's
+  bool temporal = false;               // clips get the embedding of each frame's time; a single image gets none
 
   int64_t num_frames() const { return images * frames; }
   int64_t image_floats() const { return frames * 3 * height * width; }

@@ -83,8 +83,12 @@ class Engine(Protocol):
 
     name: str
 
-    def encode(self, pixel_values: np.ndarray) -> Sequence[ImagePrefix]:
-        """Images (B, 3, H, W) or clips (B, T, 3, H, W), float32, normalised -> one prefix per image or clip."""
+    def encode(self, pixel_values: np.ndarray, *, interpolate_positions: bool = False) -> Sequence[ImagePrefix]:
+        """Images (B, 3, H, W) or clips (B, T, 3, H, W), float32, normalised -> one prefix per image or clip.
+
+        H and W are the model's image_size; with ``interpolate_positions`` any size of at least a patch, rectangles
+        too: the position embeddings are resized (bicubic), as the original does for question answering.
+        """
         ...
 
     def generate(

@@ -64,13 +64,15 @@ class CachingEngine:
             self._prefixes.clear()
             self._nbytes = 0
 
-    def encode(self, pixel_values: np.ndarray) -> Sequence[ImagePrefix]:
+    def encode(self, pixel_values: np.ndarray, *, interpolate_positions: bool = False) -> Sequence[ImagePrefix]:
         """As ``Engine.encode``, of those images only that are not in the cache; equal ones of a batch once."""
         keys = [_digest(pixels) for pixels in pixel_values]
         found = {key: prefix for key in keys if (prefix := self._get(key)) is not None}
         missing = {key: i for i, key in enumerate(keys) if key not in found}
         if missing:
-            for key, prefix in zip(missing, self.engine.encode(pixel_values[list(missing.values())]), strict=True):
+            rows = pixel_values[list(missing.values())]
+            encoded = self.engine.encode(rows, interpolate_positions=interpolate_positions)
+            for key, prefix in zip(missing, encoded, strict=True):
                 found[key] = prefix
                 self._put(key, prefix)
         return [found[key] for key in keys]

@@ -72,19 +72,19 @@ class CpuEngine:
             decode_steps=counts["decode_steps"],
         )
 
-    def encode(self, pixel_values: np.ndarray) -> list[CpuPrefix]:
+    def encode(self, pixel_values: np.ndarray, *, interpolate_positions: bool = False) -> list[CpuPrefix]:
         """Images (B, 3, H, W) or clips (B, T, 3, H, W), float32, normalised -> one prefix per image or clip.
 
-        A single image on a video model gets no temporal embedding.
+        A single image on a video model gets no temporal embedding. ``interpolate_positions``: see ``Engine.encode``.
 
         Raises:
             ValueError: dtype, layout, size or number of frames do not suit the model.
         """
-        return self._native.encode(pixel_values)
+        return self._native.encode(pixel_values, interpolate_positions)
 
-    def features(self, pixel_values: np.ndarray) -> np.ndarray:
+    def features(self, pixel_values: np.ndarray, *, interpolate_positions: bool = False) -> np.ndarray:
         """Vision features of all frames, (B, T * N, vision width), float32: what the projection reads."""
-        return self._native.features(pixel_values)
+        return self._native.features(pixel_values, interpolate_positions)
 
     def generate(
         self,

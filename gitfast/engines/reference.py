@@ -61,6 +61,8 @@ class VisionEmbeddings(nn.Module):
         expected = (self.config.image_size, self.config.image_size)
         if tuple(pixels.shape[-2:]) != expected and not interpolate_positions:
             raise ValueError(f"pixel_values: expected images of {expected}, got {tuple(pixels.shape[-2:])}")
+        if min(pixels.shape[-2:]) < self.config.patch_size:
+            raise ValueError(f"pixel_values: expected images of at least one patch, got {tuple(pixels.shape[-2:])}")
         grid = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype))  # (B, D, rows, columns)
         patches = grid.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
@@ -378,10 +380,10 @@ class ReferenceEngine:
         return cls(model.to(device=device, dtype=dtype))
 
     @torch.inference_mode()
-    def encode(self, pixel_values: np.ndarray) -> list[ReferencePrefix]:
+    def encode(self, pixel_values: np.ndarray, *, interpolate_positions: bool = False) -> list[ReferencePrefix]:
         """Images (B, 3, H, W) or clips (B, T, 3, H, W), normalised -> one prefix per image or clip."""
         pixels = torch.as_tensor(np.ascontiguousarray(pixel_values), device=self._device)
-        layers = self.model.prefix(self.model.image_tokens(pixels))
+        layers = self.model.prefix(self.model.image_tokens(pixels, interpolate_positions))
         return [ReferencePrefix([(k[b], v[b]) for k, v in layers]) for b in range(len(pixels))]
 
     @torch.inference_mode()
