@@ -24,7 +24,9 @@ _COPIED = (
 )
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: str | Path, dtype: str = "float32") -> Path:
+def save_checkpoint(
+    checkpoint: Checkpoint, folder: str | Path, dtype: str = "float32", *, processor_files: bool = True
+) -> Path:
     """Write config.json, model.safetensors, and the tokenizer and preprocessor files that the checkpoint came with.
 
     Tensors have the names transformers 5 gives them. Without preprocessor files the settings of the configuration are
@@ -33,6 +35,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path, dtype: str = "fl
     Args:
         folder: Made when it is not there. It must not hold a model yet.
         dtype: Of the tensors: "float32", "float16" or "bfloat16", rounded to nearest even.
+        processor_files: False writes config.json and model.safetensors only.
 
     Raises:
         CheckpointError: the folder holds a model; a tensor cannot be represented in ``dtype``.
@@ -58,6 +61,12 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path, dtype: str = "fl
 
     config = {"architectures": ["GitForCausalLM"], **checkpoint.config.to_dict(), "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if processor_files:
+        _write_processor_files(checkpoint, folder)
+    return folder
+
+
+def _write_processor_files(checkpoint: Checkpoint, folder: Path) -> None:
     for name in _COPIED:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, folder / name)
@@ -65,8 +74,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path, dtype: str = "fl
         settings = ImageProcessor.for_config(checkpoint.config).to_dict()
         (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     if not ((folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()):
-        warnings.warn(f"{checkpoint.folder}: no tokenizer; add BERT's vocab.txt to {folder}", stacklevel=2)
-    return folder
+        warnings.warn(f"{checkpoint.folder}: no tokenizer; add BERT's vocab.txt to {folder}", stacklevel=3)
 
 
 def _convert(name: str, values: np.ndarray, dtype: str) -> np.ndarray:

@@ -11,7 +11,7 @@ H heads, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +29,15 @@ KeysValues = tuple[Tensor, Tensor]
 
 def attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v for q (R, H, L, d), k and v (R, H, S, d); ``allowed`` is bool (R, 1, L, S)."""
+    return attention_weights(q, k, allowed).to(v.dtype) @ v
+
+
+def attention_weights(q: Tensor, k: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)), (R, H, L, S), float32 or wider; arguments as in ``attention``."""
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if allowed is not None:
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    return weights.to(v.dtype) @ v
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -153,8 +157,12 @@ class DecoderLayer(nn.Module):
         projections = self.attention["self"]
         return split_heads(projections["key"](x), self.num_heads), split_heads(projections["value"](x), self.num_heads)
 
+    def queries(self, x: Tensor) -> Tensor:
+        """Queries of rows x (R, L, D), (R, H, L, head_dim)."""
+        return split_heads(self.attention["self"]["query"](x), self.num_heads)
+
     def forward(self, x: Tensor, keys_values: KeysValues, allowed: Tensor | None = None) -> Tensor:
-        q = split_heads(self.attention["self"]["query"](x), self.num_heads)
+        q = self.queries(x)
         tail = self.attention["output"]
         x = tail["LayerNorm"](tail["dense"](merge_heads(attention(q, *keys_values, allowed))) + x)
         y = F.gelu(self.intermediate["dense"](x))
@@ -245,7 +253,11 @@ class GitModel(nn.Module):
             x = layer(x, keys_values)
         return self.output(x)
 
-    def forward(
+    def forward(self, *arguments: Any, **options: Any) -> GitOutput:
+        """``decode``."""
+        return self.decode(*arguments, **options)
+
+    def decode(
         self,
         input_ids: Tensor,
         pixel_values: Tensor | None = None,
@@ -279,7 +291,7 @@ class GitModel(nn.Module):
             new_cache.append(text)
             x = layer(x, _concatenate(prefix[i] if prefix else None, text), allowed)
         logits = self.output(x)
-        loss = None if labels is None else _next_token_loss(logits, labels)
+        loss = None if labels is None else next_token_loss(logits, labels)
         return GitOutput(logits, loss, new_cache)
 
 
@@ -306,13 +318,14 @@ def _concatenate(before: KeysValues | None, after: KeysValues) -> KeysValues:
     return keys, values
 
 
-def _next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of logits (R, L, V) for the label after each, labels (R, L); -100 is ignored."""
     logits = logits[:, :-1].flatten(0, 1)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100)
 
 
-def load_weights(model: GitModel, weights: Mapping[str, np.ndarray | Tensor]) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray | Tensor]) -> None:
     """Copy a checkpoint's tensors into ``model``; both spellings of the temporal embedding are read.
 
     Raises:
@@ -439,7 +452,7 @@ class ReferenceEngine:
         positions = torch.arange(past, past + len(ids), device=self._device)[None]
         rows = torch.as_tensor(ids, device=self._device)[None]
         mask = rows.new_ones(1, past + len(ids))
-        return self.model(rows, prefix=layers, cache=cache, attention_mask=mask, position_ids=positions)
+        return self.model.decode(rows, prefix=layers, cache=cache, attention_mask=mask, position_ids=positions)
 
 
 def _log_probs(logits: Tensor) -> Tensor:

@@ -1,0 +1,82 @@
+"""What the transformers-shaped classes return: fields by name, by key and by index, those that are None left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gitfast.engines.reference import KeysValues
+
+
+class Cache(list[KeysValues]):
+    """Keys and values of every decoder layer, each (R, H, image tokens + text tokens, head_dim)."""
+
+    def __init__(self, layers: list[KeysValues], image_tokens: int) -> None:
+        super().__init__(layers)
+        self.image_tokens = image_tokens
+
+    def get_seq_length(self) -> int:
+        """Tokens held, those of the image included."""
+        return self[0][0].shape[2] if self else 0
+
+
+class Output:
+    """Base of the output classes."""
+
+    def keys(self) -> tuple[str, ...]:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return tuple(f.name for f in fields if getattr(self, f.name) is not None)
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.keys())
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in self.keys():
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys()
+
+
+@dataclass
+class ModelOutput(Output):
+    """Of ``GitModel`` and ``GitVisionModel``. S is P image tokens and L text tokens, or the tokens of an image."""
+
+    last_hidden_state: Tensor  # (R, S, D)
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None  # of the embeddings and every layer, each (R, S, D)
+    attentions: tuple[Tensor, ...] | None = None  # of every layer, each (R, H, S, S + cached)
+
+
+@dataclass
+class CausalLMOutput(Output):
+    """Of ``GitForCausalLM``."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None  # (R, S, V), image rows included
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class GenerateOutput(Output):
+    """Of ``GitForCausalLM.generate`` with ``return_dict_in_generate``; n sequences for each row, best first."""
+
+    sequences: Tensor  # (R * n, longest), int64: prompt and new tokens, padded on the right
+    sequences_scores: Tensor  # (R * n,): sum of log-probabilities, with beams divided by the length penalty
+    token_logprobs: list[list[float]]  # of the new tokens, under the model itself
+    engine: str  # "cpu" for the native one, or "reference"

@@ -1,0 +1,182 @@
+"""``generate`` and ``GitProcessor`` against transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_checkpoint import random_image, write_checkpoint
+
+import gitfast
+from gitfast.compat import GitForCausalLM, GitProcessor
+from gitfast.errors import EngineError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+def pixels(count: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(1).standard_normal((count, 3, 32, 32)).astype(np.float32))
+
+
+OPTIONS = [
+    {},
+    {"max_new_tokens": 7},
+    {"max_length": 9},
+    {"num_beams": 3, "max_new_tokens": 8},
+    {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5, "max_new_tokens": 8},
+    {"min_new_tokens": 4, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "max_new_tokens": 10},
+]
+
+
+@pytest.mark.parametrize("engine", ["cpu", "reference"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_tokens_equal_transformers(folder: Path, engine: str, options: dict[str, Any]) -> None:
+    theirs = transformers.GitForCausalLM.from_pretrained(folder).eval()
+    model = GitForCausalLM.from_pretrained(folder)
+    ids, mask = torch.tensor([[0, 2, 5], [2, 8, 11]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels(2)}
+    expected = theirs.generate(**inputs, **options, do_sample=False, pad_token_id=0)
+    ours = model.generate(**inputs, **options, engine=engine)
+    if "num_beams" in options:  # transformers fills finished beams with the end-of-sequence token
+        expected = _end_padded(expected, 3, 3)
+    assert torch.equal(ours, expected)
+
+
+def _end_padded(sequences: torch.Tensor, start: int, eos: int) -> torch.Tensor:
+    """What follows the first end-of-sequence token after ``start`` becomes 0."""
+    rows = sequences.clone()
+    for row in rows:
+        ends = (row[start:] == eos).nonzero()
+        if len(ends):
+            row[start + int(ends[0]) + 1 :] = 0
+    return rows
+
+
+def test_captions_without_prompts_and_scores(folder: Path) -> None:
+    model = GitForCausalLM.from_pretrained(folder)
+    output = model.generate(pixel_values=pixels(3), return_dict_in_generate=True)
+    assert output.engine == "cpu"
+    assert (output.sequences[:, 0] == 2).all()
+    assert len(output.token_logprobs) == 3
+    for score, logprobs in zip(output.sequences_scores, output.token_logprobs, strict=True):
+        assert float(score) == pytest.approx(sum(logprobs), abs=1e-4)
+
+
+def test_which_engine_runs(folder: Path) -> None:
+    model = GitForCausalLM.from_pretrained(folder)
+
+    def engine_of(model: GitForCausalLM) -> str:
+        return model.generate(pixel_values=pixels(1), return_dict_in_generate=True).engine
+
+    assert engine_of(model) == "cpu"
+    assert engine_of(model.train()) == "reference"
+    assert model.training
+    assert engine_of(model.eval().double()) == "reference"
+    with pytest.raises(EngineError, match=r"needs a float32 model on the CPU, got torch\.float64"):
+        model.generate(pixel_values=pixels(1), engine="cpu")
+
+
+def test_the_native_engine_follows_the_weights(folder: Path) -> None:
+    model = GitForCausalLM.from_pretrained(folder)
+    before = model.generate(pixel_values=pixels(1))
+    built = model._native
+    model.generate(pixel_values=pixels(1))
+    assert model._native is built
+    with torch.no_grad():
+        model.output.bias[7] += 100
+    after = model.generate(pixel_values=pixels(1))
+    assert not torch.equal(before, after)
+    assert (after[:, 1:] == 7).all()
+
+
+def test_one_image_many_questions(folder: Path) -> None:
+    model = GitForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([[2, 5, 6], [2, 8, 11], [2, 9, 9]])
+    together = model.generate(ids, pixel_values=pixels(1), max_new_tokens=5)
+    for i in range(3):
+        alone = model.generate(ids[i : i + 1], pixel_values=pixels(1), max_new_tokens=5)[0]
+        assert torch.equal(together[i, : len(alone)], alone)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"max_length": 3}, ValueError, "max_length: expected more than the prompt's 3 tokens"),
+        ({"beams": 3}, TypeError, "unknown options beams"),
+        ({"engine": "tpu"}, ValueError, "engine: expected"),
+        ({"attention_mask": torch.zeros(1, 3)}, ValueError, "a row has no token that is not padding"),
+        ({"pixel_values": pixels(2)}, ValueError, "1 rows do not divide over 2 images"),
+    ],
+)
+def test_bad_arguments_are_named(folder: Path, arguments: dict[str, Any], error: type, message: str) -> None:
+    model = GitForCausalLM.from_pretrained(folder)
+    with pytest.raises(error, match=message):
+        model.generate(torch.tensor([[2, 5, 6]]), **{"pixel_values": pixels(1), **arguments})
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_processor_equals_transformers(folder: Path, side: str, special: bool) -> None:
+    from transformers import BertTokenizer, CLIPImageProcessorPil
+
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    theirs = CLIPImageProcessorPil.from_pretrained(folder)
+    texts, images = ["what color is the square ?", "how many ?"], [random_image(0), random_image(1)]
+    inputs = GitProcessor.from_pretrained(folder)(
+        images, texts, padding=True, padding_side=side, add_special_tokens=special, return_tensors="pt"
+    )
+    expected = tokenizer(texts, padding=True, padding_side=side, add_special_tokens=special, return_tensors="pt")
+    assert torch.equal(inputs.input_ids, expected.input_ids)
+    assert torch.equal(inputs.attention_mask, expected.attention_mask)
+    assert torch.equal(inputs.pixel_values, theirs(images, return_tensors="pt").pixel_values)
+    assert GitForCausalLM.from_pretrained(folder)(**inputs).logits.shape[0] == 2
+    assert inputs.to(torch.float16).pixel_values.dtype == torch.float16
+    assert inputs.to(torch.float16).input_ids.dtype == torch.int64
+
+
+def test_processor_saves_and_decodes(folder: Path, tmp_path: Path) -> None:
+    processor = GitProcessor.from_pretrained(folder)
+    processor.save_pretrained(tmp_path / "saved")
+    GitForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    again = GitProcessor.from_pretrained(tmp_path / "saved")
+    image = random_image(2)
+    assert torch.equal(
+        again(image, return_tensors="pt").pixel_values, processor(image, return_tensors="pt").pixel_values
+    )
+    ids = processor(text="a red square")["input_ids"]
+    assert again.batch_decode(ids) == ["[CLS] a red square [SEP]"]
+    assert again.batch_decode(ids, skip_special_tokens=True) == ["a red square"]
+    caption = str(gitfast.load(folder).caption(image, max_new_tokens=20))
+    tokens = GitForCausalLM.from_pretrained(folder).generate(
+        pixel_values=again(image, return_tensors="pt").pixel_values
+    )
+    assert again.batch_decode(tokens, skip_special_tokens=True) == [caption]
+
+
+def test_processor_clips(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, num_image_with_embedding=3)
+    clip = [random_image(i) for i in range(3)]
+    inputs = GitProcessor.from_pretrained(folder)(videos=[clip, clip], return_tensors="np")
+    assert inputs.pixel_values.shape == (2, 3, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "expected at least one of them"),
+        ({"text": ["a", "a red"], "return_tensors": "pt"}, r"lengths \[3, 4\] differ; padding=True"),
+        ({"text": "a", "return_tensors": "tf"}, "return_tensors: expected 'pt', 'np' or None"),
+        ({"text": "a", "padding_side": "top"}, "padding_side: expected 'left' or 'right'"),
+        ({"images": random_image(0), "videos": [[random_image(0)]]}, "expected at most one"),
+    ],
+)
+def test_processor_names_bad_arguments(folder: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GitProcessor.from_pretrained(folder)(**arguments)

@@ -1,0 +1,227 @@
+"""The transformers-shaped classes against transformers itself: every output, the loss and every gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_checkpoint import write_checkpoint
+
+from gitfast.compat import GitConfig, GitForCausalLM, GitModel, GitVisionModel
+from gitfast.errors import CheckpointError
+
+torch.manual_seed(0)
+IDS = torch.tensor([[2, 5, 6, 7, 9], [2, 8, 11, 5, 3]])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("video"), num_image_with_embedding=3)
+
+
+def pair(folder: Path) -> tuple[GitForCausalLM, Any]:
+    theirs = transformers.GitForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    return GitForCausalLM.from_pretrained(folder), theirs
+
+
+def pixels(*shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, relative: float = 1e-5) -> None:
+    """Differences in units of the largest value."""
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= relative * theirs.abs().max().clamp_min(1e-6)
+
+
+def assert_same_outputs(ours: Any, theirs: Any) -> None:
+    assert_close(ours.logits, theirs.logits)
+    for name in ("hidden_states", "attentions"):
+        for mine, other in zip(ours[name], theirs[name], strict=True):
+            assert_close(mine, other)
+
+
+EVERYTHING = {"output_hidden_states": True, "output_attentions": True}
+
+
+def test_image_and_text(folder: Path) -> None:
+    model, theirs = pair(folder)
+    inputs = {"input_ids": IDS, "pixel_values": pixels(2, 3, 32, 32)}
+    assert_same_outputs(model(**inputs, **EVERYTHING), theirs(**inputs, **EVERYTHING))
+
+
+def test_one_image_many_texts(folder: Path) -> None:
+    model, theirs = pair(folder)
+    inputs = {"input_ids": IDS, "pixel_values": pixels(1, 3, 32, 32)}
+    assert_same_outputs(model(**inputs, **EVERYTHING), theirs(**inputs, **EVERYTHING))
+
+
+def test_text_only(folder: Path) -> None:
+    model, theirs = pair(folder)
+    assert_same_outputs(model(IDS, **EVERYTHING), theirs(input_ids=IDS, **EVERYTHING))
+
+
+def test_video(video_folder: Path) -> None:
+    model, theirs = pair(video_folder)
+    inputs = {"input_ids": IDS, "pixel_values": pixels(2, 3, 3, 32, 32)}
+    assert_same_outputs(model(**inputs, **EVERYTHING), theirs(**inputs, **EVERYTHING))
+
+
+def test_left_padding_and_positions(folder: Path) -> None:
+    model, theirs = pair(folder)
+    ids, mask = torch.tensor([[0, 0, 2, 5, 6], [2, 8, 11, 5, 3]]), torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels(2, 3, 32, 32)}
+    expected = theirs(**inputs, position_ids=positions)
+    ours = model(**inputs)
+    real = torch.cat([torch.ones(2, 17), mask], 1).bool()  # what padded rows hold is nobody's
+    assert_close(ours.logits[real], expected.logits[real])
+    assert torch.equal(ours.logits, model(**inputs, position_ids=positions).logits)
+    alone = model(torch.tensor([[2, 5, 6]]), pixel_values=inputs["pixel_values"][:1])
+    assert_close(ours.logits[0, -3:], alone.logits[0, -3:])
+
+
+def test_embeddings_in_place_of_ids(folder: Path) -> None:
+    model, theirs = pair(folder)
+    embeds = model.get_input_embeddings()(IDS).detach()
+    kept = embeds.clone()
+    ours = model(inputs_embeds=embeds, pixel_values=pixels(2, 3, 32, 32))
+    assert torch.equal(embeds, kept)  # transformers changes them in place
+    assert_close(ours.logits, theirs(inputs_embeds=kept.clone(), pixel_values=pixels(2, 3, 32, 32)).logits)
+
+
+def test_step_by_step_with_a_cache(folder: Path) -> None:
+    model, _ = pair(folder)
+    whole = model(IDS, pixel_values=pixels(2, 3, 32, 32)).logits[:, 17:]
+    output = model(IDS[:, :2], pixel_values=pixels(2, 3, 32, 32))
+    steps = [output.logits[:, 17:]]
+    for i in range(2, 5):
+        output = model(IDS[:, i : i + 1], past_key_values=output.past_key_values)
+        steps.append(output.logits)
+    assert output.past_key_values.get_seq_length() == 17 + 5
+    assert_close(torch.cat(steps, 1), whole)
+
+
+@pytest.mark.parametrize("size", [(24, 40), (40, 24), (64, 64)])
+def test_images_of_any_size(folder: Path, size: tuple[int, int]) -> None:
+    model, theirs = pair(folder)
+    inputs = {"input_ids": IDS, "pixel_values": pixels(2, 3, *size), "interpolate_pos_encoding": True}
+    assert_same_outputs(model(**inputs, **EVERYTHING), theirs(**inputs, **EVERYTHING))
+
+
+def test_logits_to_keep(folder: Path) -> None:
+    model, theirs = pair(folder)
+    inputs = {"input_ids": IDS, "pixel_values": pixels(2, 3, 32, 32), "logits_to_keep": 2}
+    ours = model(**inputs)
+    assert ours.logits.shape == (2, 2, 31)
+    assert_close(ours.logits, theirs(**inputs).logits)
+
+
+@pytest.mark.parametrize("frames", [None, 3])
+def test_loss_and_every_gradient(folder: Path, video_folder: Path, frames: int | None) -> None:
+    model, theirs = pair(folder if frames is None else video_folder)
+    x = pixels(2, 3, 32, 32) if frames is None else pixels(2, 3, 3, 32, 32)
+    labels = IDS.clone()
+    labels[:, :2] = -100
+    ours = model(IDS, pixel_values=x, labels=labels)
+    expected = theirs(input_ids=IDS, pixel_values=x, labels=labels)
+    assert_close(ours.loss, expected.loss)
+    ours.loss.backward()
+    expected.loss.backward()
+    gradients = dict(theirs.named_parameters())
+    scale = max(p.grad.abs().max() for p in gradients.values() if p.grad is not None)
+    for name, parameter in model.named_parameters():
+        other = gradients[name].grad
+        if other is None:
+            assert parameter.grad is None or not parameter.grad.any()
+        else:
+            difference = (parameter.grad - other).abs().max()
+            assert difference <= 1e-5 * other.abs().max() + 1e-6 * scale, name
+
+
+def test_git_model_and_vision_model(folder: Path) -> None:
+    theirs = transformers.GitModel.from_pretrained(folder).eval()
+    ours = GitModel.from_pretrained(folder)
+    names = {name for name in theirs.state_dict() if not name.endswith("position_ids")}
+    assert ours.state_dict().keys() == names
+    inputs = {"input_ids": IDS, "pixel_values": pixels(2, 3, 32, 32)}
+    assert_close(ours(**inputs).last_hidden_state, theirs(**inputs).last_hidden_state)
+
+    vision = GitVisionModel.from_pretrained(folder)
+    reference = transformers.GitForCausalLM.from_pretrained(folder).eval().git.image_encoder
+    assert vision.state_dict().keys() == {n for n in reference.state_dict() if not n.endswith("position_ids")}
+    output = vision(inputs["pixel_values"], output_hidden_states=True)
+    assert_close(output.last_hidden_state, reference(inputs["pixel_values"]).last_hidden_state)
+    assert len(output.hidden_states) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_checkpoints_travel_both_ways(folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    theirs = transformers.GitForCausalLM.from_pretrained(folder, dtype=dtype)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = GitForCausalLM.from_pretrained(tmp_path / "theirs", dtype=dtype)
+    ours.save_pretrained(tmp_path / "ours")
+    ours.save_pretrained(tmp_path / "ours")  # again, over itself
+    back = transformers.GitForCausalLM.from_pretrained(tmp_path / "ours", dtype="auto")
+    assert back.dtype == dtype
+    for name, tensor in back.state_dict().items():
+        assert torch.equal(tensor, theirs.state_dict()[name])
+    assert GitConfig.from_pretrained(tmp_path / "ours") == ours.config
+
+
+def test_outputs_are_had_by_name_key_index_and_as_tuple(folder: Path) -> None:
+    model, _ = pair(folder)
+    output = model(IDS, labels=IDS)
+    assert list(output) == ["loss", "logits"]
+    assert output[0] is output.loss is output["loss"]
+    assert output[:2] == output.to_tuple()
+    assert "hidden_states" not in output
+    with pytest.raises(KeyError):
+        output["hidden_states"]
+    logits, cache = model(IDS, return_dict=False)
+    assert logits.shape == (2, 5, 31)
+    assert len(cache) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "input_ids, inputs_embeds: expected exactly one"),
+        ({"input_ids": IDS, "inputs_embeds": torch.zeros(2, 5, 32)}, "input_ids, inputs_embeds: expected exactly one"),
+        (
+            {"input_ids": IDS, "attention_mask": torch.ones(2, 4)},
+            r"attention_mask: expected shape \(2, 5\), got \(2, 4\)",
+        ),
+        ({"input_ids": IDS, "pixel_values": torch.zeros(3, 3, 32, 32)}, "2 rows do not divide over 3 images"),
+        ({"input_ids": IDS, "pixel_values": torch.zeros(2, 3, 32, 40)}, "pixel_values: expected images of"),
+        ({"input_ids": IDS, "pixel_values": torch.zeros(2, 1, 3, 32, 32)}, "clips of at most 0 frames"),
+        ({"input_ids": IDS, "labels": IDS, "logits_to_keep": 2}, "logits_to_keep: expected 0 or at least the 5 labels"),
+    ],
+)
+def test_bad_arguments_are_named(folder: Path, arguments: dict[str, Any], message: str) -> None:
+    model, _ = pair(folder)
+    with pytest.raises(ValueError, match=message):
+        model(**arguments)
+
+
+def test_an_image_cannot_join_a_cache(folder: Path) -> None:
+    model, _ = pair(folder)
+    cache = model(IDS, pixel_values=pixels(2, 3, 32, 32)).past_key_values
+    with pytest.raises(ValueError, match="pixel_values: expected none with past_key_values"):
+        model(IDS[:, :1], pixel_values=pixels(2, 3, 32, 32), past_key_values=cache)
+
+
+def test_unknown_models_and_dtypes(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no weights"):
+        GitForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="dtype: expected 'auto'"):
+        GitForCausalLM.from_pretrained(folder, dtype="int8")
