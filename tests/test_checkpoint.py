@@ -178,4 +178,4 @@ def test_reading_imports_neither_torch_nor_safetensors(folder: Path, form: str) 
         "[w[name].sum() for name in w]; found = {'torch', 'safetensors', 'pickle'} & sys.modules.keys() - {'pickle'};"
         "sys.exit(f'imports {found}' if found else 0)"
     )
-    subprocess.run([sys.executable, "-c", program, folder], check=True)
+    subprocess.run([sys.executable, "-P", "-c", program, folder], check=True)

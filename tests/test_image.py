@@ -613,5 +613,5 @@ def test_reading_modules_import_nothing_heavy() -> None:
         "import sys, gitfast.processor; "
         "print([m for m in ('PIL', 'av', 'tokenizers', 'torch', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -36,7 +36,7 @@ class FakeEngine:
         self.prefixes: weakref.WeakSet[FakePrefix] = weakref.WeakSet()
         self.most_prefixes = 0
 
-    def encode(self, pixel_values):
+    def encode(self, pixel_values, *, interpolate_positions=False):
         self.encoded.append(pixel_values.shape)
         prefixes = [FakePrefix(pixels) for pixels in pixel_values]
         self.prefixes.update(prefixes)

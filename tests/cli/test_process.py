@@ -26,7 +26,13 @@ def many_files(image_files):
 
 
 def start(arguments, **streams) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*COMMAND, *map(str, arguments)], env=ENVIRONMENT, **streams)
+    # A test run started in the background ignores Ctrl-C, and its children would inherit that.
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **streams,
+    )
 
 
 def test_runs_as_a_module():

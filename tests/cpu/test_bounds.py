@@ -21,5 +21,5 @@ def test_arrays_at_a_protected_page(isa, side):
 def test_the_protected_page_faults():
     """Without this, a guard that guards nothing would pass."""
     program = f"import sys; sys.path.insert(0, {str(PROGRAM.parent)!r}); import guarded; guarded.read_outside()"
-    result = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True)
+    result = subprocess.run([sys.executable, "-P", "-c", program], timeout=60, capture_output=True)
     assert result.returncode < 0

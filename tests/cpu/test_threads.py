@@ -42,7 +42,7 @@ def forked(body):
 
 
 def run_child(body: str) -> None:
-    result = subprocess.run([sys.executable, "-c", WORK + body], timeout=60, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-P", "-c", WORK + body], timeout=60, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
@@ -73,7 +73,12 @@ check()
 
 def test_a_child_that_never_uses_the_pool_ends_cleanly():
     result = subprocess.run(
-        [sys.executable, "-c", WORK + "check()\nif os.fork() == 0: sys.exit(0)\nassert os.wait()[1] == 0\ndel pool"],
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            WORK + "check()\nif os.fork() == 0: sys.exit(0)\nassert os.wait()[1] == 0\ndel pool",
+        ],
         timeout=60,
         capture_output=True,
         text=True,
@@ -139,4 +144,4 @@ def test_affinity_limits_the_threads():
         "from gitfast._C import choose_num_threads; assert choose_num_threads(0) == 1"
     )
     environment = {k: v for k, v in os.environ.items() if k != "GITFAST_NUM_THREADS"}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-P", "-c", code], env=environment, timeout=60).returncode == 0
