@@ -10,7 +10,7 @@ from gitfast.engines.base import GenerationOptions, ImagePrefix
 from gitfast.errors import CheckpointError, ConfigError, EngineError, GitfastError, ImageError, VideoError
 from gitfast.model import Model
 from gitfast.processor import Processor
-from gitfast.results import Label, Result
+from gitfast.results import Label, Result, Timings
 from gitfast.tasks import load
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = [
     "Model",
     "Processor",
     "Result",
+    "Timings",
     "VideoError",
     "__version__",
     "load",

@@ -406,8 +406,8 @@ class Model:
         )
 
     def _encode(self, sources: Sequence[Any], batch_size: int) -> Iterator[ImagePrefix]:
-        for prefixes in pipeline.encode(self.engine, self.processor, sources, Batching(batch_size=batch_size)):
-            yield from cast("list[ImagePrefix]", prefixes)  # on_error="raise": no errors among them
+        for batch in pipeline.encode(self.engine, self.processor, sources, Batching(batch_size=batch_size)):
+            yield from cast("list[ImagePrefix]", batch.prefixes)  # on_error="raise": no errors among them
 
     def _encode_one(self, source: Any) -> ImagePrefix:
         sources, single = as_list(source, video=self.config.is_video)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from gitfast.engines.base import Engine, Generation, GenerationOptions, ImagePre
 from gitfast.errors import GitfastError
 from gitfast.inputs import ClipSampling, read_pixels
 from gitfast.processor import Processor
-from gitfast.results import Result
+from gitfast.results import Result, Timings
 
 OnError = Literal["raise", "return"]
 
@@ -35,21 +36,33 @@ class Batching:
             raise ValueError(f"on_error: expected 'raise' or 'return', got {self.on_error!r}")
 
 
-def encode(
-    engine: Engine, processor: Processor, sources: Sequence[Any], batching: Batching
-) -> Iterator[list[ImagePrefix | GitfastError]]:
-    """Prefixes of ``batch_size`` sources at a time, in order; an error takes the place of a bad source's.
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Prefixes of some sources in order, an error in the place of a bad one's, and the seconds they took."""
+
+    prefixes: list[ImagePrefix | GitfastError]
+    read_seconds: float
+    encode_seconds: float
+
+
+def encode(engine: Engine, processor: Processor, sources: Sequence[Any], batching: Batching) -> Iterator[EncodedBatch]:
+    """``batch_size`` sources at a time, in order.
 
     Raises:
         ImageError: a source is bad and ``on_error`` is "raise"; the message gives its index.
     """
     argument = "images" if processor.num_frames is None else "videos"
     for start in range(0, len(sources), batching.batch_size):
+        begin = time.perf_counter()
         pixels = read_pixels(processor, sources[start : start + batching.batch_size], batching.clips)
         for i, value in enumerate(pixels, start):
             if isinstance(value, GitfastError) and batching.on_error == "raise":
                 raise value if len(sources) == 1 else type(value)(f"{argument}[{i}]: {value}") from None
-        yield _encode_arrays(engine, pixels, interpolate_positions=processor.image_processor.crop_size is None)
+        middle = time.perf_counter()
+        # Without a crop, images keep their aspect ratio.
+        rectangles = processor.image_processor.crop_size is None
+        prefixes = _encode_arrays(engine, pixels, interpolate_positions=rectangles)
+        yield EncodedBatch(prefixes, middle - begin, time.perf_counter() - middle)
 
 
 def generate(
@@ -64,15 +77,19 @@ def generate(
 ) -> Iterator[list[Result]]:
     """Continues ``prompts[i]`` on ``sources[i]``: for every source the results of its prompts, in order."""
     waiting = iter(prompts)
-    for prefixes in encode(engine, processor, sources, batching):
-        jobs = [(prefix, next(waiting)) for prefix in prefixes]
+    for batch in encode(engine, processor, sources, batching):
+        jobs = [(prefix, next(waiting)) for prefix in batch.prefixes]
         rows = [(prefix, ids) for prefix, texts in jobs if not isinstance(prefix, GitfastError) for ids in texts]
-        generated = _generate_rows(engine, rows, options)
+        begin = time.perf_counter()
+        generated = iter(_generate_rows(engine, rows, options))
+        timings = Timings(read=batch.read_seconds, encode=batch.encode_seconds, generate=time.perf_counter() - begin)
         for prefix, texts in jobs:
             if isinstance(prefix, GitfastError):
                 yield [Result(text="", error=prefix)] * len(texts)
             else:
-                yield [make_result(processor, next(generated), ids[1:] if show_prompt else []) for ids in texts]
+                shown = [ids[1:] if show_prompt else [] for ids in texts]
+                results = [make_result(processor, next(generated), ids) for ids in shown]
+                yield [dataclasses.replace(result, timings=timings) for result in results]
 
 
 def score(
@@ -118,8 +135,10 @@ def _encode_arrays(
 
 def _generate_rows(
     engine: Engine, rows: Sequence[tuple[ImagePrefix, list[int]]], options: GenerationOptions
-) -> Iterator[list[Generation]]:
+) -> list[list[Generation]]:
     count = max(1, _MAX_ROWS // max(1, options.num_beams, options.num_return_sequences))
+    generated: list[list[Generation]] = []
     for start in range(0, len(rows), count):
         prefixes, prompts = zip(*rows[start : start + count], strict=True)
-        yield from engine.generate(prefixes, prompts, options)
+        generated += engine.generate(prefixes, prompts, options)
+    return generated

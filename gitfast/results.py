@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gitfast.engines.base import FinishReason
 from gitfast.errors import GitfastError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Seconds that the batch an input belonged to took: an input alone in its call has them for itself.
+
+    Attributes:
+        read: Decoding, resizing and normalising; 0 for prefixes.
+        encode: Vision encoder and the keys and values of the image; 0 for prefixes, and small for cached ones.
+        generate: Prompts and new tokens.
+    """
+
+    read: float = 0.0
+    encode: float = 0.0
+    generate: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +34,7 @@ class Result:
         score: Their sum; with beams, divided by the length penalty.
         finish_reason: "stop" after an end-of-sequence token, "length" at ``max_new_tokens``; None with an error.
         alternatives: The other sequences when ``num_return_sequences`` asked for several, best first.
+        timings: How long its batch took. Two results may be equal with different timings.
         error: Why there is no text; only with ``on_error="return"``.
     """
 
@@ -28,6 +44,7 @@ class Result:
     score: float = 0.0
     finish_reason: FinishReason | None = None
     alternatives: tuple[Result, ...] = ()
+    timings: Timings = field(default_factory=Timings, compare=False, repr=False)
     error: GitfastError | None = None
 
     def __str__(self) -> str:

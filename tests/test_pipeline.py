@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_checkpoint import random_image
 
+import gitfast
 from gitfast import pipeline
 from gitfast.engines.base import Generation, GenerationOptions
 from gitfast.image import ImageProcessor
@@ -105,3 +106,12 @@ def test_scores_are_those_of_the_continuation(engine, processor):
     assert len(scores) == 200
     np.testing.assert_array_equal(scores[0], [9, 3])
     np.testing.assert_array_equal(scores[199], [3])
+
+
+def test_timings_are_those_of_the_batch(checkpoint_folder, image_files):
+    model = gitfast.load(checkpoint_folder)
+    single = model.caption(image_files[0])
+    assert min(single.timings.read, single.timings.encode, single.timings.generate) > 0
+    first, second, third = model.caption(image_files[:3], batch_size=2)
+    assert first.timings == second.timings != third.timings
+    assert first == single, "timings do not make results differ"

@@ -48,6 +48,12 @@ def add_model_arguments(parser: argparse.ArgumentParser, default: str | None) ->
         + (f" (default: {default}, a small demonstration model)" if default else ""),
     )
     parser.add_argument("--engine", default="auto", choices=["auto", *ENGINES], help="what computes (default: auto)")
+    parser.add_argument(
+        "--preprocess",
+        default="hf",
+        choices=["hf", "original"],
+        help="resize and crop as transformers (hf), or as Microsoft's code (original)",
+    )
     parser.add_argument("--threads", type=positive, metavar="N", help="threads of the cpu engine (default: all CPUs)")
 
 
@@ -65,7 +71,7 @@ def positive(text: str) -> int:
 
 
 def load_model(args: argparse.Namespace) -> Model:
-    return load(args.model, engine=args.engine, num_threads=args.threads)
+    return load(args.model, engine=args.engine, num_threads=args.threads, preprocess=args.preprocess)
 
 
 def generation_options(args: argparse.Namespace) -> dict[str, Any]:

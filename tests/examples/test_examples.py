@@ -1,0 +1,34 @@
+"""Every example runs, and prints what it is there to show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+EXPECTED = {
+    "ask.py": ["what is at the top? a purple circle", "what color is the diamond? yellow", "is there a red star? no"],
+    "search.py": [
+        "greedy:  the word bread in red",
+        "prompt:  the word bread in red",
+        "choice:  the word bread in blue",
+    ],
+    "classify.py": ["square.png a large orange square 1.000", "five-red-squares.png five red squares 1.000"],
+    "stream.py": ["a| green| cross| to| the| left| of| a| red| triangle|", "a green cross ..."],
+    "batches.py": ["missing.png -> missing.png: No such file", "-> five red squares", "300 captions in"],
+}
+
+
+def test_every_example_is_listed() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*EXPECTED, "finetune.py"}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_example(name: str) -> None:
+    command = [sys.executable, EXAMPLES / name]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    for line in EXPECTED[name]:
+        assert line in output, output
