@@ -11,42 +11,56 @@
 
 namespace gitfast::bindings {
 
-// Rows (R, width) whose elements are dense; gives their stride.
-inline int64_t check_rows(const Array& rows, const char* name, Device device, DType dtype, Dim& R, Dim& width) {
-  rows.check().device(device).dtype(dtype).shape({&R, &width});
-  const TensorView& view = rows.view();
-  if (view.shape[1] > 1 && view.strides[1] != 1) throw Error(std::string(name) + ": the elements of a row are strided");
-  return view.strides[0];
-}
+// What the arrays of one call have in common; the first array decides.
+struct Common {
+  Device kind;
+  DType dtype;
+  int device;
+  Dim R{"R"}, width{"D"};
 
-inline void add_layer_norm(Device device, const py::object& x, const py::object& bias, const py::object& residual,
+  Common(Device kind, const Array& first) : kind(kind), dtype(first.view().dtype), device(first.view().device_index) {}
+
+  void check(const Array& array, const char* name, std::initializer_list<Dim*> shape) const {
+    array.check().device(kind).dtype(dtype).shape(shape);
+    if (array.view().device_index != device)
+      throw Error(std::string(name) + ": expected a tensor of CUDA device " + std::to_string(device) + ", got device " +
+                  std::to_string(array.view().device_index));
+  }
+  void* vector(const Array& array, const char* name) {
+    check(array, name, {&width});
+    array.check().contiguous();
+    return array.view().data;
+  }
+  // Rows (R, D) whose elements are dense; gives their stride.
+  void* rows(const Array& array, const char* name, int64_t& stride) {
+    check(array, name, {&R, &width});
+    const TensorView& view = array.view();
+    if (view.shape[1] > 1 && view.strides[1] != 1)
+      throw Error(std::string(name) + ": the elements of a row are strided");
+    stride = view.strides[0];
+    return view.data;
+  }
+};
+
+inline void add_layer_norm(Device kind, const py::object& x, const py::object& bias, const py::object& residual,
                            const py::object& gamma, const py::object& beta, float eps, const py::object& out,
                            uintptr_t stream) {
-  Dim R("R"), width("D");
-  cuda::AddLayerNorm args;
-  const Array x_array(x, "x");
-  args.dtype = x_array.view().dtype;
-  const auto vector = [&](const Array& array) {
-    array.check().device(device).dtype(args.dtype).shape({&width}).contiguous();
-    return array.view().data;
-  };
-  args.x_stride = check_rows(x_array, "x", device, args.dtype, R, width);
-  const Array gamma_array(gamma, "gamma"), beta_array(beta, "beta"), out_array(out, "out");
-  args.gamma = vector(gamma_array);
-  args.beta = vector(beta_array);
-  args.out_stride = check_rows(out_array, "out", device, args.dtype, R, width);
+  const Array x_array(x, "x"), gamma_array(gamma, "gamma"), beta_array(beta, "beta"), out_array(out, "out");
   std::optional<Array> bias_array, residual_array;
-  if (!bias.is_none()) args.bias = vector(bias_array.emplace(bias, "bias"));
-  if (!residual.is_none()) {
-    residual_array.emplace(residual, "residual");
-    args.residual_stride = check_rows(*residual_array, "residual", device, args.dtype, R, width);
-    args.residual = residual_array->view().data;
-  }
-  if (R.value > 1 && args.out_stride < width.value) throw Error("out: its rows overlap");
-  args.rows = R.value;
-  args.width = width.value;
-  args.x = x_array.view().data;
-  args.out = out_array.view().data;
+  Common common(kind, x_array);
+  cuda::AddLayerNorm args;
+  args.x = common.rows(x_array, "x", args.x_stride);
+  args.gamma = common.vector(gamma_array, "gamma");
+  args.beta = common.vector(beta_array, "beta");
+  args.out = common.rows(out_array, "out", args.out_stride);
+  if (!bias.is_none()) args.bias = common.vector(bias_array.emplace(bias, "bias"), "bias");
+  if (!residual.is_none())
+    args.residual = common.rows(residual_array.emplace(residual, "residual"), "residual", args.residual_stride);
+  if (common.R.value > 1 && args.out_stride < common.width.value) throw Error("out: its rows overlap");
+  args.dtype = common.dtype;
+  args.device = common.device;
+  args.rows = common.R.value;
+  args.width = common.width.value;
   args.eps = eps;
   py::gil_scoped_release release;
   cuda::add_layer_norm(args, reinterpret_cast<CUstream_st*>(stream));

@@ -33,7 +33,7 @@ class DlpackTensor {
 
   // Takes the tensor `object.__dlpack__()` offers. Throws Error naming what cannot be read.
   DlpackTensor(const py::handle& object, const char* name) {
-    const py::object capsule = object.attr("__dlpack__")();
+    const py::object capsule = offered(object);
     if (!PyCapsule_IsValid(capsule.ptr(), kName)) throw Error(std::string(name) + ": __dlpack__ gave no tensor");
     tensor_ = static_cast<DlManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), kName));
     PyCapsule_SetName(capsule.ptr(), "used_dltensor");  // from here on the deleter is ours to call
@@ -55,6 +55,17 @@ class DlpackTensor {
 
  private:
   static constexpr const char* kName = "dltensor";
+
+  enum DeviceType { kCpu = 1, kCuda = 2, kCudaHost = 3, kCudaManaged = 13 };
+
+  // Stream -1 is "do not synchronize": who calls a kernel orders its stream, and a wait would break a graph's capture.
+  static py::object offered(const py::handle& object) {
+    if (py::hasattr(object, "__dlpack_device__")) {
+      const int type = object.attr("__dlpack_device__")().cast<py::tuple>()[0].cast<int>();
+      if (type == kCuda || type == kCudaManaged) return object.attr("__dlpack__")(py::arg("stream") = -1);
+    }
+    return object.attr("__dlpack__")();
+  }
 
   void read(const char* name) {
     view_.dtype = dtype(name);
@@ -88,7 +99,6 @@ class DlpackTensor {
   }
 
   Device device(const char* name) const {
-    enum Type { kCpu = 1, kCuda = 2, kCudaHost = 3, kCudaManaged = 13 };
     const int type = tensor_->device_type;
     if (type == kCpu || type == kCudaHost) return Device::cpu;
     if (type == kCuda || type == kCudaManaged) return Device::cuda;

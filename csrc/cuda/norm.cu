@@ -83,8 +83,9 @@ template <class T, int N, int kChunks>
 void launch(const AddLayerNorm& args, cudaStream_t stream) {
   const int64_t threads = (args.width / N + kChunks - 1) / kChunks;
   const int64_t warps = (threads + kWarpSize - 1) / kWarpSize;
-  GITFAST_LAUNCH((add_layer_norm_kernel<T, N, kChunks>), dim3(args.rows), dim3(warps * kWarpSize),
-                 2 * kMaxWarps * sizeof(float), stream, args);
+  const Launch launch{"add_layer_norm_kernel", dim3(args.rows), dim3(warps * kWarpSize), 2 * kMaxWarps * sizeof(float),
+                      stream};
+  launch_kernel(launch, add_layer_norm_kernel<T, N, kChunks>, args);
 }
 
 bool aligned(const void* pointer, int64_t stride_bytes, size_t to) {
@@ -113,6 +114,7 @@ void add_layer_norm(const AddLayerNorm& args, CUstream_st* stream) {
                 std::to_string(args.width));
   if (args.rows > INT32_MAX) throw Error("x: too many rows: " + std::to_string(args.rows));
   if (args.rows == 0) return;
+  const DeviceScope device(args.device);
   if (args.dtype == DType::f32) return dispatch<float>(args, stream);
   if (args.dtype == DType::f16) return dispatch<__half>(args, stream);
   if (args.dtype == DType::bf16) return dispatch<__nv_bfloat16>(args, stream);

@@ -12,9 +12,10 @@ namespace gitfast::cuda {
 constexpr int64_t kMaxNormWidth = 4096;
 
 // out[r] = (s - mean(s)) / sqrt(var(s) + eps) * gamma + beta with s = x[r] + bias + residual[r], computed in float32.
-// Pointers are on the device, of `dtype` (float32, float16, bfloat16). Rows are dense, their starts strided.
+// Pointers are on one device, of `dtype` (float32, float16, bfloat16). Rows are dense, their starts strided.
 struct AddLayerNorm {
   DType dtype = DType::f32;
+  int device = 0;
   int64_t rows = 0, width = 0;
   const void* x = nullptr;                                    // (rows, width)
   const void* bias = nullptr;                                 // (width,) or null

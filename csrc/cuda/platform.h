@@ -1,6 +1,6 @@
 // What a kernel source includes: CUDA under nvcc, its emulation on the host (csrc/emulation) under a C++ compiler.
 //
-// Two conventions make one source serve both: GITFAST_LAUNCH starts kernels, GITFAST_SHARED declares shared memory.
+// Two conventions make one source serve both: launch_kernel starts kernels, GITFAST_SHARED declares shared memory.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,14 +9,12 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #ifdef __CUDACC__
 #define GITFAST_SHARED(type, name)                             \
   extern __shared__ __align__(128) unsigned char name##_raw[]; \
   type* name = reinterpret_cast<type*>(name##_raw)
-#define GITFAST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  (kernel)<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);        \
-  ::gitfast::cuda::check(cudaGetLastError(), #kernel)
 #else
 #include "emulation/emulation.h"
 #endif
@@ -28,9 +26,65 @@ struct CudaError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+struct Launch {
+  const char* name;  // of the kernel, for errors
+  dim3 grid, block;
+  size_t shared_bytes;
+  cudaStream_t stream;
+};
+
+inline std::string describe(const Launch& launch) {
+  const auto text = [](dim3 d) { return std::to_string(d.x) + "x" + std::to_string(d.y) + "x" + std::to_string(d.z); };
+  return std::string(launch.name) + " (grid " + text(launch.grid) + ", block " + text(launch.block) + ", " +
+         std::to_string(launch.shared_bytes) + " bytes of shared memory)";
+}
+
 #ifdef __CUDACC__
-inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) throw CudaError(std::string(what) + ": " + cudaGetErrorString(status));
+inline void check(cudaError_t status, const std::string& what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // or the next caller of the runtime would take our error for its own
+  throw CudaError(what + ": " + cudaGetErrorName(status) + ": " + cudaGetErrorString(status));
+}
+
+// Makes a device current as long as it lives.
+class DeviceScope {
+ public:
+  explicit DeviceScope(int device) : device_(device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (device_ != before_) check(cudaSetDevice(device_), "cudaSetDevice(" + std::to_string(device_) + ")");
+  }
+  ~DeviceScope() {
+    if (device_ != before_) cudaSetDevice(before_);
+  }
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+
+ private:
+  int device_, before_ = 0;
+};
+
+template <class... Parameters, class... Arguments>
+void launch_kernel(const Launch& launch, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  constexpr size_t kSharedWithoutAsking = 48 * 1024;
+  if (launch.shared_bytes > kSharedWithoutAsking)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes),
+          describe(launch));
+  cudaLaunchConfig_t config{};
+  config.gridDim = launch.grid;
+  config.blockDim = launch.block;
+  config.dynamicSmemBytes = launch.shared_bytes;
+  config.stream = launch.stream;
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  if (status != cudaSuccess) check(status, describe(launch));
+}
+#else
+struct DeviceScope {
+  explicit DeviceScope(int) {}
+};
+
+template <class... Parameters, class... Arguments>
+void launch_kernel(const Launch& launch, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  emulation::launch([&] { kernel(arguments...); }, launch.grid, launch.block, launch.shared_bytes);
 }
 #endif
 

@@ -260,6 +260,3 @@ template <class T>
 #define __syncwarp(...) ::gitfast::emulation::sync_warp(__VA_ARGS__)
 #define __shfl_xor_sync(mask, value, lanes) ::gitfast::emulation::shuffle_xor(mask, value, lanes)
 #define GITFAST_SHARED(type, name) type* name = reinterpret_cast<type*>(::gitfast::emulation::running->shared.get())
-#define GITFAST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  (void)(stream);                                                      \
-  ::gitfast::emulation::launch([&] { (kernel)(__VA_ARGS__); }, grid, block, shared_bytes)

@@ -58,6 +58,13 @@ def test_any_shape(
     assert case.error() <= (1 if offset == 0 else 32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_is_as_close_to_float64_as_torch(emulation: ModuleType, dtype: torch.dtype) -> None:
+    case = make_case(20, 768, dtype)
+    case.run(emulation.add_layer_norm)
+    assert case.error() <= case.of_torch().error() * (2 if dtype == torch.float32 else 1)
+
+
 def test_output_may_be_an_input(emulation: ModuleType) -> None:
     case = make_case(3, 96, torch.float32)
     truth = case.truth()
