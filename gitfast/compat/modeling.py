@@ -61,6 +61,7 @@ class _Decoder(PreTrained):
         self,
         backbone: reference.GitBackbone,
         image_tokens: Tensor | None,
+        *,
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
@@ -70,6 +71,7 @@ class _Decoder(PreTrained):
         output_hidden_states: bool,
         output_attentions: bool,
     ) -> ModelOutput:
+        """All rows through the decoder, arguments as of ``GitForCausalLM.forward``."""
         words = _word_embeddings(backbone, input_ids, inputs_embeds)
         rows, length = words.shape[:2]
         images = 0 if image_tokens is None else image_tokens.shape[1]
@@ -143,14 +145,14 @@ class GitModel(_Decoder):
         output = self.hidden(
             whole.git,
             tokens,
-            input_ids,
-            attention_mask,
-            position_ids,
-            inputs_embeds,
-            past_key_values,
-            use_cache,
-            output_hidden_states,
-            output_attentions,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
         )
         return output if return_dict else output.to_tuple()
 
@@ -211,14 +213,14 @@ class GitForCausalLM(_Decoder, reference.GitModel):
         inner = self.hidden(
             self.git,
             tokens,
-            input_ids,
-            attention_mask,
-            position_ids,
-            inputs_embeds,
-            past_key_values,
-            use_cache and labels is None,
-            output_hidden_states,
-            output_attentions,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache and labels is None,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
         )
         logits = self.output(inner.last_hidden_state[:, -logits_to_keep if logits_to_keep else 0 :])
         loss = None
