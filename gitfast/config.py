@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -143,19 +142,6 @@ class GitConfig:
         known = _known(cls, values)
         known["vision_config"] = GitVisionConfig(**_known(GitVisionConfig, vision))
         return cls(**known)
-
-    @classmethod
-    def from_pretrained(cls, model: str | os.PathLike[str], **options: Any) -> GitConfig:
-        """The configuration of a model by name; names and options as in ``gitfast.load``."""
-        from gitfast import hub
-
-        return cls.from_file(hub.resolve(model, **options) / "config.json")
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json into ``folder``, which is made when it is not there."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_file(cls, path: str | Path) -> GitConfig:

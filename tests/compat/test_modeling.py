@@ -175,7 +175,10 @@ def test_checkpoints_travel_both_ways(folder: Path, tmp_path: Path, dtype: torch
     assert back.dtype == dtype
     for name, tensor in back.state_dict().items():
         assert torch.equal(tensor, theirs.state_dict()[name])
-    assert GitConfig.from_pretrained(tmp_path / "ours") == ours.config
+    config = GitConfig.from_pretrained(tmp_path / "ours")
+    assert config.to_dict() == ours.config.to_dict()
+    config.save_pretrained(tmp_path / "config")
+    assert GitConfig.from_pretrained(tmp_path / "config") == config
 
 
 def test_outputs_are_had_by_name_key_index_and_as_tuple(folder: Path) -> None:
