@@ -24,9 +24,7 @@ _COPIED = (
 )
 
 
-def save_checkpoint(
-    checkpoint: Checkpoint, folder: str | Path, dtype: str = "float32", *, processor_files: bool = True
-) -> Path:
+def save_checkpoint(checkpoint: Checkpoint, folder: str | Path, dtype: str = "float32") -> Path:
     """Write config.json, model.safetensors, and the tokenizer and preprocessor files that the checkpoint came with.
 
     Tensors have the names transformers 5 gives them. Without preprocessor files the settings of the configuration are
@@ -35,7 +33,6 @@ def save_checkpoint(
     Args:
         folder: Made when it is not there. It must not hold a model yet.
         dtype: Of the tensors: "float32", "float16" or "bfloat16", rounded to nearest even.
-        processor_files: False writes config.json and model.safetensors only.
 
     Raises:
         CheckpointError: the folder holds a model; a tensor cannot be represented in ``dtype``.
@@ -61,8 +58,7 @@ def save_checkpoint(
 
     config = {"architectures": ["GitForCausalLM"], **checkpoint.config.to_dict(), "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if processor_files:
-        _write_processor_files(checkpoint, folder)
+    _write_processor_files(checkpoint, folder)
     return folder
 
 

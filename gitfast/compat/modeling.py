@@ -7,7 +7,8 @@ L text tokens, S cached text tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import os
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from gitfast.compat.generation import generate
 from gitfast.compat.outputs import Cache, CausalLMOutput, GenerateOutput, ModelOutput
-from gitfast.compat.pretrained import PreTrained, save_model
+from gitfast.compat.pretrained import PreTrained
 from gitfast.config import GitConfig, GitVisionConfig
 from gitfast.engines import reference
 from gitfast.engines.reference import attention_weights, next_token_loss
@@ -34,6 +35,13 @@ class GitVisionModel(PreTrained):
     @staticmethod
     def config_of(config: GitConfig) -> GitVisionConfig:
         return config.vision_config
+
+    @classmethod
+    def config_from_dict(cls, values: Mapping[str, Any]) -> GitVisionConfig:
+        return GitConfig.from_dict({"vision_config": values}).vision_config
+
+    def config_to_dict(self) -> dict[str, Any]:
+        return {"model_type": "git_vision_model", **dataclasses.asdict(self.config)}
 
     def forward(
         self,
@@ -169,10 +177,6 @@ class GitForCausalLM(_Decoder, reference.GitModel):
 
     def get_output_embeddings(self) -> torch.nn.Linear:
         return self.output
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors; ``GitProcessor.save_pretrained`` writes the rest."""
-        save_model(self, folder)
 
     def forward(  # type: ignore[override]
         self,

@@ -181,6 +181,23 @@ def test_checkpoints_travel_both_ways(folder: Path, tmp_path: Path, dtype: torch
     assert GitConfig.from_pretrained(tmp_path / "config") == config
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(GitModel, transformers.GitModel), (GitVisionModel, transformers.GitVisionModel)]
+)
+def test_parts_of_a_model_travel_both_ways(folder: Path, tmp_path: Path, ours: Any, theirs: Any) -> None:
+    part = ours.from_pretrained(folder)
+    part.save_pretrained(tmp_path / "ours")
+    again = ours.from_pretrained(tmp_path / "ours")
+    assert again.config == part.config
+    other = theirs.from_pretrained(tmp_path / "ours")
+    other.save_pretrained(tmp_path / "theirs")
+    back = ours.from_pretrained(tmp_path / "theirs")
+    for name, tensor in part.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+        assert torch.equal(other.state_dict()[name], tensor)
+        assert torch.equal(back.state_dict()[name], tensor)
+
+
 def test_outputs_are_had_by_name_key_index_and_as_tuple(folder: Path) -> None:
     model, _ = pair(folder)
     output = model(IDS, labels=IDS)
