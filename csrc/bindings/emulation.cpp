@@ -2,22 +2,39 @@
 #include "emulation/emulation.h"
 
 #include "cuda_kernels.h"
+#include "tests/tile_product.h"
+
+namespace gitfast::bindings {
+
+static void tile_product(const py::object& a, const py::object& b, const py::object& out) {
+  const Array a_array(a, "a"), b_array(b, "b"), out_array(out, "out");
+  Dim M("M"), N("N"), K("K");
+  a_array.check().shape({&M, &K}).contiguous();
+  b_array.check().dtype(a_array.view().dtype).shape({&K, &N}).contiguous();
+  out_array.floats().shape({&M, &N}).contiguous();
+  cuda::tile_product({a_array.view().dtype, M.value, N.value, K.value, a_array.view().data, b_array.view().data,
+                      out_array.view().ptr<float>()},
+                     nullptr);
+}
+
+}  // namespace gitfast::bindings
 
 PYBIND11_MODULE(_emulation, m) {
   using gitfast::emulation::Order;
   m.doc() = "The CUDA kernels of gitfast, run thread by thread on the host.";
   pybind11::register_exception<gitfast::emulation::Fault>(m, "Fault");
   gitfast::bindings::bind_cuda_kernels(m, gitfast::Device::cpu);
+  m.def("tile_product", &gitfast::bindings::tile_product, pybind11::arg("a"), pybind11::arg("b"), pybind11::arg("out"));
   m.def(
       "set_order",
-      [](const std::string& order, unsigned seed) {
+      [](const std::string& order, unsigned seed, bool late_copies) {
         constexpr const char* kNames[] = {"forward", "reverse", "shuffled", "run_ahead"};
         for (int i = 0; i < 4; ++i)
           if (order == kNames[i]) {
-            gitfast::emulation::settings = {static_cast<Order>(i), seed};
+            gitfast::emulation::settings = {static_cast<Order>(i), seed, late_copies};
             return;
           }
         throw gitfast::Error("order: expected forward, reverse, shuffled or run_ahead, got " + order);
       },
-      pybind11::arg("order"), pybind11::arg("seed") = 0);
+      pybind11::arg("order"), pybind11::arg("seed") = 0, pybind11::arg("late_copies") = true);
 }

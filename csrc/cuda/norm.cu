@@ -6,12 +6,6 @@ namespace {
 
 constexpr int kMaxWarps = 8;
 
-// N consecutive elements, moved by one instruction where N * sizeof(T) is 16 bytes.
-template <class T, int N>
-struct alignas(sizeof(T) * N) Vec {
-  T at[N];
-};
-
 // The sum over all threads of the block, in an order that depends on nothing but the block's size.
 // `partial` holds kMaxWarps floats and must not be reused without a barrier.
 __device__ float block_sum(float value, float* partial) {
@@ -42,14 +36,14 @@ __global__ void add_layer_norm_kernel(AddLayerNorm args) {
   for (int i = 0; i < kChunks; ++i) {
     const int chunk = threadIdx.x + i * blockDim.x;
     if (chunk >= chunks) break;
-    const Chunk loaded = x[chunk];
+    const Chunk loaded = load_vec(x + chunk);
     for (int j = 0; j < N; ++j) values[i][j] = to_float(loaded.at[j]);
     if (bias) {
-      const Chunk added = bias[chunk];
+      const Chunk added = load_vec(bias + chunk);
       for (int j = 0; j < N; ++j) values[i][j] += to_float(added.at[j]);
     }
     if (residual) {
-      const Chunk added = residual[chunk];
+      const Chunk added = load_vec(residual + chunk);
       for (int j = 0; j < N; ++j) values[i][j] += to_float(added.at[j]);
     }
     for (int j = 0; j < N; ++j) sum += values[i][j];
@@ -71,11 +65,11 @@ __global__ void add_layer_norm_kernel(AddLayerNorm args) {
   for (int i = 0; i < kChunks; ++i) {
     const int chunk = threadIdx.x + i * blockDim.x;
     if (chunk >= chunks) break;
-    const Chunk weight = gamma[chunk], shift = beta[chunk];
+    const Chunk weight = load_vec(gamma + chunk), shift = load_vec(beta + chunk);
     Chunk result;
     for (int j = 0; j < N; ++j)
       result.at[j] = from_float<T>((values[i][j] - mean) * scale * to_float(weight.at[j]) + to_float(shift.at[j]));
-    out[chunk] = result;
+    store_vec(out + chunk, result);
   }
 }
 

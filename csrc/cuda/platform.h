@@ -110,4 +110,32 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+// N consecutive elements, aligned to their size: moved by one instruction up to 16 bytes.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Vec {
+  T at[N];
+};
+
+#ifdef __CUDACC__
+template <class V>
+__device__ __forceinline__ V load_vec(const V* from) {
+  return *from;
+}
+template <class V>
+__device__ __forceinline__ void store_vec(V* to, const V& value) {
+  *to = value;
+}
+#else
+template <class V>
+V load_vec(const V* from) {
+  emulation::check_alignment(from, alignof(V));
+  return *from;
+}
+template <class V>
+void store_vec(V* to, const V& value) {
+  emulation::check_alignment(to, alignof(V));
+  *to = value;
+}
+#endif
+
 }  // namespace gitfast::cuda

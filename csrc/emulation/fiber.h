@@ -1,13 +1,47 @@
 // A fiber: a function with a stack of its own that runs until it yields. Emulated CUDA threads are fibers.
+//
+// AddressSanitizer is told of every change of stacks, ThreadSanitizer takes each fiber for a thread that nothing orders
+// except what synchronizes() says: so it finds races between CUDA threads, though one OS thread runs them in turn.
 #pragma once
 
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <cstdint>
 #include <functional>
 #include <new>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+#ifdef __SANITIZE_THREAD__
+extern "C" {
+void* __tsan_create_fiber(unsigned flags);
+void __tsan_destroy_fiber(void* fiber);
+void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void* __tsan_get_current_fiber();
+void __tsan_acquire(void* address);
+void __tsan_release(void* address);
+}
+#endif
+
+// What emulates is no subject of race detection, what is emulated is.
+#define GITFAST_UNCHECKED [[gnu::no_sanitize("thread")]]
+
 namespace gitfast::emulation {
+
+// A place where threads meet: all that came before release() comes before what follows acquire().
+struct Meeting {
+#ifdef __SANITIZE_THREAD__
+  void release() { __tsan_release(this); }
+  void acquire() { __tsan_acquire(this); }
+#else
+  void release() {}
+  void acquire() {}
+#endif
+  char address = 0;
+};
 
 class Fiber {
  public:
@@ -18,36 +52,105 @@ class Fiber {
     if (memory_ == MAP_FAILED) throw std::bad_alloc();
     mprotect(memory_, kGuard, PROT_NONE);
   }
-  ~Fiber() { munmap(memory_, kGuard + kStack); }
+  ~Fiber() {
+    forget();
+    munmap(memory_, kGuard + kStack);
+  }
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
   // The next resume() calls `body` from its beginning; what an earlier body left on the stack is dropped.
   void start(std::function<void()> body) {
+    forget();
     body_ = std::move(body);
+#ifdef __SANITIZE_THREAD__
+    tsan_ = __tsan_create_fiber(0);
+#endif
     getcontext(&inside_);
-    inside_.uc_stack.ss_sp = static_cast<char*>(memory_) + kGuard;
+    inside_.uc_stack.ss_sp = stack();
     inside_.uc_stack.ss_size = kStack;
-    inside_.uc_link = &outside_;
+    inside_.uc_link = nullptr;
     const auto address = reinterpret_cast<uintptr_t>(this);  // makecontext passes ints
     makecontext(&inside_, reinterpret_cast<void (*)()>(enter), 2, static_cast<unsigned>(address),
                 static_cast<unsigned>(address >> 32));
+    begin_.release();
   }
+
   // Runs until the body yields or returns.
-  void resume() { swapcontext(&outside_, &inside_); }
+  GITFAST_UNCHECKED void resume() {
+#ifdef __SANITIZE_ADDRESS__
+    void* fake_stack;
+    __sanitizer_start_switch_fiber(&fake_stack, stack(), kStack);
+#endif
+#ifdef __SANITIZE_THREAD__
+    tsan_outside_ = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(tsan_, kNoOrder);
+#endif
+    swapcontext(&outside_, &inside_);
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+  }
+
   // Called by the body.
-  void yield() { swapcontext(&inside_, &outside_); }
+  GITFAST_UNCHECKED void yield() { leave(false); }
+
+  // After the body has returned: what it did comes before what follows.
+  void join() { end_.acquire(); }
 
  private:
-  static constexpr size_t kGuard = 4096, kStack = 64 * 1024;
+  static constexpr size_t kGuard = 4096, kStack = 128 * 1024;
+  static constexpr unsigned kNoOrder = 1;
 
-  static void enter(unsigned low, unsigned high) {
-    reinterpret_cast<Fiber*>(static_cast<uintptr_t>(high) << 32 | low)->body_();
+  void* stack() const { return static_cast<char*>(memory_) + kGuard; }
+
+  void forget() {
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(stack(), kStack);
+#endif
+#ifdef __SANITIZE_THREAD__
+    if (tsan_) __tsan_destroy_fiber(tsan_);
+    tsan_ = nullptr;
+#endif
+  }
+
+  GITFAST_UNCHECKED static void enter(unsigned low, unsigned high) {
+    Fiber* fiber = reinterpret_cast<Fiber*>(static_cast<uintptr_t>(high) << 32 | low);
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(nullptr, &fiber->outside_stack_, &fiber->outside_size_);
+#endif
+    fiber->begin_.acquire();
+    fiber->body_();
+    fiber->end_.release();
+    fiber->leave(true);
+  }
+
+  GITFAST_UNCHECKED void leave([[maybe_unused]] bool for_good) {
+#ifdef __SANITIZE_ADDRESS__
+    void* fake_stack;
+    __sanitizer_start_switch_fiber(for_good ? nullptr : &fake_stack, outside_stack_, outside_size_);
+#endif
+#ifdef __SANITIZE_THREAD__
+    __tsan_switch_to_fiber(tsan_outside_, kNoOrder);
+#endif
+    swapcontext(&inside_, &outside_);
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(fake_stack, &outside_stack_, &outside_size_);
+#endif
   }
 
   void* memory_;
   std::function<void()> body_;
   ucontext_t inside_, outside_;
+  Meeting begin_, end_;
+#ifdef __SANITIZE_ADDRESS__
+  const void* outside_stack_ = nullptr;
+  size_t outside_size_ = 0;
+#endif
+#ifdef __SANITIZE_THREAD__
+  void* tsan_ = nullptr;
+  void* tsan_outside_ = nullptr;
+#endif
 };
 
 }  // namespace gitfast::emulation

@@ -1,8 +1,9 @@
-"""Builds the emulation of the CUDA kernels (csrc/emulation) and loads it."""
+"""Builds the emulation of the CUDA kernels (csrc/emulation), loads it, and runs small cases under sanitizers."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -21,10 +22,10 @@ def why_not() -> str | None:
     return f"the emulation needs {', '.join(missing)}" if missing else None
 
 
-def build(source: Path, folder: Path) -> Path:
+def build(source: Path, folder: Path, sanitizer: str = "") -> Path:
     """Build the sources at ``source`` in ``folder``; returns the module's file. Raises CalledProcessError."""
     configure = ["cmake", "-S", source, "-B", folder, "-G", "Ninja", "-DGITFAST_BINDINGS=OFF", "-DGITFAST_CUDA=off"]
-    configure += ["-DGITFAST_EMULATION=ON", f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += ["-DGITFAST_EMULATION=ON", f"-DGITFAST_SANITIZE={sanitizer}", f"-DPython_EXECUTABLE={sys.executable}"]
     configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
     for command in (configure, ["cmake", "--build", folder, "--target", "_emulation"]):
         subprocess.run(command, check=True, capture_output=True, text=True)
@@ -39,3 +40,23 @@ def load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def runtime_of(sanitizer: str) -> str | None:
+    """What must be loaded before Python for a module built with ``sanitizer``; None where it is not installed."""
+    names = {"address": "libasan.so", "thread": "libtsan.so"}
+    compiler = os.environ.get("CXX", "c++")
+    found = []
+    for name in (names[sanitizer], "libstdc++.so.6"):  # the second, or the first exception ends the process
+        query = subprocess.run([compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True)
+        found.append(query.stdout.strip())
+    return " ".join(found) if all(map(os.path.isabs, found)) else None
+
+
+def run_small_cases(module: Path, sanitizer: str, kernel: str) -> subprocess.CompletedProcess[str]:
+    """Runs small_cases.py on a module built with ``sanitizer``, in a process of its own: a fault may kill it."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1", ASAN_OPTIONS="detect_leaks=0", TSAN_OPTIONS="halt_on_error=1")
+    environment["LD_PRELOAD"] = runtime_of(sanitizer) or ""
+    program = Path(__file__).with_name("small_cases.py")
+    command = [sys.executable, program, module, sanitizer, kernel]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)

@@ -70,9 +70,8 @@ def make_case(
     offset: float = 0.0,
     seed: int = 0,
     device: str = "cpu",
-    place: Callable[[torch.Tensor], torch.Tensor] = lambda t: t,
 ) -> Case:
-    """Random tensors. ``padding``: NaN elements between rows. ``offset``: the mean of x. ``place`` moves tensors."""
+    """Random tensors. ``padding``: NaN elements between rows. ``offset``: the mean of x."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int, mean: float = 0.0) -> torch.Tensor:
@@ -81,7 +80,7 @@ def make_case(
             storage = torch.full((shape[0], shape[1] + padding), torch.nan, dtype=torch.float64)
             storage[:, : shape[1]] = values
             return storage.to(device, dtype)[:, : shape[1]]
-        return place(values.to(device, dtype))
+        return values.to(device, dtype)
 
     return Case(
         x=random(rows, width, mean=offset),

@@ -30,7 +30,7 @@ ptxas info    : Used 40 registers, used 1 barriers, 512 bytes smem
 
 
 @needs_nvcc
-@pytest.mark.parametrize("source", sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ids=lambda path: path.name)
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc").glob("*/*.cu")), ids=lambda path: path.name)
 def test_no_kernel_uses_local_memory(source: Path) -> None:
     for kernel in ptxas.parse(ptxas.compile_report(source, "90a")):
         assert kernel["stack"] == kernel["spill_stores"] == kernel["spill_loads"] == 0, kernel

@@ -1,0 +1,300 @@
+// A block of CUDA threads on the host: each is a fiber, one OS thread runs them in turn.
+//
+// What a kernel may get wrong is made visible, not tolerated:
+// - Shared memory starts as NaN in every block, so that reading what nobody wrote spoils the result.
+// - Threads run in several orders. Forward, reverse and shuffled take turns at every barrier; "run ahead" lets one warp
+//   go on to the next barrier while the others stand still, which shows what lockstep hides: memory reused too early.
+// - __syncthreads releases only when every thread of the block waits at the same place in the program; exited threads,
+//   different places and deadlocks are faults. So are lanes that are not in their own mask or read a lane outside it.
+// - Asynchronous copies land as late as they may, or as early.
+// - Built with GITFAST_SANITIZE=address: accesses outside of shared and global memory, and vectors that are not
+// aligned.
+// - Built with GITFAST_SANITIZE=thread: races between the threads of a block, whatever the order.
+//
+// Not covered: what the compiler or the hardware does (rounding of fast intrinsics, fences between blocks, occupancy).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "emulation/fiber.h"
+
+namespace gitfast::emulation {
+
+struct Fault : std::logic_error {
+  using std::logic_error::logic_error;
+};
+
+enum class Order { forward, reverse, shuffled, run_ahead };
+
+// How the next launches of this OS thread are run.
+struct Settings {
+  Order order = Order::run_ahead;
+  unsigned seed = 0;
+  bool late_copies = true;
+};
+inline thread_local Settings settings;
+
+enum class State { ready, at_barrier, at_warp, failed, done };
+
+// An asynchronous copy of 16 bytes that has not landed.
+struct Copy {
+  void* to;
+  const void* from;  // null: zeros
+};
+
+struct Thread {
+  Fiber fiber;
+  uint3 index{};
+  int warp = 0, lane = 0;
+  State state = State::ready;
+  const void* site = nullptr;  // where in the program it waits
+  unsigned mask = 0;           // of the warp operation it waits at
+  int parity = 0;              // of its warp operations: one set of slots is written while the other is still read
+  std::vector<Copy> copies;    // issued, in order
+  std::vector<size_t> groups;  // how many of them were issued when each group was committed
+};
+
+struct Slot {
+  alignas(16) unsigned char bytes[64];
+};
+
+// Memory of exactly `bytes`, so that AddressSanitizer sees an access behind its end.
+class SharedMemory {
+ public:
+  explicit SharedMemory(size_t bytes) : bytes_(bytes), data_(::operator new(bytes, kAlignment)) {}
+  ~SharedMemory() { ::operator delete(data_, kAlignment); }
+  SharedMemory(const SharedMemory&) = delete;
+  SharedMemory& operator=(const SharedMemory&) = delete;
+  void poison() { std::memset(data_, 0xff, bytes_); }  // NaN as float32, float16 and bfloat16
+  void* data() const { return data_; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{128};
+  size_t bytes_;
+  void* data_;
+};
+
+class Block {
+ public:
+  Block(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> kernel)
+      : grid(grid),
+        block(block),
+        shared(shared_bytes),
+        kernel_(std::move(kernel)),
+        threads_(size_t{block.x} * block.y * block.z),
+        slots_(warps() * 2 * 32),
+        warp_meetings_(warps()),
+        random_(settings.seed) {}
+
+  void run(uint3 block_index);
+
+  // For the running thread.
+  GITFAST_UNCHECKED void barrier(const void* site);
+  GITFAST_UNCHECKED const Slot* exchange(unsigned mask, const void* value, size_t bytes, const void* site);
+  GITFAST_UNCHECKED Thread& current() { return *current_; }
+  [[noreturn]] GITFAST_UNCHECKED void fail(const char* fault);
+
+  dim3 grid, block;
+  uint3 index{};
+  SharedMemory shared;
+
+ private:
+  size_t warps() const { return (threads_.size() + 31) / 32; }
+  void start();
+  GITFAST_UNCHECKED void run_thread(Thread& thread);
+  void choose_order();
+  void resume_ready();
+  void resume(Thread& thread);
+  bool release_warps();
+  bool release_barrier();
+  size_t count(State state) const;
+
+  std::function<void()> kernel_;
+  std::vector<Thread> threads_;
+  std::vector<Slot> slots_;  // [warp][parity][lane]
+  Meeting barrier_meeting_;
+  std::vector<Meeting> warp_meetings_;
+  std::vector<size_t> order_;
+  std::mt19937 random_;
+  Thread* current_ = nullptr;
+  const char* fault_ = nullptr;
+};
+
+inline thread_local Block* running = nullptr;
+
+inline void Block::run(uint3 block_index) {
+  index = block_index;
+  start();
+  while (count(State::done) < threads_.size()) {
+    resume_ready();
+    if (fault_) throw Fault(fault_);
+    if (release_warps() || count(State::ready) > 0) continue;
+    if (!release_barrier() && count(State::done) < threads_.size())
+      throw Fault("deadlock: " + std::to_string(count(State::at_barrier)) + " threads at __syncthreads, " +
+                  std::to_string(count(State::at_warp)) + " at warp operations, " + std::to_string(count(State::done)) +
+                  " exited");
+  }
+  for (Thread& thread : threads_) thread.fiber.join();
+}
+
+inline void Block::start() {
+  choose_order();
+  shared.poison();
+  for (size_t i = 0; i < threads_.size(); ++i) {
+    Thread& thread = threads_[i];
+    const unsigned n = static_cast<unsigned>(i);
+    thread.index = {n % block.x, n / block.x % block.y, n / (block.x * block.y)};
+    thread.warp = static_cast<int>(i / 32);
+    thread.lane = static_cast<int>(i % 32);
+    thread.state = State::ready;
+    thread.parity = 0;
+    thread.copies.clear();
+    thread.groups.clear();
+    thread.fiber.start([this, &thread] { run_thread(thread); });
+  }
+}
+
+inline void Block::run_thread(Thread& thread) {
+  kernel_();
+  thread.state = State::done;
+}
+
+// Every thread that is ready runs until it waits or ends; running ahead, only those of the first warp that has some.
+inline void Block::resume_ready() {
+  if (settings.order == Order::shuffled) std::shuffle(order_.begin(), order_.end(), random_);
+  if (settings.order != Order::run_ahead) {
+    for (const size_t i : order_) resume(threads_[i]);
+    return;
+  }
+  for (const size_t warp : order_) {
+    bool ran = false;
+    for (size_t i = warp * 32; i < std::min(threads_.size(), warp * 32 + 32); ++i) {
+      ran |= threads_[i].state == State::ready;
+      resume(threads_[i]);
+    }
+    if (ran) return;
+  }
+}
+
+// Which threads go first until the next barrier; running ahead, which warps.
+inline void Block::choose_order() {
+  order_.resize(settings.order == Order::run_ahead ? warps() : threads_.size());
+  std::iota(order_.begin(), order_.end(), size_t{0});
+  if (settings.order == Order::reverse) std::reverse(order_.begin(), order_.end());
+  if (settings.order == Order::run_ahead) std::shuffle(order_.begin(), order_.end(), random_);
+}
+
+inline void Block::resume(Thread& thread) {
+  if (thread.state != State::ready) return;
+  current_ = &thread;
+  thread.fiber.resume();
+  current_ = nullptr;
+}
+
+// Lets go every group of lanes that has arrived complete, at one place and with one mask.
+inline bool Block::release_warps() {
+  bool released = false;
+  for (Thread& first : threads_) {
+    if (first.state != State::at_warp) continue;
+    const size_t begin = size_t{32} * first.warp, end = std::min(threads_.size(), begin + 32);
+    const auto in_group = [&](const Thread& t) {
+      return t.state == State::at_warp && t.mask == first.mask && t.site == first.site && (first.mask >> t.lane & 1);
+    };
+    unsigned arrived = 0;
+    for (size_t i = begin; i < end; ++i)
+      if (in_group(threads_[i])) arrived |= 1u << threads_[i].lane;
+    if (arrived != first.mask) continue;
+    for (size_t i = begin; i < end; ++i)
+      if (arrived >> threads_[i].lane & 1) threads_[i].state = State::ready;
+    released = true;
+  }
+  return released;
+}
+
+inline bool Block::release_barrier() {
+  if (count(State::at_barrier) == 0 || count(State::at_warp) > 0) return false;
+  if (const size_t exited = count(State::done))
+    throw Fault("__syncthreads: " + std::to_string(exited) + " threads of the block have exited");
+  for (const Thread& thread : threads_)
+    if (thread.site != threads_[0].site) throw Fault("__syncthreads: threads wait at different places in the program");
+  for (Thread& thread : threads_) thread.state = State::ready;
+  choose_order();
+  return true;
+}
+
+inline size_t Block::count(State state) const {
+  return std::count_if(threads_.begin(), threads_.end(), [=](const Thread& t) { return t.state == state; });
+}
+
+inline void Block::barrier(const void* site) {
+  Thread& me = *current_;
+  me.site = site;
+  me.state = State::at_barrier;
+  barrier_meeting_.release();
+  me.fiber.yield();
+  barrier_meeting_.acquire();
+}
+
+// Deposits a value and waits for the lanes of `mask`; then the slots hold the values of all of them.
+inline const Slot* Block::exchange(unsigned mask, const void* value, size_t bytes, const void* site) {
+  Thread& me = *current_;
+  if (!(mask >> me.lane & 1)) fail("a warp operation's mask lacks a lane that takes part");
+  Slot* slots = &slots_[(me.warp * 2 + me.parity) * 32];
+  me.parity ^= 1;
+  if (bytes > 0) std::memcpy(slots[me.lane].bytes, value, bytes);
+  me.site = site;
+  me.mask = mask;
+  me.state = State::at_warp;
+  Meeting& meeting = warp_meetings_[me.warp];
+  meeting.release();
+  me.fiber.yield();
+  meeting.acquire();
+  return slots;
+}
+
+// A fault inside a fiber must not unwind into another stack: the thread stops here, run() throws.
+inline void Block::fail(const char* fault) {
+  fault_ = fault;
+  current_->state = State::failed;
+  for (;;) current_->fiber.yield();
+}
+
+inline void check_limits(dim3 grid, dim3 block, size_t shared_bytes) {
+  constexpr size_t kSharedOfHopper = 227 * 1024;
+  const size_t threads = size_t{block.x} * block.y * block.z;
+  if (threads == 0 || threads > 1024 || block.z > 64)
+    throw Fault("launch: " + std::to_string(threads) + " threads in a block");
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
+    throw Fault("launch: a grid of " + std::to_string(grid.x) + "x" + std::to_string(grid.y) + "x" +
+                std::to_string(grid.z));
+  if (shared_bytes > kSharedOfHopper)
+    throw Fault("launch: " + std::to_string(shared_bytes) + " bytes of shared memory");
+}
+
+// Runs all blocks one after another, backwards where threads run in reverse: nothing may depend on their order.
+inline void launch(std::function<void()> kernel, dim3 grid, dim3 block, size_t shared_bytes) {
+  check_limits(grid, block, shared_bytes);
+  Block emulated(grid, block, shared_bytes, std::move(kernel));
+  running = &emulated;
+  struct Restore {
+    ~Restore() { running = nullptr; }
+  } restore;
+  const size_t blocks = size_t{grid.x} * grid.y * grid.z;
+  for (size_t i = 0; i < blocks; ++i) {
+    const size_t n = settings.order == Order::reverse ? blocks - 1 - i : i;
+    emulated.run({static_cast<unsigned>(n % grid.x), static_cast<unsigned>(n / grid.x % grid.y),
+                  static_cast<unsigned>(n / (size_t{grid.x} * grid.y))});
+  }
+}
+
+}  // namespace gitfast::emulation

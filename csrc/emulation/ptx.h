@@ -1,0 +1,108 @@
+// The functions of cuda/ptx.h on the host, where they are described.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "emulation/emulation.h"
+
+namespace gitfast::cuda {
+
+// Late copies leave NaN until they are waited for.
+inline void cp_async16(void* shared, const void* global, bool valid) {
+  emulation::Thread& me = emulation::running->current();
+  emulation::check_alignment(shared, 16);
+  emulation::check_alignment(global, 16);
+  if (valid) {
+    std::memcpy(shared, global, 16);
+  } else {
+    std::memset(shared, 0, 16);
+  }
+  if (!emulation::settings.late_copies) return;
+  std::memset(shared, 0xff, 16);
+  me.copies.push_back({shared, valid ? global : nullptr});
+}
+
+inline void cp_async_commit() {
+  emulation::Thread& me = emulation::running->current();
+  me.groups.push_back(me.copies.size());
+}
+
+template <int kPending>
+void cp_async_wait() {
+  emulation::Thread& me = emulation::running->current();
+  if (me.groups.size() <= kPending) return;
+  const size_t groups = me.groups.size() - kPending, landing = me.groups[groups - 1];
+  for (size_t i = 0; i < landing; ++i) {
+    if (me.copies[i].from) {
+      std::memcpy(me.copies[i].to, me.copies[i].from, 16);
+    } else {
+      std::memset(me.copies[i].to, 0, 16);
+    }
+  }
+  me.copies.erase(me.copies.begin(), me.copies.begin() + landing);
+  me.groups.erase(me.groups.begin(), me.groups.begin() + groups);
+  for (size_t& group : me.groups) group -= landing;
+}
+
+// What `row` of each lane points to; element (row, column) of matrix m is at rows[8 m + row][column].
+struct MatrixRows {
+  const uint16_t* rows[32];
+
+  MatrixRows(const void* row, const void* site) {
+    emulation::check_alignment(row, 16);
+    const emulation::Slot* slots = emulation::running->exchange(~0u, &row, sizeof row, site);
+    for (int lane = 0; lane < 32; ++lane) std::memcpy(&rows[lane], slots[lane].bytes, sizeof row);
+  }
+};
+
+[[gnu::noinline]] inline void ldmatrix_x4(uint32_t (&fragment)[4], const void* row) {
+  const MatrixRows matrices(row, __builtin_return_address(0));
+  const int lane = emulation::running->current().lane, g = lane / 4, t = lane % 4;
+  for (int m = 0; m < 4; ++m) {
+    const uint16_t* from = matrices.rows[8 * m + g];
+    fragment[m] = from[2 * t] | uint32_t{from[2 * t + 1]} << 16;
+  }
+}
+
+[[gnu::noinline]] inline void ldmatrix_x4_trans(uint32_t (&fragment)[4], const void* row) {
+  const MatrixRows matrices(row, __builtin_return_address(0));
+  const int lane = emulation::running->current().lane, g = lane / 4, t = lane % 4;
+  for (int m = 0; m < 4; ++m) {
+    const uint16_t* const* from = matrices.rows + 8 * m;
+    fragment[m] = from[2 * t][g] | uint32_t{from[2 * t + 1][g]} << 16;
+  }
+}
+
+template <class T>
+float half_of(uint32_t pair, int which) {
+  const auto bits = static_cast<uint16_t>(pair >> 16 * which);
+  T value;
+  std::memcpy(static_cast<void*>(&value), &bits, sizeof value);
+  return static_cast<float>(value);
+}
+
+template <class T>
+[[gnu::noinline]] void mma_m16n8k16(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const emulation::Slot* slots = emulation::running->exchange(~0u, mine, sizeof mine, __builtin_return_address(0));
+  // Register `which` of the lane that holds pair `pair` of row (or column) `line`.
+  const auto of_lane = [&](int line, int pair, int which) {
+    uint32_t registers[6];
+    std::memcpy(registers, slots[4 * line + pair].bytes, sizeof registers);
+    return registers[which];
+  };
+  const int lane = emulation::running->current().lane, g = lane / 4, t = lane % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int lower = i / 2, column = 2 * t + i % 2;
+    double sum = sums[i];
+    for (int k = 0; k < 16; ++k) {
+      const int right = k / 8, pair = k % 8 / 2;
+      sum += double{half_of<T>(of_lane(g, pair, lower + 2 * right), k % 2)} *
+             half_of<T>(of_lane(column, pair, 4 + right), k % 2);
+    }
+    sums[i] = static_cast<float>(sum);
+  }
+}
+
+}  // namespace gitfast::cuda

@@ -1,0 +1,60 @@
+"""Small cases of the emulated kernels: small_cases.py MODULE SANITIZER KERNEL. Exits with 1 where a result is wrong.
+
+Widths, rows and strides are odd where that changes the path taken, and arrays are no longer than the kernel may see.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from emulated import ORDERS, load
+from norm_cases import make_case
+
+
+def unaligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values: a vector one element away from an aligned address, rows an odd number of elements apart."""
+    if tensor.dim() == 1:
+        return torch.cat([tensor[:1], tensor])[1:]
+    return torch.cat([tensor, tensor[:, :1]], dim=1)[:, :-1]
+
+
+def norm(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    for dtype, width in itertools.product((torch.float32, torch.float16, torch.bfloat16), (24, 25, 520, 2200)):
+        case = make_case(2, width, dtype)
+        case.run(emulation.add_layer_norm)
+        yield f"norm, {dtype}, width {width}", case.error()
+    for name in ("x", "bias", "residual", "gamma", "beta", "out"):
+        case = make_case(2, 64, torch.bfloat16)
+        setattr(case, name, unaligned(getattr(case, name)))
+        case.run(emulation.add_layer_norm)
+        yield f"norm, unaligned {name}", case.error()
+
+
+def tile_product(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    for dtype, (M, N, K) in itertools.product((torch.float16, torch.bfloat16), ((1, 8, 8), (33, 24, 104))):
+        generator = torch.Generator().manual_seed(0)
+        a, b = (torch.randn(shape, generator=generator).to(dtype) for shape in ((M, K), (K, N)))
+        out = torch.full((M, N), torch.nan)
+        emulation.tile_product(a, b, out)
+        error = (out.double() - a.double() @ b.double()).abs().max().item() / 1e-4
+        yield f"tile_product, {dtype}, {M}x{N}x{K}", error
+
+
+def main(module: str, sanitizer: str, kernel: str) -> None:
+    emulation = load(Path(module))
+    # Races are found in every order; what one order hides from the other checks, another shows.
+    orders = ("forward",) if sanitizer == "thread" else ORDERS
+    for order, late_copies in itertools.product(orders, (True, False)):
+        emulation.set_order(order, seed=1, late_copies=late_copies)
+        for name, error in {"norm": norm, "tile_product": tile_product}[kernel](emulation):
+            if not error <= 1:
+                sys.exit(f"{name}, {order}: {error:.1f} times the tolerance")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,133 @@
+"""The emulation of CUDA kernels: right where they are right, and every fault planted in one is found."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import emulated
+import pytest
+import torch
+
+KERNELS = {"norm": "csrc/cuda/norm.cu", "tile_product": "csrc/tests/tile_product.cu"}
+
+
+@pytest.mark.parametrize("late_copies", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (32, 16, 32), (33, 24, 72), (70, 40, 200)], ids=str)
+def test_asynchronous_copies_and_tensor_cores(
+    emulation: ModuleType, order: str, dtype: torch.dtype, shape: tuple[int, int, int], late_copies: bool
+) -> None:
+    emulation.set_order(order, seed=2, late_copies=late_copies)
+    M, N, K = shape
+    # Small integers: every sum is exact in any order.
+    a, b = torch.randint(-8, 9, (M, K)).to(dtype), torch.randint(-8, 9, (K, N)).to(dtype)
+    out = torch.full((M, N), torch.nan)
+    emulation.tile_product(a, b, out)
+    assert torch.equal(out.double(), a.double() @ b.double())
+
+
+def test_a_launch_beyond_the_limits_is_a_fault(emulation: ModuleType) -> None:
+    N = 16 * 65536
+    with pytest.raises(emulation.Fault, match="launch: a grid of 1x65536x1"):
+        emulation.tile_product(
+            *(torch.zeros(shape, dtype=torch.float16) for shape in ((1, 8), (8, N))), torch.zeros(1, N)
+        )
+
+
+@pytest.fixture(scope="session")
+def copied_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources that faults can be planted in."""
+    if reason := emulated.why_not():
+        pytest.skip(reason)
+    copy = tmp_path_factory.mktemp("faults")
+    shutil.copy(emulated.ROOT / "CMakeLists.txt", copy)
+    shutil.copytree(emulated.ROOT / "csrc", copy / "csrc")
+    return copy
+
+
+def run(sources: Path, sanitizer: str, kernel: str) -> subprocess.CompletedProcess[str]:
+    if emulated.runtime_of(sanitizer) is None:
+        pytest.skip(f"the compiler comes without its {sanitizer} sanitizer")
+    result = emulated.run_small_cases(emulated.build(sources, sources / sanitizer, sanitizer), sanitizer, kernel)
+    if "unexpected memory mapping" in result.stderr:
+        pytest.skip("the thread sanitizer does not run with this kernel's address space randomization")
+    return result
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_are_clean_under_sanitizers(copied_sources: Path, sanitizer: str, kernel: str) -> None:
+    result = run(copied_sources, sanitizer, kernel)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@dataclass
+class Fault:
+    """A line of a kernel as it is and as it is wrong, and what must be said of it."""
+
+    kernel: str
+    right: str
+    wrong: str
+    found: str
+    sanitizer: str = "address"
+
+
+WRONG_VALUES = "times the tolerance"
+OUT_OF_BOUNDS = "AddressSanitizer: heap-buffer-overflow"
+UNALIGNED = "an address is not aligned"
+RACE = "ThreadSanitizer: data race"
+FAULTS = {
+    "missing barrier": Fault("norm", "  __syncthreads();\n", "", RACE, "thread"),
+    "shared memory reused without a barrier": Fault("norm", "partial + kMaxWarps) /", "partial) /", RACE, "thread"),
+    "barrier in a branch": Fault(
+        "norm", "  __syncthreads();", "  if (threadIdx.x < 32) __syncthreads();", "__syncthreads"
+    ),
+    "lanes left out of the reduction": Fault("norm", "lanes > 0; lanes", "lanes > 1; lanes", WRONG_VALUES),
+    "wrong mask": Fault("norm", "kAllLanes, value", "0xffffu, value", "mask lacks a lane"),
+    "a warp left out": Fault("norm", "warp < blockDim.x", "warp + 1 < blockDim.x", WRONG_VALUES),
+    "last chunk left out": Fault("norm", "args.width) / N;", "args.width) / N - 1;", WRONG_VALUES),
+    "read past the row": Fault(
+        "norm", "if (chunk >= chunks) break;\n    const Chunk loaded", "const Chunk loaded", OUT_OF_BOUNDS
+    ),
+    "write past the row": Fault(
+        "norm", "if (chunk >= chunks) break;\n    const Chunk weight", "const Chunk weight", OUT_OF_BOUNDS
+    ),
+    "too little shared memory": Fault("norm", "2 * kMaxWarps * sizeof", "kMaxWarps * sizeof", OUT_OF_BOUNDS),
+    "vectors at any address": Fault("norm", "aligned(args.gamma, 0, 16)", "true", UNALIGNED),
+    "vectors in rows of any stride": Fault("norm", "args.x, args.x_stride * size, 16", "args.x, 0, 16", UNALIGNED),
+    "copies not waited for": Fault("tile_product", "    cp_async_wait<1>();\n", "", WRONG_VALUES),
+    "one group too few waited for": Fault("tile_product", "cp_async_wait<1>", "cp_async_wait<2>", WRONG_VALUES),
+    "copies read before a barrier": Fault(
+        "tile_product", "    __syncthreads();\n    const T* a", "    const T* a", RACE, "thread"
+    ),
+    "tiles overwritten while read": Fault(
+        "tile_product", "    __syncthreads();  // before", "    // before", RACE, "thread"
+    ),
+    "a row too far": Fault("tile_product", "row < row_limit", "row <= row_limit", OUT_OF_BOUNDS),
+    "rows beyond the end stored": Fault("tile_product", "m < M && at < N", "at < N", OUT_OF_BOUNDS),
+    "wrong row of a matrix": Fault("tile_product", "lane % 16 * kStrideB", "lane % 8 * kStrideB", WRONG_VALUES),
+    "wrong half of a fragment": Fault(
+        "tile_product", "sums[1], left, right[2]", "sums[1], left, right[0]", WRONG_VALUES
+    ),
+    "rows of unaligned stride": Fault("tile_product", "kTileK + 8,", "kTileK + 4,", UNALIGNED),
+}
+
+
+# Those of one sanitizer one after another: each builds one file of that tree.
+@pytest.mark.parametrize("name", sorted(FAULTS, key=lambda name: FAULTS[name].sanitizer))
+def test_planted_fault_is_found(copied_sources: Path, name: str) -> None:
+    fault = FAULTS[name]
+    source = copied_sources / KERNELS[fault.kernel]
+    original = source.read_text(encoding="utf-8")
+    assert original.count(fault.right) == 1, "the fault's place moved: change FAULTS with the kernel"
+    try:
+        source.write_text(original.replace(fault.right, fault.wrong), encoding="utf-8")
+        result = run(copied_sources, fault.sanitizer, fault.kernel)
+    finally:
+        source.write_text(original, encoding="utf-8")
+    assert result.returncode != 0
+    assert fault.found in result.stdout + result.stderr
