@@ -53,7 +53,7 @@ class Recipe:
 
 RECIPES = {
     "image": Recipe(False, 15000, 32, 7e-4, patch_size=8, vision_layers=4, text_layers=3),
-    "video": Recipe(True, 5000, 32, 7e-4, patch_size=16, vision_layers=3, text_layers=3),
+    "video": Recipe(True, 3000, 32, 7e-4, patch_size=16, vision_layers=3, text_layers=3),
 }
 
 
