@@ -41,6 +41,8 @@ def test_strided_rows_without_bias_and_residual(padding: int) -> None:
 
 def test_runs_on_the_given_stream_and_in_a_graph() -> None:
     case = make_case(4, 768, torch.float16, device="cuda")
+    case.run(_C.cuda.add_layer_norm)  # loads the kernel, which a capture may forbid
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         case.run(_C.cuda.add_layer_norm, torch.cuda.current_stream().cuda_stream)

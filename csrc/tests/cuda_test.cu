@@ -1,0 +1,139 @@
+// The CUDA kernels on a device against float64, without Python: quick to run under compute-sanitizer.
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "cuda/norm.h"
+#include "cuda/platform.h"
+#include "tests/tile_product.h"
+
+namespace gitfast::cuda {
+namespace {
+
+// Memory of the device of exactly this many elements.
+template <class T>
+class DeviceArray {
+ public:
+  explicit DeviceArray(const std::vector<T>& host) : size_(host.size()) {
+    check(cudaMalloc(&data_, size_ * sizeof(T)), "cudaMalloc");
+    check(cudaMemcpy(data_, host.data(), size_ * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
+  }
+  ~DeviceArray() { cudaFree(data_); }
+  DeviceArray(const DeviceArray&) = delete;
+  DeviceArray& operator=(const DeviceArray&) = delete;
+  T* data() const { return static_cast<T*>(data_); }
+  std::vector<T> host() const {
+    std::vector<T> copy(size_);
+    check(cudaMemcpy(copy.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost), "cudaMemcpy");
+    return copy;
+  }
+
+ private:
+  size_t size_;
+  void* data_ = nullptr;
+};
+
+float value(float x) { return x; }
+float value(__half x) { return __half2float(x); }
+float value(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <class T>
+std::vector<T> normal(size_t n, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> distribution;
+  std::vector<T> values(n);
+  for (T& v : values) v = T(distribution(random));
+  return values;
+}
+
+bool report(const char* name, DType dtype, int a, int b, int c, double error) {
+  const bool right = error <= 1;  // and not NaN
+  std::printf("%-14s %-8s %4d %4d %4d  %.3f of the tolerance%s\n", name, dtype_name(dtype), a, b, c, error,
+              right ? "" : ": WRONG");
+  return right;
+}
+
+template <class T>
+bool test_norm(DType dtype, double rounding, int rows, int width) {
+  const size_t n = static_cast<size_t>(rows) * width;
+  const auto x = normal<T>(n, 1), residual = normal<T>(n, 2);
+  const auto bias = normal<T>(width, 3), gamma = normal<T>(width, 4), beta = normal<T>(width, 5);
+  const DeviceArray<T> dx(x), dresidual(residual), dbias(bias), dgamma(gamma), dbeta(beta);
+  const DeviceArray<T> out(std::vector<T>(n, T(NAN)));
+  AddLayerNorm args;
+  args.dtype = dtype;
+  args.rows = rows;
+  args.width = args.x_stride = args.residual_stride = args.out_stride = width;
+  args.x = dx.data();
+  args.bias = dbias.data();
+  args.residual = dresidual.data();
+  args.gamma = dgamma.data();
+  args.beta = dbeta.data();
+  args.out = out.data();
+  add_layer_norm(args, nullptr);
+  const std::vector<T> result = out.host();
+  double worst = 0;
+  for (int r = 0; r < rows; ++r) {
+    std::vector<double> row(width);
+    double mean = 0, variance = 0;
+    for (int i = 0; i < width; ++i) {
+      const size_t at = static_cast<size_t>(r) * width + i;
+      row[i] = double{value(x[at])} + value(residual[at]) + value(bias[i]);
+      mean += row[i] / width;
+    }
+    for (const double v : row) variance += (v - mean) * (v - mean) / width;
+    for (int i = 0; i < width; ++i) {
+      const double truth = (row[i] - mean) / std::sqrt(variance + args.eps) * value(gamma[i]) + value(beta[i]);
+      const double got = value(result[static_cast<size_t>(r) * width + i]);
+      const double error = std::fabs(got - truth) / (rounding * std::fabs(truth) + 2e-5);
+      worst = error <= worst ? worst : error;  // NaN stays
+    }
+  }
+  return report("add_layer_norm", dtype, rows, width, 0, worst);
+}
+
+template <class T>
+bool test_tile_product(DType dtype, int M, int N, int K) {
+  const auto a = normal<T>(size_t{1} * M * K, 1), b = normal<T>(size_t{1} * K * N, 2);
+  const DeviceArray<T> da(a), db(b);
+  const DeviceArray<float> out(std::vector<float>(size_t{1} * M * N, NAN));
+  tile_product({dtype, M, N, K, da.data(), db.data(), out.data()}, nullptr);
+  const std::vector<float> result = out.host();
+  double worst = 0;
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) {
+      double truth = 0;
+      for (int k = 0; k < K; ++k) truth += double{value(a[m * K + k])} * value(b[k * N + n]);
+      const double error = std::fabs(result[m * N + n] - truth) / 1e-3;
+      worst = error <= worst ? worst : error;
+    }
+  return report("tile_product", dtype, M, N, K, worst);
+}
+
+bool test_all() {
+  bool right = true;
+  for (const int width : {1, 24, 25, 520, 768, 1025, 2200, 4096}) {
+    right &= test_norm<float>(DType::f32, 1.0 / (1 << 24), 3, width);
+    right &= test_norm<__half>(DType::f16, 1.0 / (1 << 11), 3, width);
+    right &= test_norm<__nv_bfloat16>(DType::bf16, 1.0 / (1 << 8), 3, width);
+  }
+  constexpr int kShapes[][3] = {{1, 8, 8}, {32, 16, 32}, {33, 24, 104}, {70, 40, 200}};
+  for (const auto& [M, N, K] : kShapes) {
+    right &= test_tile_product<__half>(DType::f16, M, N, K);
+    right &= test_tile_product<__nv_bfloat16>(DType::bf16, M, N, K);
+  }
+  return right;
+}
+
+}  // namespace
+}  // namespace gitfast::cuda
+
+int main() {
+  try {
+    return gitfast::cuda::test_all() ? 0 : 1;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}
