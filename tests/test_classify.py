@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gitfast
 from gitfast.classify import rank_labels
 
 EOS = 3
@@ -50,3 +53,17 @@ def test_probabilities_sum_to_one_and_are_ordered(labels, seed, method):
     assert sorted(x.index for x in ranked) == list(range(len(labels)))
     for x in ranked:
         assert x.score == pytest.approx(logprobs[x.index].sum())
+
+
+def test_a_thousand_labels_on_one_prefix() -> None:
+    words = gitfast.load("git-tiny").processor.tokenizer.decode(range(5, 109)).split()
+    words = [word for word in dict.fromkeys(words) if word.isalpha()]
+    labels = [f"{a} {b}" for a, b in itertools.product(words[:40], words[-25:])]
+    assert len(set(labels)) == 1000
+    model = gitfast.load("git-tiny")
+    before = model.engine.stats.encoded_images
+    for method in ("trie", "score"):
+        ranking = model.classify(np.full((64, 64, 3), 200, np.uint8), labels, method=method)
+        assert len(ranking) == 1000
+        assert sum(label.probability for label in ranking) == pytest.approx(1)
+    assert model.engine.stats.encoded_images - before == 2

@@ -49,16 +49,24 @@ class GitVisionModel(PreTrained):
         *,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool = False,
+        output_attentions: bool = False,
         return_dict: bool = True,
     ) -> ModelOutput | tuple[Any, ...]:
         """Images (B, 3, H, W) -> features (B, N, D) after the last norm."""
         vision = self.vision_model
         x = vision.pre_layrnorm(vision.embeddings(pixel_values, interpolate_pos_encoding))
-        states = [x]
+        states, attentions = [x], []
         for layer in vision.encoder["layers"]:
+            if output_attentions:
+                queries, keys, _ = layer.queries_keys_values(x)
+                attentions.append(attention_weights(queries, keys))
             x = layer(x)
             states.append(x)
-        output = ModelOutput(vision.post_layernorm(x), hidden_states=tuple(states) if output_hidden_states else None)
+        output = ModelOutput(
+            vision.post_layernorm(x),
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
         return output if return_dict else output.to_tuple()
 
 

@@ -95,9 +95,14 @@ class VisionLayer(nn.Module):
         )
         self.layer_norm2 = nn.LayerNorm(size, eps=eps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of rows x (B, N, D), each (B, H, N, head_dim)."""
         y = self.layer_norm1(x)
         q, k, v = (split_heads(self.self_attn[f"{name}_proj"](y), self.num_heads) for name in "qkv")
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.queries_keys_values(x)
         x = x + self.self_attn["out_proj"](merge_heads(attention(q, k, v)))
         y = self.mlp["fc1"](self.layer_norm2(x))
         y = y * torch.sigmoid(1.702 * y)  # quick_gelu

@@ -157,11 +157,13 @@ def test_git_model_and_vision_model(folder: Path) -> None:
     assert_close(ours(**inputs).last_hidden_state, theirs(**inputs).last_hidden_state)
 
     vision = GitVisionModel.from_pretrained(folder)
-    reference = transformers.GitForCausalLM.from_pretrained(folder).eval().git.image_encoder
+    reference = pair(folder)[1].git.image_encoder
     assert vision.state_dict().keys() == {n for n in reference.state_dict() if not n.endswith("position_ids")}
-    output = vision(inputs["pixel_values"], output_hidden_states=True)
-    assert_close(output.last_hidden_state, reference(inputs["pixel_values"]).last_hidden_state)
-    assert len(output.hidden_states) == 3
+    output, expected = (model(inputs["pixel_values"], **EVERYTHING) for model in (vision, reference))
+    assert_close(output.last_hidden_state, expected.last_hidden_state)
+    for name in ("hidden_states", "attentions"):
+        for mine, other in zip(output[name], expected[name], strict=True):
+            assert_close(mine, other)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
