@@ -3,6 +3,7 @@
 
 #include "cuda_kernels.h"
 #include "tests/tile_product.h"
+#include "tests/warp_operations.h"
 
 namespace gitfast::bindings {
 
@@ -17,6 +18,14 @@ static void tile_product(const py::object& a, const py::object& b, const py::obj
                      nullptr);
 }
 
+static void warp_operations(const py::object& values, const py::object& out) {
+  const Array values_array(values, "values"), out_array(out, "out");
+  Dim operations(cuda::kWarpOperations), threads(64);
+  values_array.check().dtype(DType::i32).shape({&threads}).contiguous();
+  out_array.check().dtype(DType::i32).shape({&operations, &threads}).contiguous();
+  cuda::warp_operations(values_array.view().ptr<int32_t>(), out_array.view().ptr<int32_t>(), nullptr);
+}
+
 }  // namespace gitfast::bindings
 
 PYBIND11_MODULE(_emulation, m) {
@@ -25,6 +34,7 @@ PYBIND11_MODULE(_emulation, m) {
   pybind11::register_exception<gitfast::emulation::Fault>(m, "Fault");
   gitfast::bindings::bind_cuda_kernels(m, gitfast::Device::cpu);
   m.def("tile_product", &gitfast::bindings::tile_product, pybind11::arg("a"), pybind11::arg("b"), pybind11::arg("out"));
+  m.def("warp_operations", &gitfast::bindings::warp_operations, pybind11::arg("values"), pybind11::arg("out"));
   m.def(
       "set_order",
       [](const std::string& order, unsigned seed, bool late_copies) {

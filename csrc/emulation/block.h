@@ -11,7 +11,8 @@
 // aligned.
 // - Built with GITFAST_SANITIZE=thread: races between the threads of a block, whatever the order.
 //
-// Not covered: what the compiler or the hardware does (rounding of fast intrinsics, fences between blocks, occupancy).
+// Not covered: races between blocks, except that blocks also run backwards; what the compiler or the hardware does
+// (rounding of fast intrinsics, fences, occupancy).
 #pragma once
 
 #include <cuda_runtime.h>

@@ -67,6 +67,8 @@ GITFAST_PLACED inline unsigned ballot(unsigned mask, bool yes) { return vote(mas
 GITFAST_PLACED inline bool any(unsigned mask, bool yes) { return vote(mask, yes, __builtin_return_address(0)) != 0; }
 GITFAST_PLACED inline bool all(unsigned mask, bool yes) { return vote(mask, yes, __builtin_return_address(0)) == mask; }
 
+inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
+
 }  // namespace gitfast::emulation
 
 #define threadIdx (::gitfast::emulation::thread_index())
@@ -82,6 +84,7 @@ GITFAST_PLACED inline bool all(unsigned mask, bool yes) { return vote(mask, yes,
 #define __ballot_sync(...) ::gitfast::emulation::ballot(__VA_ARGS__)
 #define __any_sync(...) ::gitfast::emulation::any(__VA_ARGS__)
 #define __all_sync(...) ::gitfast::emulation::all(__VA_ARGS__)
+#define __popc(bits) ::gitfast::emulation::count_bits(bits)
 
 // As an array of its own it would have no red zone: use GITFAST_SHARED.
 #undef __shared__

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+
 import pytest
 
 from gitfast import _C
@@ -31,3 +35,11 @@ def test_the_status_says_what_is_missing() -> None:
     found = _C.cuda.devices()
     expected = found["devices"][0]["name"] if found["devices"] else found["problem"]
     assert expected in status.detail
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
+def test_the_module_needs_no_library_of_cuda() -> None:
+    done = subprocess.run(["readelf", "--dynamic", _C.__file__], check=True, capture_output=True, text=True)
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", done.stdout)
+    assert "libc.so.6" in needed
+    assert [name for name in needed if re.match("libcuda|libtorch|libc10", name)] == []

@@ -30,6 +30,28 @@ def test_asynchronous_copies_and_tensor_cores(
     assert torch.equal(out.double(), a.double() @ b.double())
 
 
+def test_warp_operations(emulation: ModuleType, order: str) -> None:
+    emulation.set_order(order, seed=3)
+    values = torch.randint(-9, 10, (2, 32), dtype=torch.int32)
+    out = torch.full((8, 64), 99, dtype=torch.int32)
+    emulation.warp_operations(values.flatten(), out)
+    lane = torch.arange(32)
+    for warp, got in zip(values, out.view(8, 2, 32).unbind(1), strict=True):
+        positive = [bool(v > 0) for v in warp]
+        ballot = sum(1 << i for i, yes in enumerate(positive) if yes)
+        expected = [
+            warp[lane // 8 * 8 + 5],
+            warp[torch.where(lane % 16 >= 3, lane - 3, lane)],
+            warp[torch.where(lane < 26, lane + 6, lane)],
+            warp[lane ^ 9],
+            torch.full((32,), ballot - (ballot >> 31 << 32)),  # as a signed number
+            torch.full((32,), int(bool((warp > 9).any()))),
+            torch.full((32,), int(bool((warp < 9).all()))),
+            torch.cat([warp[:16].sum().repeat(16), torch.full((16,), sum(positive[16:]))]),
+        ]
+        assert torch.equal(got, torch.stack(expected).int())
+
+
 def test_a_launch_beyond_the_limits_is_a_fault(emulation: ModuleType) -> None:
     N = 16 * 65536
     with pytest.raises(emulation.Fault, match="launch: a grid of 1x65536x1"):
