@@ -123,11 +123,11 @@ class Batches(Dataset):
 
 
 def initialize(model: GitModel) -> None:
-    """Start where position is easy to see: without this, where a thing is takes far longer to learn than what it is.
+    """Positions as strong as what they are added to, and small steps along the residuals.
 
-    Positions of patches are sines and cosines as strong as the patches themselves, temporal embeddings as strong as
-    the features they are added to. What each sub-layer adds to its residual starts small, so that the post-norm
-    decoder can be trained at this learning rate.
+    Positions of patches start as sines and cosines about as strong as the patches, temporal embeddings as strong as
+    the features. What each sub-layer adds to its residual starts small, which eases the post-norm decoder. What each
+    of these was worth is in ``models/README.md``.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
