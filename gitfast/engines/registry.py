@@ -25,8 +25,13 @@ class EngineStatus:
 
 
 def engine_statuses() -> list[EngineStatus]:
-    """One per engine. Nothing heavy is imported to find out."""
-    return [_cpu_status(), _cuda_status(), _reference_status()]
+    """One per engine. Nothing heavy is imported to find out; asking for CUDA devices wakes their driver."""
+    return [engine_status(name) for name in ENGINES]
+
+
+def engine_status(name: str) -> EngineStatus:
+    """That of one engine, by a name in ``ENGINES``."""
+    return {"cpu": _cpu_status, "cuda": _cuda_status, "reference": _reference_status}[name]()
 
 
 def create_engine(name: str, checkpoint: Checkpoint, *, dtype: str = "auto", num_threads: int | None = None) -> Engine:
@@ -41,7 +46,7 @@ def create_engine(name: str, checkpoint: Checkpoint, *, dtype: str = "auto", num
         raise ValueError(f"engine: expected 'auto', {', '.join(map(repr, ENGINES))}, got {name!r}")
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype: expected 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")
-    status = next(s for s in engine_statuses() if s.name == name)
+    status = engine_status(name)
     if not status.usable:
         raise EngineError(f"{name} engine: not usable: {status.detail}")
     if name == "cpu":
