@@ -51,7 +51,7 @@ class PreTrained(nn.Module):
             made = cls(cls.config_from_dict(read_json(folder / "config.json")))
             weights = {name: tensor.load() for name, tensor in read_tensors(folder / "model.safetensors").items()}
         else:
-            checkpoint = hub.open_model(model, **options)
+            checkpoint = hub.open_model(folder, **options)
             made = cls(cls.config_of(checkpoint.config))
             start, whole = cls.weights_prefix, checkpoint.weights
             weights = {name[len(start) :]: whole[name] for name in whole if name.startswith(start)}

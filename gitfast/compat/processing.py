@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from gitfast import hub
-from gitfast.checkpoint import open_checkpoint
 from gitfast.processor import Processor
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -47,8 +46,7 @@ class GitProcessor:
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], **options: Any) -> Self:
         """By name; names and options as in ``gitfast.load``."""
-        folder = hub.resolve(model, **options)
-        checkpoint = open_checkpoint(folder)
+        checkpoint = hub.open_model(model, **options)
         return cls(Processor.from_folder(checkpoint.folder, checkpoint.config), checkpoint.folder)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
