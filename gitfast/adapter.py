@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gitfast.checkpoint import Checkpoint, read_tensors
+from gitfast.checkpoint import Checkpoint, Shape, expected_tensors, read_tensors
 from gitfast.config import read_json
 from gitfast.errors import CheckpointError
 from gitfast.stored_tensor import FLOAT_DTYPES, StoredTensor
@@ -78,7 +78,7 @@ def apply_adapter(folder: str | Path, base: Checkpoint) -> Checkpoint:
     path = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder}: no adapter weights; expected one of {', '.join(_WEIGHT_FILES)}")
-    pairs, replaced, problems = _sort(read_tensors(path), settings, base.weights)
+    pairs, replaced, problems = _sort(read_tensors(path), settings, expected_tensors(base.config))
     if problems:
         raise CheckpointError(f"{path}: does not fit its base model in {len(problems)}:\n  " + "\n  ".join(problems))
     own_files = (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file()
@@ -114,7 +114,7 @@ class _MergedWeights(Mapping[str, np.ndarray]):
 
 
 def _sort(
-    tensors: Mapping[str, StoredTensor], settings: Mapping[str, Any], base: Mapping[str, np.ndarray]
+    tensors: Mapping[str, StoredTensor], settings: Mapping[str, Any], shapes: Mapping[str, Shape]
 ) -> tuple[dict[str, _Pair], dict[str, StoredTensor], list[str]]:
     """The adapter's tensors as pairs and replacements by the name of the weight they change, and what does not fit."""
     pairs: dict[str, _Pair] = {}
@@ -127,7 +127,7 @@ def _sort(
         elif name.endswith(".lora_A.weight"):
             module = name.removesuffix(".lora_A.weight")
             up = tensors.get(full_name.replace(".lora_A.", ".lora_B."))
-            problem = _pair_problem(module, tensor, up, base)
+            problem = _pair_problem(module, tensor, up, shapes)
             if problem is None and up is not None:
                 pairs[f"{module}.weight"] = _Pair(tensor, up, _scale(module, tensor.shape[0], settings))
             else:
@@ -137,23 +137,21 @@ def _sort(
                 problems.append(f"{full_name}: its lora_A is missing")
         else:  # trained whole: modules_to_save, biases
             target = re.sub(r"\.(base_layer|modules_to_save(\.default)?)\.", ".", name)
-            if target not in base:
+            if target not in shapes:
                 problems.append(f"{full_name}: the model has no {target}")
-            elif tensor.shape != base[target].shape:
-                problems.append(f"{full_name}: expected shape {base[target].shape}, got {tensor.shape}")
+            elif tensor.shape != shapes[target]:
+                problems.append(f"{full_name}: expected shape {shapes[target]}, got {tensor.shape}")
             else:
                 replaced[target] = tensor
     return pairs, replaced, problems
 
 
-def _pair_problem(
-    module: str, down: StoredTensor, up: StoredTensor | None, base: Mapping[str, np.ndarray]
-) -> str | None:
+def _pair_problem(module: str, down: StoredTensor, up: StoredTensor | None, shapes: Mapping[str, Shape]) -> str | None:
     if up is None:
         return "its lora_B is missing"
-    if f"{module}.weight" not in base:
+    if f"{module}.weight" not in shapes:
         return f"the model has no {module}.weight"
-    shape = base[f"{module}.weight"].shape
+    shape = shapes[f"{module}.weight"]
     if len(shape) != 2:
         return f"adapts a weight of shape {shape}; only linear layers can be merged"
     rank = down.shape[0] if down.shape else 0
