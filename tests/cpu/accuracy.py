@@ -25,5 +25,10 @@ def poisoned(*shape: int) -> np.ndarray:
 
 
 def size_of_sum(terms: int) -> float:
-    """Scale of a sum of products of normal numbers: its size, or what a chain of up to 256 additions may lose."""
-    return 1 + max(float(np.sqrt(terms)), min(terms, 256) / 4)
+    """Scale of a sum of products of normal numbers, added up in chains of 256: its size, or what rounding may lose.
+
+    One chain of c additions has partial sums of up to sqrt(c), so roundings of eps sqrt(c) that add up at random to
+    eps c; b such chains have sqrt(b) times that.
+    """
+    chain = min(terms, 256)
+    return 1 + max(terms**0.5, chain / 4 * (terms / chain) ** 0.5)
