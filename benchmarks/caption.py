@@ -52,11 +52,9 @@ def transformers_caption(model: transformers.GitForCausalLM, dtype: str, pixels:
 
 
 def gitfast_caption(model: transformers.GitForCausalLM, dtype: str, pixels: np.ndarray, threads: int) -> Caption:
-    if dtype != "float32":
-        raise SystemExit(f"gitfast: the CPU engine computes in float32, not in {dtype}")
     config = GitConfig.from_dict(model.config.to_dict())
     weights = {name: x.float().numpy() for name, x in model.state_dict().items()}
-    engine = CpuEngine.from_weights(config, weights, num_threads=threads)
+    engine = CpuEngine.from_weights(config, weights, dtype=dtype, num_threads=threads)
 
     def caption(new_tokens: int) -> list[int]:
         options = GenerationOptions(max_new_tokens=new_tokens, suppress_tokens=[config.eos_token_id])

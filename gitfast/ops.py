@@ -39,7 +39,9 @@ def linear(
     """``activation(x @ weight.T + bias) + residual``: x (M, K), weight (N, K), bias (N,), residual (M, N) -> (M, N).
 
     The rows of ``x`` may be strided. ``weight`` may also be float16; it is rearranged for the kernel at every call,
-    unless it comes as a ``PackedWeight(weight, bias)``, which does so once and brings its bias along.
+    unless it comes as a ``PackedWeight(weight, bias, dtype="float32")``, which does so once, brings its bias along, and
+    may store the weight as "bfloat16" or as "int8" with one scale per row. The instruction set avx512_bf16 multiplies
+    these with ``x`` rounded to bfloat16, others with ``x`` as it is; sums are float32.
     ``out`` may be ``residual``. ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
     """
     if not isinstance(weight, PackedWeight):

@@ -19,6 +19,15 @@ def test_accuracy_on_200_held_out_examples(name: str, captions: float) -> None:
     assert accuracy["answers"] >= 0.95
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["git-tiny", "git-tiny-video"])
+def test_fewer_bits_say_the_same(name: str, dtype: str) -> None:
+    accuracy = evaluate(gitfast.load(name, dtype=dtype), range(100), verbose=True)
+    exact = evaluate(gitfast.load(name), range(100))
+    assert accuracy["captions"] >= exact["captions"] - 0.02
+    assert accuracy["answers"] >= exact["answers"] - 0.02
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("images/*.png")), ids=lambda path: path.stem)
 def test_example_image_is_captioned_as_its_name_says(path: Path) -> None:
     assert str(gitfast.load("git-tiny").caption(path)) == path.stem.replace("-", " ")

@@ -4,6 +4,7 @@
 
 #include "arrays.h"
 #include "bindings.h"
+#include "formats.h"
 #include "options.h"
 
 namespace gitfast::bindings {
@@ -43,8 +44,9 @@ ModelConfig model_config(const py::dict& d) {
   return c;
 }
 
-std::unique_ptr<Engine> make_engine(const py::dict& config, const py::object& weights, int num_threads,
-                                    const std::string& isa) {
+std::unique_ptr<Engine> make_engine(const py::dict& config, const py::object& weights, const std::string& dtype,
+                                    int num_threads, const std::string& isa) {
+  const cpu::WeightFormat format = weight_format_named(dtype);
   const ModelConfig model = model_config(config);
   const cpu::Isa chosen = cpu::choose_isa(isa);
   py::object held;  // the array behind the last view
@@ -54,7 +56,7 @@ std::unique_ptr<Engine> make_engine(const py::dict& config, const py::object& we
     return view_of(as_array(held, name.c_str()), name.c_str());
   };
   py::gil_scoped_release release;
-  return std::make_unique<Engine>(model, source, num_threads, chosen);
+  return std::make_unique<Engine>(model, source, format, num_threads, chosen);
 }
 
 // Iterates over a sequence; an element lives until the next one is asked for.
@@ -247,8 +249,10 @@ void bind_engine(py::module_& m) {
       .def("keys_values", keys_values, arg("layer"), "K and V of a layer, each (heads, tokens, head_dim).");
 
   py::class_<Engine>(m, "CpuEngine")
-      .def(py::init(&make_engine), arg("config"), arg("weights"), arg("num_threads") = 0, arg("isa") = "")
+      .def(py::init(&make_engine), arg("config"), arg("weights"), arg("dtype") = "float32", arg("num_threads") = 0,
+           arg("isa") = "")
       .def_property_readonly("isa", [](const Engine& e) { return cpu::isa_name(e.isa()); })
+      .def_property_readonly("dtype", [](const Engine& e) { return weight_format_name(e.format()); })
       .def_property_readonly("num_threads", &Engine::num_threads)
       .def_property_readonly("nbytes", &Engine::bytes)
       .def_property_readonly("stats", stats)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <optional>
 
 #include "arrays.h"
@@ -11,6 +12,7 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
+#include "formats.h"
 
 namespace gitfast::bindings {
 namespace {
@@ -40,29 +42,43 @@ void for_each_part(cpu::ThreadPool* pool, int64_t n, const std::function<void(in
 
 class PackedWeight {
  public:
-  PackedWeight(const py::object& weight, const py::object& bias) {
+  PackedWeight(const py::object& weight, const py::object& bias, const std::string& dtype) {
+    view_.format = weight_format_named(dtype);
     const Array w(weight, "weight");
     w.check().device(Device::cpu).shape({&n_, &k_}).contiguous();
     if (w.view().dtype != DType::f16) w.check().dtype(DType::f32);
     if (k_.value < 1) throw Error("weight: expected K >= 1, got 0");
-    const int64_t columns = (n_.value + cpu::kPanel - 1) / cpu::kPanel * cpu::kPanel;
-    panels_ = float_buffer(columns * k_.value);
-    std::fill(panels_.floats(), panels_.floats() + columns * k_.value, 0.0f);
-    cpu::pack_linear_rows(w.view().data, w.view().dtype == DType::f16, n_.value, k_.value, 0, panels_.floats());
-    if (bias.is_none()) return;
-    const Array b(bias, "bias");
-    b.floats().shape({&n_}).contiguous();
-    bias_ = float_buffer(n_.value);
-    std::copy(b.data(), b.data() + n_.value, bias_.floats());
+    view_.n = n_.value;
+    view_.k = k_.value;
+    panels_ = Buffer(static_cast<size_t>(view_.num_panels() * view_.panel_words()) * sizeof(uint32_t));
+    if (panels_.bytes() > 0) std::memset(panels_.data(), 0, panels_.bytes());
+    if (view_.format == cpu::WeightFormat::int8) scales_ = float_buffer(n_.value);
+    try {
+      cpu::pack_linear_rows(w.view().data, w.view().dtype == DType::f16, n_.value, k_.value, 0, view_.format,
+                            panels_.data(), scales_.floats());
+    } catch (const Error& error) {
+      throw Error(std::string("weight: ") + error.what());
+    }
+    if (!bias.is_none()) {
+      const Array b(bias, "bias");
+      b.floats().shape({&n_}).contiguous();
+      bias_ = float_buffer(n_.value);
+      std::copy(b.data(), b.data() + n_.value, bias_.floats());
+    }
+    view_.panels = panels_.data();
+    view_.scales = scales_.floats();
+    view_.bias = bias_.floats();
   }
 
   Dim n() const { return n_; }
   Dim k() const { return k_; }
-  cpu::PackedLinear view() const { return {n_.value, k_.value, panels_.floats(), bias_.floats()}; }
+  const cpu::PackedLinear& view() const { return view_; }
+  size_t bytes() const { return panels_.bytes() + scales_.bytes() + bias_.bytes(); }
 
  private:
   Dim n_{"N"}, k_{"K"};
-  Buffer panels_, bias_;
+  Buffer panels_, scales_, bias_;
+  cpu::PackedLinear view_;
 };
 
 // The caller's `out`, or a new array.
@@ -98,18 +114,26 @@ py::array linear(const py::object& x, const PackedWeight& weight, const py::obje
     r->floats().shape({&M, &N}).contiguous();
   }
   const cpu::Kernels& kernels = kernels_named(isa);
-  const cpu::PackedLinear w = weight.view();
+  const cpu::PackedLinear& w = weight.view();
   py::array_t<float> y = output(out, {M.value, N.value});
-  const cpu::LinearArgs args{xs.data(),
-                             xs.view().strides[0],
-                             M.value,
-                             &w,
-                             activation_named(activation),
-                             r ? r->data() : nullptr,
-                             y.mutable_data(),
-                             N.value};
+  cpu::LinearArgs args{xs.data(),
+                       xs.view().strides[0],
+                       nullptr,
+                       M.value,
+                       &w,
+                       activation_named(activation),
+                       r ? r->data() : nullptr,
+                       y.mutable_data(),
+                       N.value};
   {
     const py::gil_scoped_release release;
+    Buffer rounded;
+    if (kernels.round_rows && w.format != cpu::WeightFormat::f32) {
+      rounded = float_buffer(M.value * ((K.value + 1) / 2));
+      auto* pairs = static_cast<uint32_t*>(rounded.data());
+      kernels.round_rows(args.x, args.x_stride, M.value, K.value, pairs);
+      args.rounded = pairs;
+    }
     for_each_part(pool, w.num_panels(), [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
   }
   return y;
@@ -259,7 +283,10 @@ void bind_ops(py::module_& m) {
            arg("num_threads") = 0)
       .def_property_readonly("num_threads", &cpu::ThreadPool::num_threads);
   py::class_<PackedWeight>(m, "PackedWeight")
-      .def(py::init<const py::object&, const py::object&>(), arg("weight"), arg("bias") = py::none())
+      .def(py::init<const py::object&, const py::object&, const std::string&>(), arg("weight"),
+           arg("bias") = py::none(), arg("dtype") = "float32")
+      .def_property_readonly("dtype", [](const PackedWeight& w) { return weight_format_name(w.view().format); })
+      .def_property_readonly("nbytes", &PackedWeight::bytes)
       .def_property_readonly("shape", [](const PackedWeight& w) { return py::make_tuple(w.n().value, w.k().value); });
   py::class_<PackedPrefix>(m, "PackedPrefix")
       .def(py::init<const py::object&, const py::object&>(), arg("k"), arg("v"))

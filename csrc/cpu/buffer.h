@@ -34,6 +34,7 @@ class Buffer {
   float* floats() { return static_cast<float*>(data_); }
   const float* floats() const { return static_cast<const float*>(data_); }
   void* data() { return data_; }
+  const void* data() const { return data_; }
 
  private:
   static constexpr size_t kHugePage = size_t{2} << 20;

@@ -10,9 +10,12 @@
 
 namespace gitfast::cpu {
 
-struct Compute {
-  const Kernels& kernels;
-  ThreadPool& pool;
+inline Buffer float_buffer(int64_t n) { return Buffer(static_cast<size_t>(n) * sizeof(float)); }
+
+// One per call of the engine: it keeps workspace between products.
+class Compute {
+ public:
+  Compute(const Kernels& kernels, ThreadPool& pool) : kernels(kernels), pool(pool) {}
 
   // fn(begin, end, thread) over parts of [0, n). By reference: a region allocates nothing.
   template <class Fn>
@@ -20,14 +23,15 @@ struct Compute {
     pool.parallel_for(n, grain, std::ref(fn));
   }
 
-  void linear(const LinearArgs& args) const {
+  void linear(LinearArgs args) {
+    if (args.w->format != WeightFormat::f32 && kernels.round_rows) args.rounded = round_rows(args);
     parallel(args.w->num_panels(), 1, [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
   }
 
   // y (m, N) = act(x (m, K) W^T + bias) + residual; rows are dense.
   void linear(const float* x, int64_t m, const PackedLinear& w, float* y, Activation act = Activation::none,
-              const float* residual = nullptr) const {
-    linear({x, w.k, m, &w, act, residual, y, w.n});
+              const float* residual = nullptr) {
+    linear({x, w.k, nullptr, m, &w, act, residual, y, w.n});
   }
 
   // y = norm(x) over dense rows (rows, d); y may be x.
@@ -38,8 +42,24 @@ struct Compute {
       kernels.layer_norm(x + begin * d, d, n.gamma.floats(), n.beta.floats(), n.eps, end - begin, d, y + begin * d, d);
     });
   }
-};
 
-inline Buffer float_buffer(int64_t n) { return Buffer(static_cast<size_t>(n) * sizeof(float)); }
+  const Kernels& kernels;
+  ThreadPool& pool;
+
+ private:
+  const uint32_t* round_rows(const LinearArgs& args) {
+    constexpr int64_t kRowsPerPart = 16;
+    const int64_t k = args.w->k, words = (k + 1) / 2;
+    const auto bytes = static_cast<size_t>(args.m * words) * sizeof(uint32_t);
+    if (rounded_.bytes() < bytes) rounded_ = Buffer(bytes);
+    auto* pairs = static_cast<uint32_t*>(rounded_.data());
+    parallel(args.m, kRowsPerPart, [&](int64_t begin, int64_t end, int) {
+      kernels.round_rows(args.x + begin * args.x_stride, args.x_stride, end - begin, k, pairs + begin * words);
+    });
+    return pairs;
+  }
+
+  Buffer rounded_;
+};
 
 }  // namespace gitfast::cpu

@@ -10,15 +10,13 @@ namespace gitfast::cpu {
 namespace {
 
 // Post-norm, the half layer of BERT: x = norm(linear(in) + x).
-void add_and_norm(const Compute& compute, const float* in, int64_t rows, const Linear& linear, const Norm& norm,
-                  float* x) {
+void add_and_norm(Compute& compute, const float* in, int64_t rows, const Linear& linear, const Norm& norm, float* x) {
   compute.linear(in, rows, linear.view, x, Activation::none, x);
   compute.norm(x, rows, norm, x);
 }
 
 // Everything after attention: `context` (rows, D) is its output, `wide` (rows, intermediate) is workspace.
-void finish_layer(const Compute& compute, const DecoderLayer& l, int64_t rows, const float* context, float* wide,
-                  float* x) {
+void finish_layer(Compute& compute, const DecoderLayer& l, int64_t rows, const float* context, float* wide, float* x) {
   add_and_norm(compute, context, rows, l.out, l.attention_norm, x);
   compute.linear(x, rows, l.fc1.view, wide, Activation::gelu_erf);
   add_and_norm(compute, wide, rows, l.fc2, l.output_norm, x);
@@ -26,14 +24,18 @@ void finish_layer(const Compute& compute, const DecoderLayer& l, int64_t rows, c
 
 // The fused product without its first `columns` outputs, which must be whole panels.
 PackedLinear drop_columns(const PackedLinear& w, int64_t columns) {
-  return {w.n - columns, w.k, w.panels + columns * w.k, w.bias + columns};
+  PackedLinear rest = w;
+  rest.n -= columns;
+  rest.panels = static_cast<const uint32_t*>(w.panels) + columns / kPanel * w.panel_words();
+  if (w.scales) rest.scales += columns;
+  rest.bias += columns;
+  return rest;
 }
 
 }  // namespace
 
-std::vector<std::shared_ptr<Prefix>> make_prefixes(const Compute& compute, const ModelConfig& config,
-                                                   const DecoderWeights& w, Buffer& tokens, int64_t images,
-                                                   int64_t num_tokens) {
+std::vector<std::shared_ptr<Prefix>> make_prefixes(Compute& compute, const ModelConfig& config, const DecoderWeights& w,
+                                                   Buffer& tokens, int64_t images, int64_t num_tokens) {
   const int64_t d = config.hidden_size, rows = images * num_tokens;
   std::vector<std::shared_ptr<Prefix>> prefixes;
   for (int64_t b = 0; b < images; ++b) {
@@ -80,7 +82,7 @@ TextState::TextState(const ModelConfig& config, int64_t max_slots, int64_t max_t
   lengths_.reserve(static_cast<size_t>(max_tokens));
 }
 
-const float* TextState::forward(const Compute& compute, const DecoderWeights& w, const std::vector<TextToken>& tokens) {
+const float* TextState::forward(Compute& compute, const DecoderWeights& w, const std::vector<TextToken>& tokens) {
   const auto n = static_cast<int64_t>(tokens.size());
   if (n > max_tokens_) throw Error("text: more tokens in one step than reserved");
   plan(tokens);
@@ -117,9 +119,9 @@ void TextState::embed(const Compute& compute, const DecoderWeights& w, const std
   const int64_t d = config_.hidden_size;
   float* x = hidden_.floats();
   for (const TextToken& token : tokens) {
-    const float* word = w.words.floats() + token.id * d;
     const float* position = w.positions.floats() + token.position * d;
-    for (int64_t i = 0; i < d; ++i) x[i] = word[i] + position[i];
+    w.words.read(token.id, x);
+    for (int64_t i = 0; i < d; ++i) x[i] += position[i];
     x += d;
   }
   compute.norm(hidden_.floats(), static_cast<int64_t>(tokens.size()), w.embedding_norm, hidden_.floats());

@@ -13,7 +13,7 @@ namespace gitfast::cpu {
 
 // Runs the decoder over image tokens (images, P, D), which it overwrites, and keeps every layer's keys and values.
 // Of the last layer nothing else is ever read: its queries, attention and MLP are skipped.
-std::vector<std::shared_ptr<Prefix>> make_prefixes(const Compute& compute, const ModelConfig& config,
+std::vector<std::shared_ptr<Prefix>> make_prefixes(Compute& compute, const ModelConfig& config,
                                                    const DecoderWeights& weights, Buffer& tokens, int64_t images,
                                                    int64_t num_tokens);
 
@@ -34,7 +34,7 @@ class TextState {
 
   // Runs `tokens` through all layers at once -> hidden states (tokens, D), valid until the next call. Neighbours
   // that share a prefix share each pass over its keys and values.
-  const float* forward(const Compute& compute, const DecoderWeights& weights, const std::vector<TextToken>& tokens);
+  const float* forward(Compute& compute, const DecoderWeights& weights, const std::vector<TextToken>& tokens);
 
  private:
   float* keys(int64_t layer) { return keys_.floats() + layer * max_slots_ * config_.hidden_size; }

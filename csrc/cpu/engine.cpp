@@ -134,13 +134,14 @@ bool report(const search::Search& search, const std::vector<int32_t>& before, co
 
 }  // namespace
 
-Engine::Engine(const ModelConfig& config, const WeightSource& source, int num_threads, Isa isa)
+Engine::Engine(const ModelConfig& config, const WeightSource& source, WeightFormat format, int num_threads, Isa isa)
     : config_(checked(config)),
       id_(next_engine_id()),
+      format_(format),
       pool_(choose_num_threads(num_threads)),
-      compute_{kernels_for(isa), pool_},
-      vision_(load_vision(config_, source, pool_)),
-      decoder_(load_decoder(config_, source, pool_)) {}
+      kernels_(kernels_for(isa)),
+      vision_(load_vision(config_, source, format == WeightFormat::int8 ? WeightFormat::bf16 : format, pool_)),
+      decoder_(load_decoder(config_, source, format, pool_)) {}
 
 void Engine::check_pixels(const PixelBatch& p) const {
   const int64_t size = config_.vision.image_size;
@@ -161,19 +162,21 @@ void Engine::check_pixels(const PixelBatch& p) const {
 
 Buffer Engine::features(const PixelBatch& pixels) const {
   check_pixels(pixels);
-  return vision_features(compute_, config_.vision, vision_, pixels);
+  Compute compute(kernels_, pool_);
+  return vision_features(compute, config_.vision, vision_, pixels);
 }
 
 std::vector<PrefixPtr> Engine::encode(const PixelBatch& pixels, const Poll& poll) const {
   check_pixels(pixels);
   const int64_t tokens = pixels.frames * frame_tokens(config_.vision, pixels);
   const int64_t chunk = std::max<int64_t>(1, kImageTokens / tokens);
+  Compute compute(kernels_, pool_);
   std::vector<PrefixPtr> out;
   for (int64_t first = 0; first < pixels.images; first += chunk) {
     const int64_t images = std::min(chunk, pixels.images - first);
-    const Buffer features = vision_features(compute_, config_.vision, vision_, pixels.part(first, images));
-    Buffer projected = project(compute_, vision_, features, images * tokens);
-    for (const auto& prefix : make_prefixes(compute_, config_, decoder_, projected, images, tokens)) {
+    const Buffer features = vision_features(compute, config_.vision, vision_, pixels.part(first, images));
+    Buffer projected = project(compute, vision_, features, images * tokens);
+    for (const auto& prefix : make_prefixes(compute, config_, decoder_, projected, images, tokens)) {
       prefix->engine_id = id_;
       out.push_back(prefix);
     }
@@ -205,12 +208,12 @@ void Engine::check_text(const std::vector<PrefixPtr>& prefixes, const TokenLists
   }
 }
 
-void Engine::prefill(const std::vector<Row>& rows, TextState& state, SlotLists& slots, std::vector<TextToken>& tokens,
-                     float* last, const Poll& poll) const {
+void Engine::prefill(Compute& compute, const std::vector<Row>& rows, TextState& state, SlotLists& slots,
+                     std::vector<TextToken>& tokens, float* last, const Poll& poll) const {
   const int64_t d = config_.hidden_size;
   for (size_t begin = 0; begin < rows.size();) {
     begin = take_chunk(rows, begin, slots, tokens);
-    const float* hidden = state.forward(compute_, decoder_, tokens);
+    const float* hidden = state.forward(compute, decoder_, tokens);
     for (size_t i = 0; i < tokens.size(); ++i, hidden += d)
       if (ends_row(tokens, i)) last = std::copy_n(hidden, d, last);
     stats_.prefill_tokens += static_cast<int64_t>(tokens.size());
@@ -241,19 +244,20 @@ std::vector<std::vector<search::Result>> Engine::generate(const std::vector<Pref
   std::vector<TextToken> tokens;
   tokens.reserve(static_cast<size_t>(std::max(chunk_tokens(rows), max_rows)));
 
-  prefill(rows, state, slots, tokens, last.floats(), poll);
+  Compute compute(kernels_, pool_);
+  prefill(compute, rows, state, slots, tokens, last.floats(), poll);
   const float* hidden = last.floats();
   std::vector<int32_t> items;
   for (int step = 1;; ++step) {
     items = search.items();
-    compute_.linear(hidden, search.num_rows(), decoder_.head.view, logits.floats());
+    compute.linear(hidden, search.num_rows(), decoder_.head.view, logits.floats());
     search.advance(logits.floats(), vocab);
     if (on_token && !report(search, items, rows, on_token)) search.stop();
     if (search.done()) break;
     if (step % kStepsPerPoll == 0) poll();
     slots.advance(search.parents());
     step_tokens(search, rows, slots, tokens);
-    hidden = state.forward(compute_, decoder_, tokens);
+    hidden = state.forward(compute, decoder_, tokens);
     ++stats_.decode_steps;
   }
 
@@ -263,17 +267,18 @@ std::vector<std::vector<search::Result>> Engine::generate(const std::vector<Pref
 }
 
 void Engine::run_sequences(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences, const Poll& poll,
-                           const std::function<void(const Chunk&)>& use) const {
+                           const std::function<void(Compute&, const Chunk&)>& use) const {
   check_text(prefixes, sequences, "sequences", 0);
   const std::vector<Row> rows = rows_by_prefix(prefixes, sequences);
   const int64_t capacity = chunk_tokens(rows);
   TextState state(config_, capacity, capacity, longest_prefix(rows), pool_.num_threads());
   SlotLists slots(capacity, longest_text(rows));
   std::vector<TextToken> tokens;
+  Compute compute(kernels_, pool_);
   for (size_t begin = 0; begin < rows.size();) {
     slots.clear();
     const size_t end = take_chunk(rows, begin, slots, tokens);
-    use({rows.data() + begin, tokens, state.forward(compute_, decoder_, tokens)});
+    use(compute, {rows.data() + begin, tokens, state.forward(compute, decoder_, tokens)});
     stats_.prefill_tokens += static_cast<int64_t>(tokens.size());
     begin = end;
     poll();
@@ -286,13 +291,13 @@ std::vector<std::vector<float>> Engine::score(const std::vector<PrefixPtr>& pref
   std::vector<std::vector<float>> scores;
   for (const std::vector<int32_t>& s : sequences) scores.emplace_back(s.empty() ? 0 : s.size() - 1);
   Buffer logits = float_buffer(kHeadRows * vocab);
-  run_sequences(prefixes, sequences, poll, [&](const Chunk& chunk) {
+  run_sequences(prefixes, sequences, poll, [&](Compute& compute, const Chunk& chunk) {
     Buffer inputs = float_buffer(static_cast<int64_t>(chunk.tokens.size()) * d);
     const std::vector<Target> targets = gather_targets(chunk, d, inputs.floats(), scores);
     for (int64_t first = 0, n = static_cast<int64_t>(targets.size()); first < n; first += kHeadRows) {
       const int64_t count = std::min(kHeadRows, n - first);
-      compute_.linear(inputs.floats() + first * d, count, decoder_.head.view, logits.floats());
-      compute_.parallel(count, 1, [&](int64_t begin, int64_t end, int) {
+      compute.linear(inputs.floats() + first * d, count, decoder_.head.view, logits.floats());
+      compute.parallel(count, 1, [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) {
           const Target& t = targets[static_cast<size_t>(first + i)];
           const float* row = logits.floats() + i * vocab;
@@ -309,11 +314,11 @@ Buffer Engine::logits(const std::vector<PrefixPtr>& prefixes, const TokenLists& 
   std::vector<int64_t> offsets{0};
   for (const std::vector<int32_t>& s : sequences) offsets.push_back(offsets.back() + static_cast<int64_t>(s.size()));
   Buffer out = float_buffer(offsets.back() * vocab);
-  run_sequences(prefixes, sequences, poll, [&](const Chunk& chunk) {
+  run_sequences(prefixes, sequences, poll, [&](Compute& compute, const Chunk& chunk) {
     const Row* row = chunk.rows;
     for (size_t i = 0; i < chunk.tokens.size(); i += row->ids->size(), ++row)
-      compute_.linear(chunk.hidden + static_cast<int64_t>(i) * d, row->length(), decoder_.head.view,
-                      out.floats() + offsets[static_cast<size_t>(row->index)] * vocab);
+      compute.linear(chunk.hidden + static_cast<int64_t>(i) * d, row->length(), decoder_.head.view,
+                     out.floats() + offsets[static_cast<size_t>(row->index)] * vocab);
   });
   return out;
 }

@@ -1,4 +1,4 @@
-// The CPU engine: a whole GIT model in float32, one call per encode and per batch of captions. No torch, no Python.
+// The CPU engine: a whole GIT model, one call per encode and per batch of captions. No torch, no Python.
 #pragma once
 
 #include <atomic>
@@ -44,8 +44,9 @@ class Engine {
     const float* hidden;                   // (tokens, D)
   };
 
-  // Reads every weight once from `source`. `num_threads` 0 chooses.
-  Engine(const ModelConfig& config, const WeightSource& source, int num_threads, Isa isa);
+  // Reads every weight once from `source` and stores the matrices in `format`; the vision encoder of int8 has bf16, for
+  // it is bound by arithmetic. `num_threads` 0 chooses.
+  Engine(const ModelConfig& config, const WeightSource& source, WeightFormat format, int num_threads, Isa isa);
 
   // One prefix per image or clip.
   std::vector<PrefixPtr> encode(const PixelBatch& pixels, const Poll& poll) const;
@@ -66,7 +67,8 @@ class Engine {
   Buffer logits(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences, const Poll& poll) const;
 
   const ModelConfig& config() const { return config_; }
-  Isa isa() const { return compute_.kernels.isa; }
+  Isa isa() const { return kernels_.isa; }
+  WeightFormat format() const { return format_; }
   int num_threads() const { return pool_.num_threads(); }
   size_t bytes() const { return vision_.bytes() + decoder_.bytes(); }
   const Stats& stats() const { return stats_; }
@@ -77,16 +79,17 @@ class Engine {
   void check_text(const std::vector<PrefixPtr>& prefixes, const TokenLists& ids, const char* name,
                   int64_t new_tokens) const;
   // Runs the rows' whole texts; `last` takes the hidden states (rows, D) of their last tokens.
-  void prefill(const std::vector<Row>& rows, TextState& state, SlotLists& slots, std::vector<TextToken>& tokens,
-               float* last, const Poll& poll) const;
+  void prefill(Compute& compute, const std::vector<Row>& rows, TextState& state, SlotLists& slots,
+               std::vector<TextToken>& tokens, float* last, const Poll& poll) const;
   // Runs whole sequences, a bounded number of tokens at a time.
   void run_sequences(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences, const Poll& poll,
-                     const std::function<void(const Chunk&)>& use) const;
+                     const std::function<void(Compute&, const Chunk&)>& use) const;
 
   const ModelConfig config_;
   const uint64_t id_;
+  const WeightFormat format_;
   mutable ThreadPool pool_;
-  const Compute compute_;
+  const Kernels& kernels_;
   const VisionWeights vision_;
   const DecoderWeights decoder_;
   mutable Stats stats_;

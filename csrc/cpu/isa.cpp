@@ -18,6 +18,9 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+// All processors with the first have the second, but for one (Cooper Lake).
+bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"); }
 #endif
 
 std::vector<Isa> detect() {
@@ -26,6 +29,7 @@ std::vector<Isa> detect() {
   __builtin_cpu_init();
   if (has_avx2()) found.push_back(Isa::avx2);
   if (has_avx2() && has_avx512()) found.push_back(Isa::avx512);
+  if (found.back() == Isa::avx512 && has_avx512_bf16()) found.push_back(Isa::avx512_bf16);
 #endif
   return found;
 }
@@ -33,7 +37,7 @@ std::vector<Isa> detect() {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-  static constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};
+  static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16"};
   return kNames[static_cast<int>(isa)];
 }
 

@@ -18,20 +18,40 @@ constexpr int64_t kAttentionRows = 12;  // rows whose scores are held at once
 
 enum class Activation : uint8_t { none, quick_gelu, gelu_erf };
 
-// W (N, K) as panels [ceil(N / kPanel)][K][kPanel], zero-padded in N; bias (N) or null.
+// How weights are stored. The sums are in float32 always; what is multiplied depends on the instruction set: see
+// Kernels::round_rows.
+enum class WeightFormat : uint8_t { f32, bf16, int8 };
+
+// Terms in the 4 bytes that a packed panel holds of one column.
+constexpr int64_t terms_per_word(WeightFormat format) { return int64_t{1} << static_cast<int>(format); }
+
+// W (N, K) as panels [ceil(N / kPanel)][ceil(K / T)][kPanel] of 4-byte words, T terms of one column in each;
+// zero-padded in N and K.
+//   f32:  T = 1.
+//   bf16: T = 2, the first term in the low half.
+//   int8: T = 4. Words of 16 columns are one block of 64 bytes, whose 16-byte lane i holds columns 4i to 4i + 3: first
+//         their terms 0 and 1, (c0t0 c0t1 c1t0 c1t1 ...), then their terms 2 and 3, so that interleaving a lane with
+//         itself makes the pairs of bf16. W[j, k] is its byte, in [-127, 127], times scales[j].
 struct PackedLinear {
   int64_t n = 0;
   int64_t k = 0;
-  const float* panels = nullptr;
-  const float* bias = nullptr;
+  WeightFormat format = WeightFormat::f32;
+  const void* panels = nullptr;
+  const float* scales = nullptr;  // (N), int8 only
+  const float* bias = nullptr;    // (N) or null
 
   int64_t num_panels() const { return (n + kPanel - 1) / kPanel; }
+  int64_t panel_words() const {
+    const int64_t terms = terms_per_word(format);
+    return (k + terms - 1) / terms * kPanel;
+  }
 };
 
 // y[m, j] = act(x[m, :] . W[j, :] + bias[j]) + residual[m, j]
 struct LinearArgs {
   const float* x = nullptr;  // (M, K), row stride x_stride
   int64_t x_stride = 0;
+  const uint32_t* rounded = nullptr;  // x by Kernels::round_rows, where there is one and the weights are not float32
   int64_t m = 0;
   const PackedLinear* w = nullptr;
   Activation act = Activation::none;
@@ -78,6 +98,11 @@ struct Kernels {
 
   // Writes K rows (P, head_dim), row stride k_stride, as the transposed blocks `attention` reads.
   void (*pack_keys)(const float* k, int64_t k_stride, int64_t num_keys, int64_t head_dim, float* packed);
+
+  // x (rows, K), row stride x_stride, as pairs of bfloat16 (rows, ceil(K / 2)), zero-padded in K: what is multiplied
+  // with weights of bf16 and int8, the latter being whole numbers that bfloat16 holds exactly. Null where the
+  // instruction set has no such product: then weights are widened to float32, and x stays as it is.
+  void (*round_rows)(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs);
 };
 
 // The table of an instruction set this machine can run; throws Error when it cannot.
@@ -86,7 +111,13 @@ const Kernels& kernels_for(Isa isa);
 // float32 or float16 values as float32.
 void to_floats(const void* source, bool is_f16, int64_t n, float* out);
 
-// Packs rows of W (rows, K), float32 or float16, as output columns [n_offset, n_offset + rows) of `panels`.
-void pack_linear_rows(const void* w, bool is_f16, int64_t rows, int64_t k, int64_t n_offset, float* panels);
+// float32 as bfloat16, to nearest, ties to even.
+void to_bf16(const float* source, int64_t n, uint16_t* out);
+
+// Packs rows of W (rows, K), float32 or float16, as output columns [n_offset, n_offset + rows) of the panels of a
+// product with K terms in `format`; int8 writes their scales, scales[n_offset] being the first. The padding of the
+// panels must be zero beforehand. Throws Error where int8 meets a weight that is not finite.
+void pack_linear_rows(const void* w, bool is_f16, int64_t rows, int64_t k, int64_t n_offset, WeightFormat format,
+                      void* panels, float* scales);
 
 }  // namespace gitfast::cpu

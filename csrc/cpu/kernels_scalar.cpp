@@ -2,6 +2,6 @@
 
 namespace gitfast::cpu {
 
-const Kernels kScalarKernels = {Isa::scalar, linear, attention, layer_norm, pack_keys};
+const Kernels kScalarKernels = {Isa::scalar, linear, attention, layer_norm, pack_keys, kRoundRows};
 
 }  // namespace gitfast::cpu

@@ -1,6 +1,9 @@
 // What the kernels share that is not arithmetic: the choice of table, scratch sizes, and weight packing.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <string>
+#include <vector>
 
 #include "kernel_tables.h"
 #include "kernels.h"
@@ -14,6 +17,7 @@ const Kernels& kernels_for(Isa isa) {
 #if defined(__x86_64__)
     if (isa == Isa::avx2) return kAvx2Kernels;
     if (isa == Isa::avx512) return kAvx512Kernels;
+    if (isa == Isa::avx512_bf16) return kAvx512Bf16Kernels;
 #endif
     return kScalarKernels;
   }
@@ -48,6 +52,64 @@ float half_to_float(uint16_t h) {
   return f;
 }
 
+uint16_t float_to_bf16(float f) {
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);  // NaN stays one
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+// Columns [lane, lane + width) of one panel: rows of `values` (width, K).
+struct Columns {
+  const float* values;
+  int64_t lane, width, k;
+};
+
+void pack_f32(const Columns& c, uint32_t* panel) {
+  for (int64_t i = 0; i < c.k; ++i)
+    for (int64_t j = 0; j < c.width; ++j) std::memcpy(panel + i * kPanel + c.lane + j, c.values + j * c.k + i, 4);
+}
+
+void pack_bf16(const Columns& c, uint32_t* panel) {
+  for (int64_t i = 0; i < c.k; i += 2)
+    for (int64_t j = 0; j < c.width; ++j) {
+      const float* at = c.values + j * c.k + i;
+      const uint32_t second = i + 1 < c.k ? float_to_bf16(at[1]) : 0u;
+      panel[i / 2 * kPanel + c.lane + j] = float_to_bf16(at[0]) | second << 16;
+    }
+}
+
+// Every column divided by its scale and rounded, in place: whole numbers of at most 127.
+void quantize(const Columns& c, float* values, float* scales) {
+  constexpr float kRound = 0x1.8p23f;  // adding it drops the fraction
+  for (int64_t j = 0; j < c.width; ++j) {
+    float* column = values + j * c.k;
+    float largest = 0.0f;
+    bool finite = true;
+    for (int64_t i = 0; i < c.k; ++i) {
+      largest = std::max(largest, std::abs(column[i]));
+      finite = finite && std::isfinite(column[i]);
+    }
+    if (!finite) throw Error("int8: expected finite weights, got one that is not");
+    scales[j] = largest / 127.0f;
+    const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;  // smaller ones would divide to infinity
+    for (int64_t i = 0; i < c.k; ++i)
+      column[i] = std::min(std::max((column[i] * inverse + kRound) - kRound, -127.0f), 127.0f);
+  }
+}
+
+// See PackedLinear for the order of the bytes.
+void pack_int8(const Columns& c, uint32_t* panel) {
+  auto* bytes = reinterpret_cast<int8_t*>(panel);
+  for (int64_t i = 0; i < c.k; ++i)
+    for (int64_t j = 0; j < c.width; ++j) {
+      const int64_t column = c.lane + j;
+      const int64_t block = i / 4 * (kPanel / 16) + column / 16;
+      const int64_t at = column % 16 / 4 * 16 + i % 4 / 2 * 8 + column % 4 * 2 + i % 2;
+      bytes[block * 64 + at] = static_cast<int8_t>(c.values[j * c.k + i]);
+    }
+}
+
 }  // namespace
 
 void to_floats(const void* source, bool is_f16, int64_t n, float* out) {
@@ -59,20 +121,31 @@ void to_floats(const void* source, bool is_f16, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = half_to_float(halves[i]);
 }
 
-void pack_linear_rows(const void* w, bool is_f16, int64_t rows, int64_t k, int64_t n_offset, float* panels) {
-  const auto* floats = static_cast<const float*>(w);
-  const auto* halves = static_cast<const uint16_t*>(w);
+void to_bf16(const float* source, int64_t n, uint16_t* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = float_to_bf16(source[i]);
+}
+
+void pack_linear_rows(const void* w, bool is_f16, int64_t rows, int64_t k, int64_t n_offset, WeightFormat format,
+                      void* panels, float* scales) {
+  const int64_t panel_words = PackedLinear{0, k, format}.panel_words();
+  std::vector<float> wide(static_cast<size_t>(kPanel * k));
   // Columns of a panel are packed together, so that every cache line of the panel is written once.
   for (int64_t row = 0; row < rows;) {
     const int64_t column = n_offset + row;
     const int64_t lane = column % kPanel;
     const int64_t width = std::min(kPanel - lane, rows - row);
-    float* panel = panels + column / kPanel * k * kPanel + lane;
-    for (int64_t i = 0; i < k; ++i)
-      for (int64_t j = 0; j < width; ++j) {
-        const int64_t at = (row + j) * k + i;
-        panel[i * kPanel + j] = is_f16 ? half_to_float(halves[at]) : floats[at];
-      }
+    const auto* bytes = static_cast<const char*>(w) + row * k * (is_f16 ? 2 : 4);
+    to_floats(bytes, is_f16, width * k, wide.data());
+    uint32_t* panel = static_cast<uint32_t*>(panels) + column / kPanel * panel_words;
+    const Columns columns{wide.data(), lane, width, k};
+    if (format == WeightFormat::f32) {
+      pack_f32(columns, panel);
+    } else if (format == WeightFormat::bf16) {
+      pack_bf16(columns, panel);
+    } else {
+      quantize(columns, wide.data(), scales + column);
+      pack_int8(columns, panel);
+    }
     row += width;
   }
 }

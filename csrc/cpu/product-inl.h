@@ -24,12 +24,14 @@ constexpr int kTileSums = 3;
 constexpr int64_t kPrefetch = 64;
 
 // C (rows, columns) [+]= A (rows, K) B (K, columns), the columns counted in vectors of 16. Vector v of term k of B lies
-// at b + k * step + v / 2 * pair + v % 2 * odd; `tail` more columns (< 16) follow the whole vectors.
+// at b + k * step + v / 2 * pair + v % 2 * odd; `tail` more columns (< 16) follow the whole vectors. A term T is a
+// float, or a pair of bfloat16; K and the strides of A and B count terms.
+template <class T>
 struct Product {
-  const float* a;
+  const T* a;
   int64_t a_stride;
   int64_t k;
-  const float* b;
+  const T* b;
   int64_t step, odd, pair;
   int64_t vectors;
   int64_t tail;
@@ -38,11 +40,11 @@ struct Product {
   bool add;
 };
 
-template <int R, int V, bool kTail = false>
-void tile(const Product& p, int64_t v) {
+template <int R, int V, bool kTail = false, class T>
+void tile(const Product<T>& p, int64_t v) {
   constexpr int kVecs = V * kParts;
-  const float* a = p.a;
-  const float* b = p.b + v / 2 * p.pair + v % 2 * p.odd;
+  const T* a = p.a;
+  const T* b = p.b + v / 2 * p.pair + v % 2 * p.odd;
   Vec sum[R][kVecs];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
@@ -52,15 +54,15 @@ void tile(const Product& p, int64_t v) {
     Vec x[kVecs];
 #pragma GCC unroll 8
     for (int i = 0; i < kVecs; ++i) {
-      const float* at = b + i / kParts / 2 * p.pair + i / kParts % 2 * p.odd;
+      const T* at = b + i / kParts / 2 * p.pair + i / kParts % 2 * p.odd;
       if (V <= 2 && i % kParts == 0) __builtin_prefetch(at + kPrefetch * p.step);
       x[i] = kTail ? load_part(at, p.tail).part[i % kParts] : load_vec(at + i % kParts * kLanes);
     }
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      const Vec ar = splat(a[r * p.a_stride]);
+      const T ar = a[r * p.a_stride];
 #pragma GCC unroll 8
-      for (int i = 0; i < kVecs; ++i) sum[r][i] = fma(ar, x[i], sum[r][i]);
+      for (int i = 0; i < kVecs; ++i) sum[r][i] = multiply_add(ar, x[i], sum[r][i]);
     }
   }
 #pragma GCC unroll 12
@@ -73,8 +75,8 @@ void tile(const Product& p, int64_t v) {
 }
 
 // Vectors [v, ...) of R rows: V at a time, then the rest by halves.
-template <int R, int V>
-void columns(const Product& p, int64_t v) {
+template <int R, int V, class T>
+void columns(const Product<T>& p, int64_t v) {
   for (; v + V <= p.vectors; v += V) tile<R, V>(p, v);
   if constexpr (V > 1) {
     columns<R, V / 2>(p, v);
@@ -90,8 +92,8 @@ constexpr int columns_at_once(int rows) {
   return v;
 }
 
-template <int R = kTileRows>
-void product_of_rows(const Product& p, int64_t rows) {
+template <int R = kTileRows, class T>
+void product_of_rows(const Product<T>& p, int64_t rows) {
   if constexpr (R > 1) {
     if (rows < R) return product_of_rows<R - 1>(p, rows);
   }

@@ -37,6 +37,16 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
+// What a product multiplies: float32, or pairs of bfloat16 (the first in the low half) whose products are both added.
+enum Bf16Pair : uint32_t {};
+
+inline Vec multiply_add(float a, Vec b, Vec sum) { return fma(splat(a), b, sum); }
+#if defined(__AVX512BF16__)
+inline Vec multiply_add(Bf16Pair a, Vec b, Vec sum) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)), (__m512bh)b);
+}
+#endif
+
 // Both return `b` where `a` is NaN, as the x86 instructions do with their operands in this order.
 inline Vec max(Vec b, Vec a) { return a > b ? a : b; }
 inline Vec min(Vec b, Vec a) { return a < b ? a : b; }
@@ -99,7 +109,8 @@ struct F32x16 {
   Vec part[kParts];
 };
 
-inline Vec load_vec(const float* p) {
+template <class T>
+inline Vec load_vec(const T* p) {
   Vec x;
   __builtin_memcpy(&x, p, sizeof x);
   return x;
@@ -123,12 +134,14 @@ inline F32x16 load(const float* p) {
 inline void store(float* p, const F32x16& x) { __builtin_memcpy(p, &x, sizeof x); }
 
 // The first n of 16 floats, the rest `fill`; reads nothing beyond them.
-inline F32x16 load_part(const float* p, int64_t n, float fill = 0.0f) {
+template <class T>
+inline F32x16 load_part(const T* p, int64_t n, float fill = 0.0f) {
+  static_assert(sizeof(T) == 4, "one lane each");
 #if defined(__AVX512F__)
   return {_mm512_mask_loadu_ps(splat(fill), static_cast<__mmask16>((1u << n) - 1), p)};
 #else
   float lanes[kWidth];
-  for (int i = 0; i < kWidth; ++i) lanes[i] = i < n ? p[i] : fill;
+  for (int i = 0; i < kWidth; ++i) __builtin_memcpy(lanes + i, i < n ? static_cast<const void*>(p + i) : &fill, 4);
   return load(lanes);
 #endif
 }

@@ -36,7 +36,7 @@ Buffer gather_patches(const Compute& compute, const PixelBatch& in, Grid grid, i
 }
 
 // (frames, 1 + patches, Dv): class token and patches, with their positions added.
-Buffer embed(const Compute& compute, const VisionConfig& config, const VisionWeights& w, const PixelBatch& in) {
+Buffer embed(Compute& compute, const VisionConfig& config, const VisionWeights& w, const PixelBatch& in) {
   const Grid grid{in.height / config.patch_size, in.width / config.patch_size};
   const int64_t d = config.hidden_size, patches = grid.patches(), k = w.patch.view.k;
   const int64_t side = config.grid_size();
@@ -49,8 +49,8 @@ Buffer embed(const Compute& compute, const VisionConfig& config, const VisionWei
   for (int64_t f = 0; f < in.num_frames(); ++f) {
     float* frame = x.floats() + f * (1 + patches) * d;
     for (int64_t i = 0; i < d; ++i) frame[i] = w.class_embedding.floats()[i] + positions[i];
-    compute.linear(
-        {rows.floats() + f * patches * k, k, patches, &w.patch.view, Activation::none, positions + d, frame + d, d});
+    compute.linear({rows.floats() + f * patches * k, k, nullptr, patches, &w.patch.view, Activation::none,
+                    positions + d, frame + d, d});
   }
   return x;
 }
@@ -65,8 +65,7 @@ void add_temporal(const PixelBatch& in, int64_t n, int64_t d, const float* tempo
 
 }  // namespace
 
-Buffer vision_features(const Compute& compute, const VisionConfig& config, const VisionWeights& w,
-                       const PixelBatch& in) {
+Buffer vision_features(Compute& compute, const VisionConfig& config, const VisionWeights& w, const PixelBatch& in) {
   const int64_t d = config.hidden_size, n = frame_tokens(config, in), rows = in.num_frames() * n;
   Buffer x = embed(compute, config, w, in);
   compute.norm(x.floats(), rows, w.pre_norm, x.floats());
@@ -93,7 +92,7 @@ Buffer vision_features(const Compute& compute, const VisionConfig& config, const
   return x;
 }
 
-Buffer project(const Compute& compute, const VisionWeights& w, const Buffer& features, int64_t rows) {
+Buffer project(Compute& compute, const VisionWeights& w, const Buffer& features, int64_t rows) {
   Buffer tokens = float_buffer(rows * w.projection.view.n);
   compute.linear(features.floats(), rows, w.projection.view, tokens.floats());
   compute.norm(tokens.floats(), rows, w.projection_norm, tokens.floats());

@@ -32,10 +32,10 @@ inline int64_t frame_tokens(const VisionConfig& config, const PixelBatch& pixels
 }
 
 // Features (images, frames * N, Dv) after the last norm and the temporal embedding.
-Buffer vision_features(const Compute& compute, const VisionConfig& config, const VisionWeights& weights,
+Buffer vision_features(Compute& compute, const VisionConfig& config, const VisionWeights& weights,
                        const PixelBatch& pixels);
 
 // Features (rows, Dv) -> image tokens (rows, D), the decoder's input.
-Buffer project(const Compute& compute, const VisionWeights& weights, const Buffer& features, int64_t rows);
+Buffer project(Compute& compute, const VisionWeights& weights, const Buffer& features, int64_t rows);
 
 }  // namespace gitfast::cpu

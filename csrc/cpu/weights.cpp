@@ -1,5 +1,6 @@
 #include "weights.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -17,13 +18,29 @@ std::string text(const int64_t* shape, size_t n) {
 // Reads named tensors, checks them against the configuration, and packs them.
 class Loader {
  public:
-  Loader(const WeightSource& source, ThreadPool& pool) : source_(source), pool_(pool) {}
+  Loader(const WeightSource& source, WeightFormat format, ThreadPool& pool)
+      : source_(source), format_(format), pool_(pool) {}
 
   Buffer vector(const std::string& name, const Shape& shape) {
     const TensorView t = tensor(name, shape);
     Buffer out(static_cast<size_t>(t.numel()) * sizeof(float));
     to_floats(t.data, t.dtype == DType::f16, t.numel(), out.floats());
     return out;
+  }
+
+  Embedding embedding(const std::string& name, int64_t rows, int64_t d) {
+    if (format_ == WeightFormat::f32) return {vector(name, {rows, d}), d, false};
+    const TensorView t = tensor(name, {rows, d});
+    Buffer out(static_cast<size_t>(rows * d) * sizeof(uint16_t));
+    const int64_t row_bytes = d * static_cast<int64_t>(dtype_size(t.dtype));
+    pool_.parallel_for(rows, 64, [&](int64_t begin, int64_t end, int) {
+      std::vector<float> row(static_cast<size_t>(d));
+      for (int64_t r = begin; r < end; ++r) {
+        to_floats(static_cast<const char*>(t.data) + r * row_bytes, t.dtype == DType::f16, d, row.data());
+        to_bf16(row.data(), d, static_cast<uint16_t*>(out.data()) + r * d);
+      }
+    });
+    return {std::move(out), d, true};
   }
 
   Norm norm(const std::string& name, int64_t d, float eps) {
@@ -40,7 +57,7 @@ class Loader {
     out.view.bias = out.bias.floats();
     int64_t offset = 0;
     for (const std::string& name : names) {
-      pack(tensor(prefix + name + ".weight", {n, k}), n, k, offset, out);
+      pack(prefix + name + ".weight", {n, k}, offset, out);
       const TensorView bias = tensor(prefix + name + ".bias", {n});
       to_floats(bias.data, bias.dtype == DType::f16, n, out.bias.floats() + offset);
       offset += n;
@@ -52,7 +69,7 @@ class Loader {
   Linear patches(const std::string& name, int64_t n, int64_t patch) {
     const int64_t k = 3 * patch * patch;
     Linear out = reserve(n, k);
-    pack(tensor(name, {n, 3, patch, patch}), n, k, 0, out);
+    pack(name, {n, 3, patch, patch}, 0, out);
     return out;
   }
 
@@ -68,25 +85,35 @@ class Loader {
     return t;
   }
 
-  static Linear reserve(int64_t n, int64_t k) {
+  Linear reserve(int64_t n, int64_t k) const {
     Linear out;
-    const int64_t columns = (n + kPanel - 1) / kPanel * kPanel;
-    out.panels = Buffer(static_cast<size_t>(columns * k) * sizeof(float));
-    if (columns != n) std::memset(out.panels.data(), 0, out.panels.bytes());
-    out.view = {n, k, out.panels.floats(), nullptr};
+    out.view = {n, k, format_};
+    out.panels = Buffer(static_cast<size_t>(out.view.num_panels() * out.view.panel_words()) * sizeof(uint32_t));
+    out.view.panels = out.panels.data();
+    if (n % kPanel != 0 || k % terms_per_word(format_) != 0) std::memset(out.panels.data(), 0, out.panels.bytes());
+    if (format_ == WeightFormat::int8) {
+      out.scales = Buffer(static_cast<size_t>(n) * sizeof(float));
+      out.view.scales = out.scales.floats();
+    }
     return out;
   }
 
-  void pack(const TensorView& w, int64_t n, int64_t k, int64_t offset, Linear& out) {
-    const bool half = w.dtype == DType::f16;
+  void pack(const std::string& name, const Shape& shape, int64_t offset, Linear& out) {
+    const TensorView w = tensor(name, shape);
     const auto* bytes = static_cast<const char*>(w.data);
-    const int64_t row_bytes = k * static_cast<int64_t>(dtype_size(w.dtype));
-    pool_.parallel_for(n, kPanel, [&](int64_t begin, int64_t end, int) {
-      pack_linear_rows(bytes + begin * row_bytes, half, end - begin, k, offset + begin, out.panels.floats());
-    });
+    const int64_t k = out.view.k, row_bytes = k * static_cast<int64_t>(dtype_size(w.dtype));
+    try {
+      pool_.parallel_for(shape[0], kPanel, [&](int64_t begin, int64_t end, int) {
+        pack_linear_rows(bytes + begin * row_bytes, w.dtype == DType::f16, end - begin, k, offset + begin, format_,
+                         out.panels.data(), out.scales.floats());
+      });
+    } catch (const Error& error) {
+      throw Error(name + ": " + error.what());
+    }
   }
 
   const WeightSource& source_;
+  const WeightFormat format_;
   ThreadPool& pool_;
 };
 
@@ -94,12 +121,25 @@ size_t bytes_of(const Norm& n) { return n.gamma.bytes() + n.beta.bytes(); }
 
 }  // namespace
 
-VisionWeights load_vision(const ModelConfig& config, const WeightSource& source, ThreadPool& pool) {
+void Embedding::read(int64_t row, float* out) const {
+  if (!is_bf16_) {
+    std::copy_n(values_.floats() + row * d_, d_, out);
+    return;
+  }
+  const auto* from = static_cast<const uint16_t*>(values_.data()) + row * d_;
+  for (int64_t i = 0; i < d_; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
+    std::memcpy(out + i, &bits, 4);
+  }
+}
+
+VisionWeights load_vision(const ModelConfig& config, const WeightSource& source, WeightFormat format,
+                          ThreadPool& pool) {
   const VisionConfig& c = config.vision;
   const int64_t d = c.hidden_size;
   const std::string root = "git.image_encoder.vision_model.";
   const std::string projection = "git.visual_projection.visual_projection.";
-  Loader load(source, pool);
+  Loader load(source, format, pool);
   VisionWeights w;
   w.patch = load.patches(root + "embeddings.patch_embedding.weight", d, c.patch_size);
   w.class_embedding = load.vector(root + "embeddings.class_embedding", {d});
@@ -127,12 +167,13 @@ VisionWeights load_vision(const ModelConfig& config, const WeightSource& source,
   return w;
 }
 
-DecoderWeights load_decoder(const ModelConfig& config, const WeightSource& source, ThreadPool& pool) {
+DecoderWeights load_decoder(const ModelConfig& config, const WeightSource& source, WeightFormat format,
+                            ThreadPool& pool) {
   const int64_t d = config.hidden_size;
   const float eps = config.layer_norm_eps;
-  Loader load(source, pool);
+  Loader load(source, format, pool);
   DecoderWeights w;
-  w.words = load.vector("git.embeddings.word_embeddings.weight", {config.vocab_size, d});
+  w.words = load.embedding("git.embeddings.word_embeddings.weight", config.vocab_size, d);
   w.positions = load.vector("git.embeddings.position_embeddings.weight", {config.max_positions, d});
   w.embedding_norm = load.norm("git.embeddings.LayerNorm", d, eps);
   for (int64_t i = 0; i < config.num_layers; ++i) {

@@ -1,6 +1,7 @@
 // The model's weights in the layouts the kernels read. Built once; immutable after.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "buffer.h"
@@ -21,10 +22,26 @@ struct Norm {
 // One or several linear layers over the same input, their outputs side by side.
 struct Linear {
   Buffer panels;
-  Buffer bias;  // (n), or empty
+  Buffer scales;  // (n), or empty
+  Buffer bias;    // (n), or empty
   PackedLinear view;
 
-  size_t bytes() const { return panels.bytes() + bias.bytes(); }
+  size_t bytes() const { return panels.bytes() + scales.bytes() + bias.bytes(); }
+};
+
+// Rows of a table (rows, d), of which few are read at a time: float32, or bfloat16 beside weights of fewer bits.
+class Embedding {
+ public:
+  Embedding() = default;
+  Embedding(Buffer values, int64_t d, bool is_bf16) : values_(std::move(values)), d_(d), is_bf16_(is_bf16) {}
+
+  void read(int64_t row, float* out) const;
+  size_t bytes() const { return values_.bytes(); }
+
+ private:
+  Buffer values_;
+  int64_t d_ = 0;
+  bool is_bf16_ = false;
 };
 
 struct VisionLayer {
@@ -51,7 +68,7 @@ struct DecoderLayer {
 };
 
 struct DecoderWeights {
-  Buffer words;      // (V, D)
+  Embedding words;   // (V, D)
   Buffer positions;  // (max_positions, D)
   Norm embedding_norm;
   std::vector<DecoderLayer> layers;
@@ -60,8 +77,10 @@ struct DecoderWeights {
   size_t bytes() const;
 };
 
-// Read every tensor once. Throw Error naming the tensor whose shape or dtype does not suit the configuration.
-VisionWeights load_vision(const ModelConfig& config, const WeightSource& source, ThreadPool& pool);
-DecoderWeights load_decoder(const ModelConfig& config, const WeightSource& source, ThreadPool& pool);
+// Read every tensor once and store the matrices in `format`; vectors stay float32. Throw Error naming the tensor whose
+// shape or dtype does not suit the configuration.
+VisionWeights load_vision(const ModelConfig& config, const WeightSource& source, WeightFormat format, ThreadPool& pool);
+DecoderWeights load_decoder(const ModelConfig& config, const WeightSource& source, WeightFormat format,
+                            ThreadPool& pool);
 
 }  // namespace gitfast::cpu

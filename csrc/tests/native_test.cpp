@@ -60,13 +60,15 @@ struct Linear {
         panels(static_cast<size_t>((n + kPanel - 1) / kPanel * kPanel * k), 0.0f),
         y(static_cast<size_t>(m * n), kNan) {
     const int64_t half = n / 2;  // in two calls, as fused projections are packed
-    pack_linear_rows(w.data(), false, half, k, 0, panels.data());
-    pack_linear_rows(w.data() + half * k, false, n - half, k, half, panels.data());
+    pack_linear_rows(w.data(), false, half, k, 0, WeightFormat::f32, panels.data(), nullptr);
+    pack_linear_rows(w.data() + half * k, false, n - half, k, half, WeightFormat::f32, panels.data(), nullptr);
   }
 
   void run(const Kernels& kernels, ThreadPool& pool) {
-    const PackedLinear packed{n, k, panels.data(), bias.data()};
-    const LinearArgs args{x.data(), k, m, &packed, Activation::none, residual.data(), y.data(), n};
+    PackedLinear packed{n, k};
+    packed.panels = panels.data();
+    packed.bias = bias.data();
+    const LinearArgs args{x.data(), k, nullptr, m, &packed, Activation::none, residual.data(), y.data(), n};
     pool.parallel_for(packed.num_panels(), 1,
                       [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
   }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from gitfast import Model, Result, load
-from gitfast.engines.registry import ENGINES
+from gitfast.engines.registry import DTYPES, ENGINES
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".gif", ".webp")
@@ -49,6 +49,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, default: str | None) ->
     )
     parser.add_argument("--engine", default="auto", choices=["auto", *ENGINES], help="what computes (default: auto)")
     parser.add_argument(
+        "--dtype", default="auto", choices=["auto", *DTYPES], help="of the weights in memory (default: float32)"
+    )
+    parser.add_argument(
         "--preprocess",
         default="hf",
         choices=["hf", "original"],
@@ -71,7 +74,7 @@ def positive(text: str) -> int:
 
 
 def load_model(args: argparse.Namespace) -> Model:
-    return load(args.model, engine=args.engine, num_threads=args.threads, preprocess=args.preprocess)
+    return load(args.model, engine=args.engine, dtype=args.dtype, num_threads=args.threads, preprocess=args.preprocess)
 
 
 def generation_options(args: argparse.Namespace) -> dict[str, Any]:

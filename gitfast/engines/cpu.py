@@ -1,4 +1,4 @@
-"""The CPU engine: the whole model in C++, float32, without torch."""
+"""The CPU engine: the whole model in C++, without torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from gitfast.config import GitConfig
 from gitfast.engines.base import EngineStats, Generation, GenerationOptions, ImagePrefix, TokenCallback
 from gitfast.errors import CheckpointError
 from gitfast.search import generations, native_options
+
+DTYPES = ("float32", "bfloat16", "int8")
 
 
 class CpuEngine:
@@ -29,20 +31,34 @@ class CpuEngine:
 
     @classmethod
     def from_weights(
-        cls, config: GitConfig, weights: Mapping[str, np.ndarray], *, num_threads: int = 0, isa: str = ""
+        cls,
+        config: GitConfig,
+        weights: Mapping[str, np.ndarray],
+        *,
+        dtype: str = "float32",
+        num_threads: int = 0,
+        isa: str = "",
     ) -> CpuEngine:
         """Build from a checkpoint's tensors (float32 or float16) by Hugging Face name.
 
-        Each tensor is looked up once, packed, and let go. ``num_threads`` 0 takes ``GITFAST_NUM_THREADS`` or the
-        processors this process may use; ``isa`` "" takes ``GITFAST_ISA`` or the best instruction set there is.
+        Each tensor is looked up once, packed, and let go. ``dtype`` is how matrices are stored: "float32"; "bfloat16",
+        multiplied as such, with activations rounded to it, where the processor can (``isa`` avx512_bf16), and widened
+        to float32 elsewhere; or "int8", with one scale per output channel of the decoder and its head, and bfloat16 in
+        the vision encoder. Sums, softmax, norms and logits are float32 always. ``num_threads`` 0 takes
+        ``GITFAST_NUM_THREADS`` or the processors this process may use; ``isa`` "" takes ``GITFAST_ISA`` or the best
+        instruction set there is.
 
         Raises:
-            CheckpointError: a tensor is missing, or its shape or dtype does not suit ``config``.
-            ValueError: ``num_threads`` or ``isa`` cannot be.
+            CheckpointError: a tensor is missing, or its shape or dtype does not suit ``config``; or int8 meets a weight
+                that is not finite.
+            ValueError: ``dtype``, ``num_threads`` or ``isa`` cannot be.
         """
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: expected {', '.join(map(repr, DTYPES))}, got {dtype!r}")
         threads, chosen = _C.choose_num_threads(num_threads), _C.choose_isa(isa)
         try:
-            return cls(config, _C.CpuEngine(dataclasses.asdict(config), _TemporalNames(weights), threads, chosen))
+            native = _C.CpuEngine(dataclasses.asdict(config), _TemporalNames(weights), dtype, threads, chosen)
+            return cls(config, native)
         except KeyError as error:
             raise CheckpointError(f"weights: missing {error.args[0]}") from error
         except ValueError as error:
@@ -50,8 +66,13 @@ class CpuEngine:
 
     @property
     def isa(self) -> str:
-        """The instruction set in use: ``scalar``, ``avx2`` or ``avx512``."""
+        """The instruction set in use: ``scalar``, ``avx2``, ``avx512`` or ``avx512_bf16``."""
         return self._native.isa
+
+    @property
+    def dtype(self) -> str:
+        """How matrices are stored: ``float32``, ``bfloat16`` or ``int8``."""
+        return self._native.dtype
 
     @property
     def num_threads(self) -> int:

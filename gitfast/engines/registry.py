@@ -12,7 +12,7 @@ from gitfast.engines.base import Engine
 from gitfast.errors import EngineError
 
 ENGINES = ("cpu", "cuda", "reference")
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,13 @@ def create_engine(name: str, checkpoint: Checkpoint, *, dtype: str = "auto", num
 
 
 def _create_cpu(checkpoint: Checkpoint, dtype: str, num_threads: int | None) -> Engine:
+    from gitfast.engines.cpu import DTYPES as SUPPORTED
     from gitfast.engines.cpu import CpuEngine
 
-    if dtype not in ("auto", "float32"):
-        raise EngineError(f"cpu engine: computes in float32, not in {dtype}")
-    return CpuEngine.from_weights(checkpoint.config, checkpoint.weights, num_threads=num_threads or 0)
+    chosen = "float32" if dtype == "auto" else dtype
+    if chosen not in SUPPORTED:
+        raise EngineError(f"cpu engine: takes {', '.join(SUPPORTED)}, not {dtype}")
+    return CpuEngine.from_weights(checkpoint.config, checkpoint.weights, dtype=chosen, num_threads=num_threads or 0)
 
 
 def _create_reference(checkpoint: Checkpoint, dtype: str) -> Engine:
@@ -69,6 +71,8 @@ def _create_reference(checkpoint: Checkpoint, dtype: str) -> Engine:
 
     from gitfast.engines.reference import ReferenceEngine
 
+    if dtype == "int8":
+        raise EngineError("reference engine: takes float32, float16, bfloat16, not int8")
     chosen = getattr(torch, "float32" if dtype == "auto" else dtype)
     engine = ReferenceEngine.from_weights(checkpoint.config, checkpoint.weights, dtype=chosen)
     return cast(Engine, engine)  # it takes prefixes of its own kind only

@@ -1,0 +1,7 @@
+#include "kernels-inl.h"
+
+namespace gitfast::cpu {
+
+const Kernels kAvx512Bf16Kernels = {Isa::avx512_bf16, linear, attention, layer_norm, pack_keys, kRoundRows};
+
+}  // namespace gitfast::cpu
