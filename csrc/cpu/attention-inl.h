@@ -25,7 +25,7 @@ struct AttentionTile {
 };
 
 // [C] = A B over all of k, in blocks of kSumBlock.
-inline void product_in_blocks(Product<float> p, int64_t rows, int64_t a_step, int64_t depth) {
+inline void product_in_blocks(Product<Floats> p, int64_t rows, int64_t a_step, int64_t depth) {
   const float* a = p.a;
   const float* b = p.b;
   for (int64_t k = 0; k < depth; k += kSumBlock) {
@@ -39,7 +39,7 @@ inline void product_in_blocks(Product<float> p, int64_t rows, int64_t a_step, in
 
 inline void prefix_scores(const AttentionTile& t) {
   const AttentionArgs& args = t.args;
-  Product<float> p = {};
+  Product<Floats> p = {};
   p.a = args.q + t.row * args.q_stride;
   p.a_stride = args.q_stride;
   p.b = args.k_prefix;
@@ -107,7 +107,7 @@ inline float softmax_numerators(const AttentionTile& t, int64_t r) {
 inline void weighted_values(const AttentionTile& t, const float* totals, int64_t d, int64_t n) {
   const AttentionArgs& args = t.args;
   alignas(64) float sums[kTileRows * kValueColumns];
-  Product<float> p = {};
+  Product<Floats> p = {};
   p.a = t.scores;
   p.a_stride = t.stride;
   p.b = args.v_prefix + d;

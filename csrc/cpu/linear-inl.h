@@ -3,7 +3,6 @@
 #pragma once
 
 #include "product-inl.h"
-#include "widen-inl.h"
 
 namespace gitfast::cpu {
 namespace {
@@ -41,69 +40,46 @@ inline void finish(const LinearArgs& args, F32x16 sum, int64_t row, int64_t colu
   }
 }
 
-template <class T>
-constexpr int64_t kWeightsInTerm = 1;
-template <>
-constexpr int64_t kWeightsInTerm<Bf16Pair> = 2;
-
-// The weights of a block of panels: where their terms [k, k + n) lie, packed, or widened to `wide`.
-template <class T, int64_t kMaxPanels>
-class Weights {
- public:
-  explicit Weights(const PackedLinear& w) : w_(w), direct_(terms_per_word(w.format) == kWeightsInTerm<T>) {}
-
-  int64_t panel_stride() const { return direct_ ? w_.panel_words() : kBlockTerms * kPanel; }
-
-  const T* terms(int64_t panel, int64_t panels, int64_t k, int64_t n) {
-    const int64_t per_word = terms_per_word(w_.format);
-    const uint32_t* from = static_cast<const uint32_t*>(w_.panels) + panel * w_.panel_words() + k / per_word * kPanel;
-    if (direct_) return reinterpret_cast<const T*>(from);
-    for (int64_t p = 0; p < panels; ++p, from += w_.panel_words())
-      widen(from, ceil_div(n, per_word) * kPanel, wide_ + p * kBlockTerms * kPanel);
-    return wide_;
-  }
-
- private:
-  static constexpr int64_t kBlockTerms = kSumBlock / kWeightsInTerm<T>;
-
-  void widen(const uint32_t* from, int64_t words, T* to) const {
-    if constexpr (kWeightsInTerm<T> == kShortTerms) {
-#if !defined(__AVX512BF16__)
-      if (w_.format == WeightFormat::bf16) return widen_bf16(from, words, to);
-#endif
-      widen_int8(from, words, to);
-    }
-  }
-
-  const PackedLinear& w_;
-  const bool direct_;
-  alignas(64) T wide_[kMaxPanels * kBlockTerms * kPanel];
+// x as the product reads it: rows of terms.
+template <class Term>
+struct Rows {
+  const Term* first;
+  int64_t stride;
 };
 
-// Rows [row, row + rows) of the panels [panel, panel + panels); x (M, K) as terms.
-template <int64_t kMaxRows, int64_t kMaxPanels, class T>
-void linear_block(const LinearArgs& args, const T* x, int64_t x_stride, int64_t row, int64_t rows, int64_t panel,
+// Rows [row, row + rows) of the panels [panel, panel + panels). Where many rows read a panel, it is widened once.
+template <class Source, int64_t kMaxRows, int64_t kMaxPanels>
+void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t row, int64_t rows, int64_t panel,
                   int64_t panels) {
-  constexpr int64_t kStride = kMaxPanels * kPanel;
+  constexpr bool kWiden = kMaxRows > kTileRows && Source::kTerms > 1;
+  using Inner = std::conditional_t<kWiden, ShortTerms, Source>;
+  constexpr int64_t kStride = kMaxPanels * kPanel, kTermWeights = kWeightsIn<typename Source::Term>;
+  constexpr int64_t kWordWeights = kTermWeights * Source::kTerms;
   alignas(64) float sums[kMaxRows * kStride];
-  Weights<T, kMaxPanels> weights(*args.w);
-  const int64_t depth = args.w->k;
+  alignas(64) typename Source::Term wide[kWiden ? kSumBlock / kTermWeights * kPanel : 1];
+  const PackedLinear& w = *args.w;
+  const auto* words = static_cast<const typename Source::Word*>(w.panels) + panel * w.panel_words();
   const RowTiles tiles(rows);
-  Product<T> p = {};
-  p.a_stride = x_stride;
+  Product<Inner> p = {};
+  p.a_stride = x.stride;
   p.step = kPanel;
   p.odd = kWidth;
-  p.pair = weights.panel_stride();
+  p.pair = w.panel_words();
   p.vectors = panels * kPanelVectors;
   p.c_stride = kStride;
-  for (int64_t k = 0; k < depth; k += kSumBlock) {
-    const int64_t n = smaller(kSumBlock, depth - k);
-    p.k = ceil_div(n, kWeightsInTerm<T>);
-    p.b = weights.terms(panel, panels, k, n);
+  for (int64_t k = 0; k < w.k; k += kSumBlock, words += kSumBlock / kWordWeights * kPanel) {
+    const int64_t n = smaller(kSumBlock, w.k - k);
+    if constexpr (kWiden) {
+      widen<Source>(words, ceil_div(n, kWordWeights), wide);
+      p.b = wide;
+    } else {
+      p.b = words;
+    }
+    p.k = ceil_div(n, kTermWeights);
     p.add = k > 0;
     for (int64_t t = 0; t < tiles.count; ++t) {
       const int64_t r = tiles.split(t);
-      p.a = x + (row + r) * x_stride + k / kWeightsInTerm<T>;
+      p.a = x.first + (row + r) * x.stride + k / kTermWeights;
       p.c = sums + r * kStride;
       product_of_rows(p, tiles.split(t + 1) - r);
     }
@@ -111,44 +87,37 @@ void linear_block(const LinearArgs& args, const T* x, int64_t x_stride, int64_t 
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t v = 0; v < p.vectors; ++v) {
       const int64_t column = panel * kPanel + v * kWidth;
-      const int64_t n = smaller(kWidth, args.w->n - column);
+      const int64_t n = smaller(kWidth, w.n - column);
       if (n > 0) finish(args, load(sums + r * kStride + v * kWidth), row + r, column, n);
     }
 }
 
-// Few rows: the weights are read once, at most kMaxPanels panels side by side.
-template <int64_t kMaxPanels, class T>
-void linear_of_few_rows(const LinearArgs& args, const T* x, int64_t x_stride, int64_t panel_begin, int64_t panel_end) {
-  const int64_t panels = smaller(kMaxPanels, larger(1, columns_at_once(static_cast<int>(args.m)) / kPanelVectors));
-  for (int64_t p = panel_begin; p < panel_end; p += panels)
-    linear_block<kTileRows, kMaxPanels>(args, x, x_stride, 0, args.m, p, smaller(panels, panel_end - p));
-}
-
-template <class T>
-void linear_of_terms(const LinearArgs& args, const T* x, int64_t x_stride, int64_t panel_begin, int64_t panel_end) {
-  if (args.m <= kTileRows) {
-    if (terms_per_word(args.w->format) == kWeightsInTerm<T>)
-      linear_of_few_rows<4>(args, x, x_stride, panel_begin, panel_end);
-    else  // what is widened must stay in the nearest cache
-      linear_of_few_rows<kWeightsInTerm<T>>(args, x, x_stride, panel_begin, panel_end);
+template <class Source>
+void linear_of(const LinearArgs& args, Rows<typename Source::Term> x, int64_t panel_begin, int64_t panel_end) {
+  if (args.m <= kTileRows) {  // the weights are read once, several panels side by side
+    const int64_t panels = larger(1, columns_at_once<Source>(static_cast<int>(args.m)) / kPanelVectors);
+    for (int64_t p = panel_begin; p < panel_end; p += panels)
+      linear_block<Source, kTileRows, 4>(args, x, 0, args.m, p, smaller(panels, panel_end - p));
     return;
   }
   const int64_t blocks = ceil_div(args.m, kRowsAtOnce);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t row = args.m * i / blocks;
     const int64_t rows = args.m * (i + 1) / blocks - row;
-    for (int64_t p = panel_begin; p < panel_end; ++p) linear_block<kRowsAtOnce, 1>(args, x, x_stride, row, rows, p, 1);
+    for (int64_t p = panel_begin; p < panel_end; ++p) linear_block<Source, kRowsAtOnce, 1>(args, x, row, rows, p, 1);
   }
 }
 
 void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {
+  const Rows<float> x{args.x, args.x_stride};
+  if (args.w->format == WeightFormat::f32) return linear_of<Floats>(args, x, panel_begin, panel_end);
 #if defined(__AVX512BF16__)
-  if (args.w->format != WeightFormat::f32) {
-    const auto* pairs = reinterpret_cast<const Bf16Pair*>(args.rounded);
-    return linear_of_terms(args, pairs, ceil_div(args.w->k, 2), panel_begin, panel_end);
-  }
+  const Rows<Bf16Pair> terms{reinterpret_cast<const Bf16Pair*>(args.rounded), ceil_div(args.w->k, 2)};
+#else
+  const Rows<float> terms = x;
 #endif
-  linear_of_terms(args, args.x, args.x_stride, panel_begin, panel_end);
+  if (args.w->format == WeightFormat::bf16) return linear_of<Bf16Weights>(args, terms, panel_begin, panel_end);
+  linear_of<Int8Weights>(args, terms, panel_begin, panel_end);
 }
 
 }  // namespace

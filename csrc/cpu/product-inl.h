@@ -2,8 +2,11 @@
 // multiply-adds in ascending k. The tile's shape changes only which outputs are computed together, never their values.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "simd-inl.h"
+#include "sources-inl.h"
 
 namespace gitfast::cpu {
 namespace {
@@ -23,15 +26,15 @@ constexpr int kTileSums = 3;
 // Terms of B to fetch ahead. Wide tiles read enough streams side by side for the hardware to keep up on its own.
 constexpr int64_t kPrefetch = 64;
 
-// C (rows, columns) [+]= A (rows, K) B (K, columns), the columns counted in vectors of 16. Vector v of term k of B lies
-// at b + k * step + v / 2 * pair + v % 2 * odd; `tail` more columns (< 16) follow the whole vectors. A term T is a
-// float, or a pair of bfloat16; K and the strides of A and B count terms.
-template <class T>
+// C (rows, columns) [+]= A (rows, K) B (K, columns), the columns counted in vectors of 16. Words of B hold
+// Source::kTerms terms each; vector v of words w lies at b + w * step + v / 2 * pair + v % 2 * odd. `tail` more columns
+// (< 16, Floats only) follow the whole vectors. K counts terms, the strides of B words.
+template <class Source>
 struct Product {
-  const T* a;
+  const typename Source::Term* a;
   int64_t a_stride;
   int64_t k;
-  const T* b;
+  const typename Source::Word* b;
   int64_t step, odd, pair;
   int64_t vectors;
   int64_t tail;
@@ -40,30 +43,48 @@ struct Product {
   bool add;
 };
 
-template <int R, int V, bool kTail = false, class T>
-void tile(const Product<T>& p, int64_t v) {
-  constexpr int kVecs = V * kParts;
-  const T* a = p.a;
-  const T* b = p.b + v / 2 * p.pair + v % 2 * p.odd;
+template <int N>
+using Count = std::integral_constant<int, N>;
+
+template <int R, int V, bool kTail = false, class Source>
+void tile(const Product<Source>& p, int64_t v) {
+  constexpr int kVecs = V * kParts, kTerms = Source::kTerms;
+  const auto* a = p.a;
+  const auto* b = p.b + v / 2 * p.pair + v % 2 * p.odd;
   Vec sum[R][kVecs];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int i = 0; i < kVecs; ++i) sum[r][i] = Vec{};
-  for (int64_t k = 0; k < p.k; ++k, ++a, b += p.step) {
-    Vec x[kVecs];
+  // Adds the first `terms` terms of one row of words.
+  const auto step = [&](auto terms) __attribute__((always_inline)) {
+    Vec x[kVecs][kTerms];
 #pragma GCC unroll 8
     for (int i = 0; i < kVecs; ++i) {
-      const T* at = b + i / kParts / 2 * p.pair + i / kParts % 2 * p.odd;
+      const auto* at = b + i / kParts / 2 * p.pair + i / kParts % 2 * p.odd;
       if (V <= 2 && i % kParts == 0) __builtin_prefetch(at + kPrefetch * p.step);
-      x[i] = kTail ? load_part(at, p.tail).part[i % kParts] : load_vec(at + i % kParts * kLanes);
+      if constexpr (kTail)
+        x[i][0] = load_part(at, p.tail).part[i % kParts];
+      else
+        Source::load(at + i % kParts * kLanes, x[i]);
     }
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-      const T ar = a[r * p.a_stride];
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int t = 0; t < decltype(terms)::value; ++t) {
+        const auto ar = a[r * p.a_stride + t];
 #pragma GCC unroll 8
-      for (int i = 0; i < kVecs; ++i) sum[r][i] = multiply_add(ar, x[i], sum[r][i]);
-    }
+        for (int i = 0; i < kVecs; ++i) sum[r][i] = multiply_add(ar, x[i][t], sum[r][i]);
+      }
+  };
+  int64_t k = 0;
+  for (; k + kTerms <= p.k; k += kTerms, a += kTerms, b += p.step) step(Count<kTerms>());
+  if constexpr (kTerms == 2) {
+    if (k < p.k) step(Count<1>());
+  } else if constexpr (kTerms == 4) {
+    if (p.k - k == 1) step(Count<1>());
+    if (p.k - k == 2) step(Count<2>());
+    if (p.k - k == 3) step(Count<3>());
   }
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
@@ -75,29 +96,31 @@ void tile(const Product<T>& p, int64_t v) {
 }
 
 // Vectors [v, ...) of R rows: V at a time, then the rest by halves.
-template <int R, int V, class T>
-void columns(const Product<T>& p, int64_t v) {
+template <int R, int V, class Source>
+void columns(const Product<Source>& p, int64_t v) {
   for (; v + V <= p.vectors; v += V) tile<R, V>(p, v);
   if constexpr (V > 1) {
     columns<R, V / 2>(p, v);
-  } else if (p.tail) {
-    tile<R, 1, true>(p, v);
+  } else if constexpr (std::is_same_v<Source, Floats>) {
+    if (p.tail) tile<R, 1, true>(p, v);
   }
 }
 
-// Few rows take more columns at once, so that enough independent sums are in flight.
+// Few rows take more columns at once, so that enough independent sums are in flight. Widening needs registers too.
+template <class Source>
 constexpr int columns_at_once(int rows) {
+  const int sums = Source::kTerms == 1 ? kTileSums : kTileSums * 2 / 3;
   int v = 8;
-  while (v > 1 && v * rows > kTileSums) v /= 2;
+  while (v > 1 && v * rows > sums) v /= 2;
   return v;
 }
 
-template <int R = kTileRows, class T>
-void product_of_rows(const Product<T>& p, int64_t rows) {
+template <int R = kTileRows, class Source>
+void product_of_rows(const Product<Source>& p, int64_t rows) {
   if constexpr (R > 1) {
     if (rows < R) return product_of_rows<R - 1>(p, rows);
   }
-  columns<R, columns_at_once(R)>(p, 0);
+  columns<R, columns_at_once<Source>(R)>(p, 0);
 }
 
 // Splits `rows` into tiles of nearly equal height; the height of tile i is split(i + 1) - split(i).

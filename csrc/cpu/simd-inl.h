@@ -116,7 +116,8 @@ inline Vec load_vec(const T* p) {
   return x;
 }
 
-inline void store_vec(float* p, Vec x) { __builtin_memcpy(p, &x, sizeof x); }
+template <class T>
+inline void store_vec(T* p, Vec x) { __builtin_memcpy(p, &x, sizeof x); }
 
 // {f(0), f(1), ...} over the parts, without a loop: the compiler then keeps every part in a register.
 template <class Function, int... I>

@@ -1,0 +1,155 @@
+// Where a product takes the terms of its right side from: as they are stored, or widened on their way to a register.
+#pragma once
+
+#include "kernels.h"
+#include "simd-inl.h"
+
+namespace gitfast::cpu {
+namespace {
+
+template <class Term>
+constexpr int64_t kWeightsIn = 1;  // weights in one term
+template <>
+constexpr int64_t kWeightsIn<Bf16Pair> = 2;
+
+// A source has: Term, what is multiplied; Word, 4 bytes of one column as stored; kTerms, the terms of one word; and
+// load(words, x), which makes the terms of kLanes columns, x[t] being their terms t.
+
+struct Floats {
+  using Term = float;
+  using Word = float;
+  static constexpr int kTerms = 1;
+  static void load(const float* words, Vec* x) { x[0] = load_vec(words); }
+};
+
+#if defined(__AVX512BF16__)
+
+struct Pairs {
+  using Term = Bf16Pair;
+  using Word = Bf16Pair;
+  static constexpr int kTerms = 1;
+  static void load(const Bf16Pair* words, Vec* x) { x[0] = load_vec(words); }
+};
+
+// The bfloat16 of the whole numbers 0 to 127: their low and their high bytes.
+struct WholeNumbers {
+  alignas(64) uint8_t low[128], high[128];
+  constexpr WholeNumbers() : low(), high() {
+    for (uint32_t n = 1; n < 128; ++n) {
+      uint32_t exponent = 0;
+      while (n >> (exponent + 1)) ++exponent;
+      const uint32_t bits = (127 + exponent) << 7 | ((n << (7 - exponent)) & 0x7fu);
+      low[n] = static_cast<uint8_t>(bits & 0xffu);
+      high[n] = static_cast<uint8_t>(bits >> 8);
+    }
+  }
+};
+constexpr WholeNumbers kWholeNumbers;
+
+struct Int8AsPairs {
+  using Term = Bf16Pair;
+  using Word = uint32_t;
+  static constexpr int kTerms = 2;
+  static void load(const uint32_t* words, Vec* x) {
+    const auto row = [](const uint8_t* bytes) { return _mm512_load_si512(bytes); };
+    const __m512i w = _mm512_loadu_si512(words);
+    const __m512i size = _mm512_abs_epi8(w);
+    const __m512i low = _mm512_permutex2var_epi8(row(kWholeNumbers.low), size, row(kWholeNumbers.low + 64));
+    const __m512i high = _mm512_permutex2var_epi8(row(kWholeNumbers.high), size, row(kWholeNumbers.high + 64));
+    const __m512i sign_bit = _mm512_set1_epi8(static_cast<char>(0x80));
+    const __m512i with_sign = _mm512_ternarylogic_epi32(w, sign_bit, high, 0xea);  // w & sign_bit | high
+    x[0] = (Vec)_mm512_unpacklo_epi8(low, with_sign);
+    x[1] = (Vec)_mm512_unpackhi_epi8(low, with_sign);
+  }
+};
+
+// What a product multiplies, by the format of its weights.
+using Bf16Weights = Pairs;
+using Int8Weights = Int8AsPairs;
+using ShortTerms = Pairs;  // either of them, widened
+
+#else
+
+typedef uint16_t VecHalves __attribute__((vector_size(kLanes * 4)));
+typedef int32_t VecInts __attribute__((vector_size(kLanes * 4)));
+
+struct Bf16AsFloats {
+  using Term = float;
+  using Word = uint32_t;
+  static constexpr int kTerms = 2;
+  static void load(const uint32_t* words, Vec* x) {
+    const VecBits pair = (VecBits)load_vec(words);
+    x[0] = (Vec)(pair << 16);
+    x[1] = (Vec)(pair & 0xffff0000u);
+  }
+};
+
+struct Int8AsFloats {
+  using Term = float;
+  using Word = uint32_t;
+  static constexpr int kTerms = 4;
+  static void load(const uint32_t* words, Vec* x) {
+    const VecInts word = terms_of_columns((VecHalves)load_vec(words));
+    x[0] = __builtin_convertvector(word << 24 >> 24, Vec);
+    x[1] = __builtin_convertvector(word << 16 >> 24, Vec);
+    x[2] = __builtin_convertvector(word << 8 >> 24, Vec);
+    x[3] = __builtin_convertvector(word >> 24, Vec);
+  }
+
+ private:
+  // The four terms of each column as the bytes of one word; stored are, per 4 columns, two terms of each and then two.
+  static VecInts terms_of_columns(VecHalves x) {
+#if defined(__AVX512F__)
+    const VecHalves order = {0,  4,  1,  5,  2,  6,  3,  7,  8,  12, 9,  13, 10, 14, 11, 15,
+                             16, 20, 17, 21, 18, 22, 19, 23, 24, 28, 25, 29, 26, 30, 27, 31};
+#elif defined(__AVX2__)
+    const VecHalves order = {0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15};
+#else
+    const VecHalves order = {0, 4, 1, 5, 2, 6, 3, 7};
+#endif
+    return (VecInts)__builtin_shuffle(x, order);
+  }
+};
+
+using Bf16Weights = Bf16AsFloats;
+using Int8Weights = Int8AsFloats;
+using ShortTerms = Floats;
+
+#endif
+
+// `rows` rows of a panel, kPanel words each, as kTerms times as many rows of terms.
+template <class Source>
+void widen(const typename Source::Word* from, int64_t rows, typename Source::Term* to) {
+  for (int64_t row = 0; row < rows; ++row, from += kPanel, to += Source::kTerms * kPanel)
+    for (int64_t i = 0; i < kPanel; i += kLanes) {
+      Vec x[Source::kTerms];
+      Source::load(from + i, x);
+#pragma GCC unroll 4
+      for (int t = 0; t < Source::kTerms; ++t) store_vec(to + t * kPanel + i, x[t]);
+    }
+}
+
+#if defined(__AVX512BF16__)
+void round_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs) {
+  constexpr int64_t kAtOnce = 2 * kWidth;
+  for (int64_t r = 0; r < rows; ++r, x += x_stride) {
+    int64_t i = 0;
+    for (; i + kAtOnce <= k; i += kAtOnce, pairs += kWidth)
+      _mm512_storeu_si512(pairs, (__m512i)_mm512_cvtne2ps_pbh(load(x + i + kWidth).part[0], load(x + i).part[0]));
+    if (const int64_t rest = k - i; rest > 0) {
+      const F32x16 first = load_part(x + i, smaller(rest, kWidth));
+      const F32x16 second = load_part(x + i + kWidth, larger(rest - kWidth, 0));
+      const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(second.part[0], first.part[0]);
+      const int64_t words = ceil_div(rest, 2);
+      _mm512_mask_storeu_epi32(pairs, static_cast<__mmask16>((1u << words) - 1), both);
+      pairs += words;
+    }
+  }
+}
+constexpr auto kRoundRows = round_rows;
+#else
+constexpr void (*kRoundRows)(const float*, int64_t, int64_t, int64_t, uint32_t*) = nullptr;
+#endif
+
+}  // namespace
+}  // namespace gitfast::cpu
