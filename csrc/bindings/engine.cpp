@@ -1,7 +1,5 @@
 #include "cpu/engine.h"
 
-#include <cstring>
-
 #include "arrays.h"
 #include "bindings.h"
 #include "formats.h"
@@ -128,23 +126,13 @@ PixelBatch pixel_batch(const Array& pixels, bool interpolate_positions) {
   return p;
 }
 
-// K (heads, tokens, head_dim), out of its transposed blocks.
-void unpack_keys(const cpu::KeyValues& kv, float* out) {
-  for (int64_t h = 0; h < kv.heads; ++h)
-    for (int64_t t = 0; t < kv.tokens; ++t) {
-      const float* column = kv.keys(h) + t / cpu::kKeyBlock * cpu::kKeyBlock * kv.head_dim + t % cpu::kKeyBlock;
-      for (int64_t d = 0; d < kv.head_dim; ++d) *out++ = column[d * cpu::kKeyBlock];
-    }
-}
-
 py::tuple keys_values(const Prefix& p, int64_t layer) {
   const auto num_layers = static_cast<int64_t>(p.layers.size());
   if (layer < 0 || layer >= num_layers)
     throw Error("layer: expected 0 to " + std::to_string(num_layers - 1) + ", got " + std::to_string(layer));
   const cpu::KeyValues& kv = p.layers[static_cast<size_t>(layer)];
   py::array_t<float> k = empty({kv.heads, kv.tokens, kv.head_dim}), v = empty({kv.heads, kv.tokens, kv.head_dim});
-  unpack_keys(kv, k.mutable_data());
-  std::memcpy(v.mutable_data(), kv.values(0), static_cast<size_t>(v.nbytes()));
+  kv.unpack(k.mutable_data(), v.mutable_data());
   return py::make_tuple(k, v);
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <optional>
 
 #include "arrays.h"
@@ -11,6 +12,7 @@
 #include "cpu/buffer.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/prefix.h"
 #include "cpu/threads.h"
 #include "formats.h"
 
@@ -186,42 +188,38 @@ struct TextSlots {
 // Keys and values of a prefix (H, P, head_dim) as the attention kernel reads them.
 class PackedPrefix {
  public:
-  PackedPrefix(const py::object& k, const py::object& v) {
+  PackedPrefix(const py::object& k, const py::object& v, const std::string& dtype) {
     const Array ks(k, "k"), vs(v, "v");
     ks.floats().shape({&h_, &p_, &d_}).contiguous();
     vs.floats().shape({&h_, &p_, &d_}).contiguous();
-    const int64_t head = p_.value * d_.value;
-    padded_head_ = (p_.value + cpu::kKeyBlock - 1) / cpu::kKeyBlock * cpu::kKeyBlock * d_.value;
-    keys_ = float_buffer(h_.value * padded_head_);
-    values_ = float_buffer(h_.value * head);
+    const cpu::WeightFormat format = weight_format_named(dtype);
+    if (format == cpu::WeightFormat::int8) throw Error("dtype: expected 'float32' or 'bfloat16', got 'int8'");
+    packed_ = std::make_unique<cpu::KeyValues>(h_.value, p_.value, d_.value, format);
     const cpu::Kernels& kernels = cpu::kernels_for(cpu::Isa::scalar);  // the layout is that of every instruction set
+    const int64_t head = p_.value * d_.value;
     for (int64_t h = 0; h < h_.value; ++h)
-      kernels.pack_keys(ks.data() + h * head, d_.value, p_.value, d_.value, keys_.floats() + h * padded_head_);
-    std::copy(vs.data(), vs.data() + h_.value * head, values_.floats());
+      packed_->pack(kernels, h, ks.data() + h * head, vs.data() + h * head, d_.value);
   }
 
   Dim heads() const { return h_; }
   Dim tokens() const { return p_; }
   Dim head_dim() const { return d_; }
-  const float* keys(int64_t head) const { return keys_.floats() + head * padded_head_; }
-  const float* values(int64_t head) const { return values_.floats() + head * p_.value * d_.value; }
+  const cpu::KeyValues& packed() const { return *packed_; }
 
  private:
   Dim h_{"H"}, p_{"P"}, d_{"head_dim"};
-  int64_t padded_head_ = 0;
-  Buffer keys_, values_;
+  std::unique_ptr<cpu::KeyValues> packed_;
 };
 
 // Heads [begin, end); `args` holds the pointers of head 0.
 void attend_heads(const cpu::Kernels& kernels, const cpu::AttentionArgs& args, const PackedPrefix& prefix,
                   int64_t longest_text, int64_t begin, int64_t end) {
-  Buffer scratch = float_buffer(cpu::attention_scratch_floats(args.prefix_len, longest_text));
+  Buffer scratch = float_buffer(cpu::attention_scratch_floats(args.head_dim, prefix.tokens().value, longest_text));
   for (int64_t h = begin; h < end; ++h) {
     const int64_t column = h * args.head_dim;
     cpu::AttentionArgs one = args;
     one.q += column;
-    one.k_prefix = prefix.keys(h);
-    one.v_prefix = prefix.values(h);
+    one.prefix = prefix.packed().head(h);
     one.k_text += column;
     one.v_text += column;
     one.out += column;
@@ -250,7 +248,6 @@ py::array prefix_attention(const py::object& q, const PackedPrefix& prefix, cons
   args.rows = R.value;
   args.head_dim = D.value;
   args.scale = scale;
-  args.prefix_len = prefix.tokens().value;
   args.k_text = kt.data();
   args.v_text = vt.data();
   args.slots = text.pointers.data();
@@ -289,7 +286,9 @@ void bind_ops(py::module_& m) {
       .def_property_readonly("nbytes", &PackedWeight::bytes)
       .def_property_readonly("shape", [](const PackedWeight& w) { return py::make_tuple(w.n().value, w.k().value); });
   py::class_<PackedPrefix>(m, "PackedPrefix")
-      .def(py::init<const py::object&, const py::object&>(), arg("k"), arg("v"))
+      .def(py::init<const py::object&, const py::object&, const std::string&>(), arg("k"), arg("v"),
+           arg("dtype") = "float32")
+      .def_property_readonly("nbytes", [](const PackedPrefix& p) { return p.packed().bytes(); })
       .def_property_readonly("shape", [](const PackedPrefix& p) {
         return py::make_tuple(p.heads().value, p.tokens().value, p.head_dim().value);
       });

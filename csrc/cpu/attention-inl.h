@@ -20,36 +20,47 @@ struct AttentionTile {
   int64_t text_at;
   int64_t stride;
 
+  const float* query() const { return args.q + row * args.q_stride; }
   float* scores_of(int64_t r) const { return scores + r * stride; }
   int64_t text_len(int64_t r) const { return args.slots ? args.text_len[row + r] : 0; }
+  // Behind the scores of a whole tile, queries as pairs.
+  uint32_t* query_pairs() const { return reinterpret_cast<uint32_t*>(scores + kAttentionRows * stride); }
 };
 
-// [C] = A B over all of k, in blocks of kSumBlock.
-inline void product_in_blocks(Product<Floats> p, int64_t rows, int64_t a_step, int64_t depth) {
-  const float* a = p.a;
-  const float* b = p.b;
+// C = A B over `depth` weights, in blocks of kSumBlock.
+template <class Source>
+void product_in_blocks(Product<Source> p, int64_t rows, int64_t depth) {
+  constexpr int64_t kTermWeights = kWeightsIn<typename Source::Term>, kWordWeights = kTermWeights * Source::kTerms;
   for (int64_t k = 0; k < depth; k += kSumBlock) {
-    p.a = a + k * a_step;
-    p.b = b + k * p.step;
-    p.k = smaller(kSumBlock, depth - k);
+    p.k = ceil_div(smaller(kSumBlock, depth - k), kTermWeights);
     p.add = k > 0;
     product_of_rows(p, rows);
+    p.a += kSumBlock / kTermWeights;
+    p.b += kSumBlock / kWordWeights * p.step;
   }
 }
 
-inline void prefix_scores(const AttentionTile& t) {
+template <class Source>
+void prefix_scores(const AttentionTile& t) {
   const AttentionArgs& args = t.args;
-  Product<Floats> p = {};
-  p.a = args.q + t.row * args.q_stride;
-  p.a_stride = args.q_stride;
-  p.b = args.k_prefix;
+  constexpr int64_t kWordWeights = kWeightsIn<typename Source::Term> * Source::kTerms;
+  Product<Source> p = {};
+  if constexpr (std::is_same_v<typename Source::Term, float>) {
+    p.a = t.query();
+    p.a_stride = args.q_stride;
+  } else {
+    Source::round_rows(t.query(), args.q_stride, t.rows, args.head_dim, t.query_pairs());
+    p.a = reinterpret_cast<const Bf16Pair*>(t.query_pairs());
+    p.a_stride = ceil_div(args.head_dim, 2);
+  }
+  p.b = static_cast<const typename Source::Word*>(args.prefix.keys);
   p.step = kKeyBlock;
-  p.odd = args.head_dim * kKeyBlock;
+  p.odd = ceil_div(args.head_dim, kWordWeights) * kKeyBlock;
   p.pair = 2 * p.odd;
-  p.vectors = ceil_div(args.prefix_len, kKeyBlock);
+  p.vectors = ceil_div(args.prefix.tokens, kKeyBlock);
   p.c = t.scores;
   p.c_stride = t.stride;
-  product_in_blocks(p, t.rows, 1, args.head_dim);
+  product_in_blocks(p, t.rows, args.head_dim);
 }
 
 inline float dot(const float* x, const float* y, int64_t n) {
@@ -93,7 +104,7 @@ inline F32x16 exponentials(float* scores, int64_t n, float scale, float peak, F3
 inline float softmax_numerators(const AttentionTile& t, int64_t r) {
   float* prefix = t.scores_of(r);
   float* text = prefix + t.text_at;
-  const int64_t prefix_len = t.args.prefix_len, text_len = t.text_len(r);
+  const int64_t prefix_len = t.args.prefix.tokens, text_len = t.text_len(r);
   if (prefix_len + text_len == 0) return 1.0f;
   mask_tail(prefix, prefix_len);
   mask_tail(text, text_len);
@@ -103,28 +114,36 @@ inline float softmax_numerators(const AttentionTile& t, int64_t r) {
   return sum_lanes(exponentials(text, text_len, t.args.scale, peak, sum));
 }
 
+// Softmax numerators of the prefix as the next product reads them, in place.
+template <class Source>
+void round_numerators(const AttentionTile& t) {
+  if constexpr (!std::is_same_v<typename Source::Term, float>)
+    for (int64_t r = 0; r < t.rows; ++r)
+      Source::round_rows(t.scores_of(r), 0, 1, t.args.prefix.tokens, reinterpret_cast<uint32_t*>(t.scores_of(r)));
+}
+
 // out[:, d .. d + n) = (sum over the prefix + sum over the text) / total; n <= kValueColumns.
-inline void weighted_values(const AttentionTile& t, const float* totals, int64_t d, int64_t n) {
+template <class Source>
+void weighted_values(const AttentionTile& t, const float* totals, int64_t d, int64_t n) {
   const AttentionArgs& args = t.args;
   alignas(64) float sums[kTileRows * kValueColumns];
-  Product<Floats> p = {};
-  p.a = t.scores;
+  Product<Source> p = {};
+  p.a = reinterpret_cast<const typename Source::Term*>(t.scores);
   p.a_stride = t.stride;
-  p.b = args.v_prefix + d;
-  p.step = args.head_dim;
+  p.b = static_cast<const typename Source::Word*>(args.prefix.values) + d;
+  p.step = ceil_div(args.head_dim, kWidth) * kWidth;
   p.odd = kWidth;
   p.pair = 2 * kWidth;
-  p.vectors = n / kWidth;
-  p.tail = n % kWidth;
+  p.vectors = ceil_div(n, kWidth);
   p.c = sums;
   p.c_stride = kValueColumns;
-  product_in_blocks(p, t.rows, 1, args.prefix_len);
+  product_in_blocks(p, t.rows, args.prefix.tokens);
   for (int64_t r = 0; r < t.rows; ++r) {
     const float* weights = t.scores_of(r) + t.text_at;
     float* out = args.out + (t.row + r) * args.out_stride + d;
     for (int64_t v = 0; v < n; v += kWidth) {
       const int64_t lanes = smaller(kWidth, n - v);
-      F32x16 sum = args.prefix_len > 0 ? load(sums + r * kValueColumns + v) : F32x16{};
+      F32x16 sum = args.prefix.tokens > 0 ? load(sums + r * kValueColumns + v) : F32x16{};
       for (int64_t i = 0; i < t.text_len(r); ++i) {
         const float* value = args.v_text + args.slots[t.row + r][i] * args.text_stride + d + v;
         sum = fma(splat16(weights[i]), lanes == kWidth ? load(value) : load_part(value, lanes), sum);
@@ -135,41 +154,80 @@ inline void weighted_values(const AttentionTile& t, const float* totals, int64_t
   }
 }
 
+template <class Source>
 void attention_of_tile(const AttentionTile& t) {
   float totals[kTileRows];
-  prefix_scores(t);
+  prefix_scores<Source>(t);
   for (int64_t r = 0; r < t.rows; ++r) {
     text_scores(t, r);
     totals[r] = softmax_numerators(t, r);
   }
+  round_numerators<Source>(t);
   for (int64_t d = 0; d < t.args.head_dim; d += kValueColumns)
-    weighted_values(t, totals, d, smaller(kValueColumns, t.args.head_dim - d));
+    weighted_values<Source>(t, totals, d, smaller(kValueColumns, t.args.head_dim - d));
 }
 
 void attention(const AttentionArgs& args) {
   int64_t longest = 0;
   for (int64_t r = 0; args.slots && r < args.rows; ++r)
     if (args.text_len[r] > longest) longest = args.text_len[r];
-  const int64_t stride = attention_scratch_floats(args.prefix_len, longest) / kAttentionRows;
-  const int64_t text_at = ceil_div(args.prefix_len, kKeyBlock) * kKeyBlock;
+  const int64_t text_at = ceil_div(args.prefix.tokens, kKeyBlock) * kKeyBlock;
+  // An odd number of blocks: rows at a stride of a power of two would meet in a few sets of the cache.
+  const int64_t stride = ((text_at + longest + kKeyBlock - 1) / kKeyBlock | 1) * kKeyBlock;
   const RowTiles tiles(args.rows);
   for (int64_t i = 0; i < tiles.count; ++i) {
     const int64_t row = tiles.split(i);
-    attention_of_tile({args, row, tiles.split(i + 1) - row, args.scratch, text_at, stride});
+    const AttentionTile tile{args, row, tiles.split(i + 1) - row, args.scratch, text_at, stride};
+    if (args.prefix.format == WeightFormat::f32)
+      attention_of_tile<Floats>(tile);
+    else
+      attention_of_tile<Bf16Weights>(tile);
   }
 }
 
-// Keys as columns: block i of the packed form is (head_dim, kKeyBlock), zero beyond the last key.
-void pack_keys(const float* k, int64_t k_stride, int64_t num_keys, int64_t head_dim, float* packed) {
-  for (int64_t start = 0; start < num_keys; start += kKeyBlock, packed += head_dim * kKeyBlock) {
-    const int64_t keys = smaller(kKeyBlock, num_keys - start);
-    const float* rows = k + start * k_stride;
-    for (int64_t d = 0; d < head_dim; ++d) {
-      float* column = packed + d * kKeyBlock;
-      for (int64_t i = 0; i < keys; ++i) column[i] = rows[i * k_stride + d];
-      for (int64_t i = keys; i < kKeyBlock; ++i) column[i] = 0.0f;
-    }
+// Columns d of 16 keys, of which `keys` exist; zero beyond.
+inline F32x16 key_column(const float* k, int64_t stride, int64_t keys, int64_t d) {
+  float lanes[kWidth];
+  for (int64_t i = 0; i < kWidth; ++i) lanes[i] = i < keys ? k[i * stride + d] : 0.0f;
+  return load(lanes);
+}
+
+inline void store_pairs(uint32_t* to, const F32x16& first, const F32x16& second) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) store_vec(to + i * kLanes, (Vec)bf16_pair(first.part[i], second.part[i]));
+}
+
+void pack_keys(const float* k, int64_t stride, int64_t keys, int64_t head_dim, WeightFormat format, uint32_t* to) {
+  const int64_t terms = terms_per_word(format);
+  for (int64_t d = 0; d < head_dim; d += terms, to += kKeyBlock) {
+    const F32x16 first = key_column(k, stride, keys, d);
+    if (format == WeightFormat::f32)
+      store(reinterpret_cast<float*>(to), first);
+    else
+      store_pairs(to, first, d + 1 < head_dim ? key_column(k, stride, keys, d + 1) : F32x16{});
   }
+}
+
+inline F32x16 value_columns(const float* row, int64_t d, int64_t head_dim) {
+  return d + kWidth <= head_dim ? load(row + d) : load_part(row + d, head_dim - d);
+}
+
+void pack_head(const float* k, const float* v, int64_t stride, int64_t tokens, int64_t head_dim, WeightFormat format,
+               void* keys, void* values) {
+  const int64_t terms = terms_per_word(format);
+  auto* to = static_cast<uint32_t*>(keys);
+  for (int64_t t = 0; t < tokens; t += kKeyBlock, to += ceil_div(head_dim, terms) * kKeyBlock)
+    pack_keys(k + t * stride, stride, smaller(kKeyBlock, tokens - t), head_dim, format, to);
+  to = static_cast<uint32_t*>(values);
+  for (int64_t t = 0; t < tokens; t += terms)
+    for (int64_t d = 0; d < head_dim; d += kWidth, to += kWidth) {
+      const float* row = v + t * stride;
+      const F32x16 first = value_columns(row, d, head_dim);
+      if (format == WeightFormat::f32)
+        store(reinterpret_cast<float*>(to), first);
+      else
+        store_pairs(to, first, t + 1 < tokens ? value_columns(row + stride, d, head_dim) : F32x16{});
+    }
 }
 
 }  // namespace

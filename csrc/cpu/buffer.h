@@ -33,6 +33,8 @@ class Buffer {
   size_t bytes() const { return bytes_; }
   float* floats() { return static_cast<float*>(data_); }
   const float* floats() const { return static_cast<const float*>(data_); }
+  uint32_t* words() { return static_cast<uint32_t*>(data_); }
+  const uint32_t* words() const { return static_cast<const uint32_t*>(data_); }
   void* data() { return data_; }
   const void* data() const { return data_; }
 

@@ -42,7 +42,7 @@ std::vector<std::shared_ptr<Prefix>> make_prefixes(Compute& compute, const Model
     prefixes.push_back(std::make_shared<Prefix>());
     prefixes.back()->tokens = num_tokens;
     for (int64_t layer = 0; layer < config.num_layers; ++layer)
-      prefixes.back()->layers.emplace_back(config.num_heads, num_tokens, config.head_dim());
+      prefixes.back()->layers.emplace_back(config.num_heads, num_tokens, config.head_dim(), w.keys_values);
   }
 
   float* x = tokens.floats();
@@ -75,7 +75,7 @@ TextState::TextState(const ModelConfig& config, int64_t max_slots, int64_t max_t
       qkv_(float_buffer(max_tokens * 3 * config.hidden_size)),
       context_(float_buffer(max_tokens * config.hidden_size)),
       wide_(float_buffer(max_tokens * config.intermediate_size)),
-      scratch_floats_(attention_scratch_floats(max_prefix, config.max_positions)),
+      scratch_floats_(attention_scratch_floats(config.head_dim(), max_prefix, config.max_positions)),
       scratch_(float_buffer(scratch_floats_ * num_threads)) {
   tiles_.reserve(static_cast<size_t>(max_tokens) + 1);
   slots_.reserve(static_cast<size_t>(max_tokens));
@@ -155,12 +155,7 @@ void TextState::attend(const Compute& compute, int64_t layer, const std::vector<
       args.rows = tiles_[static_cast<size_t>(i / heads) + 1] - first;
       args.head_dim = hd;
       args.scale = 1.f / std::sqrt(static_cast<float>(hd));
-      if (prefix) {
-        const KeyValues& kv = prefix->layers[static_cast<size_t>(layer)];
-        args.k_prefix = kv.keys(head);
-        args.v_prefix = kv.values(head);
-        args.prefix_len = kv.tokens;
-      }
+      if (prefix) args.prefix = prefix->layers[static_cast<size_t>(layer)].head(head);
       args.k_text = keys(layer) + head * hd;
       args.v_text = values(layer) + head * hd;
       args.text_stride = d;

@@ -60,18 +60,30 @@ struct LinearArgs {
   int64_t y_stride = 0;
 };
 
+// Keys and values of one head for P tokens, float32 or bfloat16, in 4-byte words of T = 1 or 2 of them.
+//   keys:   [ceil(P / kKeyBlock)][ceil(head_dim / T)][kKeyBlock], T values of one key in a word; zero-padded.
+//   values: [ceil(P / T)][head_dim rounded up to 16], values of T tokens in a word; zero-padded.
+struct PackedHead {
+  WeightFormat format = WeightFormat::f32;
+  const void* keys = nullptr;
+  const void* values = nullptr;
+  int64_t tokens = 0;  // P, may be 0
+};
+
+int64_t packed_key_words(WeightFormat format, int64_t tokens, int64_t head_dim);
+int64_t packed_value_words(WeightFormat format, int64_t tokens, int64_t head_dim);
+
 // Attention of `rows` queries of one head. All rows see the whole prefix; row r then sees the text tokens
-// slots[r][0 .. text_len[r]) of an append-only store. Softmax in float32, over prefix and text together.
+// slots[r][0 .. text_len[r]) of an append-only store. Softmax in float32, over prefix and text together. Over a prefix
+// of bfloat16, kernels that multiply it round queries and softmax numerators to it as well.
 struct AttentionArgs {
   const float* q = nullptr;  // (rows, head_dim), row stride q_stride
   int64_t q_stride = 0;
   int64_t rows = 0;
   int64_t head_dim = 0;
-  float scale = 0;                  // > 0
-  const float* k_prefix = nullptr;  // [ceil(P / kKeyBlock)][head_dim][kKeyBlock], zero-padded in P
-  const float* v_prefix = nullptr;  // (P, head_dim)
-  int64_t prefix_len = 0;           // P, may be 0
-  const float* k_text = nullptr;    // slot s of this head: k_text + s * text_stride, head_dim values
+  float scale = 0;  // > 0
+  PackedHead prefix;
+  const float* k_text = nullptr;  // slot s of this head: k_text + s * text_stride, head_dim values
   const float* v_text = nullptr;
   int64_t text_stride = 0;
   const int32_t* const* slots = nullptr;  // per row; null when there is no text
@@ -82,7 +94,7 @@ struct AttentionArgs {
 };
 
 // Scratch values one call to `attention` needs for any number of rows.
-int64_t attention_scratch_floats(int64_t prefix_len, int64_t max_text_len);
+int64_t attention_scratch_floats(int64_t head_dim, int64_t prefix_len, int64_t max_text_len);
 
 struct Kernels {
   Isa isa;
@@ -96,8 +108,9 @@ struct Kernels {
   void (*layer_norm)(const float* x, int64_t x_stride, const float* gamma, const float* beta, float eps, int64_t rows,
                      int64_t d, float* y, int64_t y_stride);
 
-  // Writes K rows (P, head_dim), row stride k_stride, as the transposed blocks `attention` reads.
-  void (*pack_keys)(const float* k, int64_t k_stride, int64_t num_keys, int64_t head_dim, float* packed);
+  // Packs the rows k and v (P, head_dim), both of row stride `stride`, as PackedHead has them.
+  void (*pack_head)(const float* k, const float* v, int64_t stride, int64_t tokens, int64_t head_dim,
+                    WeightFormat format, void* keys, void* values);
 
   // x (rows, K), row stride x_stride, as pairs of bfloat16 (rows, ceil(K / 2)), zero-padded in K: what is multiplied
   // with weights of bf16 and int8, the latter being whole numbers that bfloat16 holds exactly. Null where the

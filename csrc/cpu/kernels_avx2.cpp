@@ -2,6 +2,6 @@
 
 namespace gitfast::cpu {
 
-const Kernels kAvx2Kernels = {Isa::avx2, linear, attention, layer_norm, pack_keys, kRoundRows};
+const Kernels kAvx2Kernels = {Isa::avx2, linear, attention, layer_norm, pack_head, kRoundRows};
 
 }  // namespace gitfast::cpu

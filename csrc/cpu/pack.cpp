@@ -24,10 +24,28 @@ const Kernels& kernels_for(Isa isa) {
   throw Error(std::string("isa: this machine cannot run ") + isa_name(isa));
 }
 
-int64_t attention_scratch_floats(int64_t prefix_len, int64_t max_text_len) {
+namespace {
+
+int64_t words_of(WeightFormat format, int64_t terms) {
+  const int64_t per_word = terms_per_word(format);
+  return (terms + per_word - 1) / per_word;
+}
+
+}  // namespace
+
+int64_t packed_key_words(WeightFormat format, int64_t tokens, int64_t head_dim) {
+  return (tokens + kKeyBlock - 1) / kKeyBlock * kKeyBlock * words_of(format, head_dim);
+}
+
+int64_t packed_value_words(WeightFormat format, int64_t tokens, int64_t head_dim) {
+  return words_of(format, tokens) * ((head_dim + 15) / 16 * 16);
+}
+
+int64_t attention_scratch_floats(int64_t head_dim, int64_t prefix_len, int64_t max_text_len) {
   const auto blocks = [](int64_t keys) { return (keys + kKeyBlock - 1) / kKeyBlock; };
   // An odd number of blocks: rows at a stride of a power of two would meet in a few sets of the cache.
-  return kAttentionRows * kKeyBlock * ((blocks(prefix_len) + blocks(max_text_len)) | 1);
+  const int64_t scores = kKeyBlock * ((blocks(prefix_len) + blocks(max_text_len)) | 1);
+  return kAttentionRows * (scores + words_of(WeightFormat::bf16, head_dim));
 }
 
 namespace {

@@ -9,29 +9,38 @@
 
 namespace gitfast::cpu {
 
-// Keys and values of all heads for one run of tokens.
+// Keys and values of all heads for one run of tokens, float32 or bfloat16.
 class KeyValues {
  public:
-  KeyValues(int64_t heads, int64_t tokens, int64_t head_dim)
+  KeyValues(int64_t heads, int64_t tokens, int64_t head_dim, WeightFormat format)
       : heads(heads),
         tokens(tokens),
         head_dim(head_dim),
-        keys_(static_cast<size_t>(heads * padded_tokens() * head_dim) * sizeof(float)),
-        values_(static_cast<size_t>(heads * tokens * head_dim) * sizeof(float)) {}
+        format(format),
+        keys_(static_cast<size_t>(heads * key_words()) * sizeof(uint32_t)),
+        values_(static_cast<size_t>(heads * value_words()) * sizeof(uint32_t)) {}
 
-  // [ceil(tokens / kKeyBlock)][head_dim][kKeyBlock]
-  float* keys(int64_t head) { return keys_.floats() + head * padded_tokens() * head_dim; }
-  const float* keys(int64_t head) const { return keys_.floats() + head * padded_tokens() * head_dim; }
-  // (tokens, head_dim)
-  float* values(int64_t head) { return values_.floats() + head * tokens * head_dim; }
-  const float* values(int64_t head) const { return values_.floats() + head * tokens * head_dim; }
+  // k and v are rows (tokens, head_dim) of row stride `stride`.
+  void pack(const Kernels& kernels, int64_t head, const float* k, const float* v, int64_t stride) {
+    kernels.pack_head(k, v, stride, tokens, head_dim, format, keys_.words() + head * key_words(),
+                      values_.words() + head * value_words());
+  }
+
+  PackedHead head(int64_t head) const {
+    return {format, keys_.words() + head * key_words(), values_.words() + head * value_words(), tokens};
+  }
+
+  // k and v (heads, tokens, head_dim)
+  void unpack(float* k, float* v) const;
 
   size_t bytes() const { return keys_.bytes() + values_.bytes(); }
 
   const int64_t heads, tokens, head_dim;
+  const WeightFormat format;
 
  private:
-  int64_t padded_tokens() const { return (tokens + kKeyBlock - 1) / kKeyBlock * kKeyBlock; }
+  int64_t key_words() const { return packed_key_words(format, tokens, head_dim); }
+  int64_t value_words() const { return packed_value_words(format, tokens, head_dim); }
 
   Buffer keys_, values_;
 };

@@ -27,8 +27,8 @@ constexpr int kTileSums = 3;
 constexpr int64_t kPrefetch = 64;
 
 // C (rows, columns) [+]= A (rows, K) B (K, columns), the columns counted in vectors of 16. Words of B hold
-// Source::kTerms terms each; vector v of words w lies at b + w * step + v / 2 * pair + v % 2 * odd. `tail` more columns
-// (< 16, Floats only) follow the whole vectors. K counts terms, the strides of B words.
+// Source::kTerms terms each; vector v of words w lies at b + w * step + v / 2 * pair + v % 2 * odd. K counts terms, the
+// strides of B words.
 template <class Source>
 struct Product {
   const typename Source::Term* a;
@@ -37,7 +37,6 @@ struct Product {
   const typename Source::Word* b;
   int64_t step, odd, pair;
   int64_t vectors;
-  int64_t tail;
   float* c;
   int64_t c_stride;
   bool add;
@@ -46,7 +45,7 @@ struct Product {
 template <int N>
 using Count = std::integral_constant<int, N>;
 
-template <int R, int V, bool kTail = false, class Source>
+template <int R, int V, class Source>
 void tile(const Product<Source>& p, int64_t v) {
   constexpr int kVecs = V * kParts, kTerms = Source::kTerms;
   const auto* a = p.a;
@@ -63,10 +62,7 @@ void tile(const Product<Source>& p, int64_t v) {
     for (int i = 0; i < kVecs; ++i) {
       const auto* at = b + i / kParts / 2 * p.pair + i / kParts % 2 * p.odd;
       if (V <= 2 && i % kParts == 0) __builtin_prefetch(at + kPrefetch * p.step);
-      if constexpr (kTail)
-        x[i][0] = load_part(at, p.tail).part[i % kParts];
-      else
-        Source::load(at + i % kParts * kLanes, x[i]);
+      Source::load(at + i % kParts * kLanes, x[i]);
     }
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r)
@@ -99,11 +95,7 @@ void tile(const Product<Source>& p, int64_t v) {
 template <int R, int V, class Source>
 void columns(const Product<Source>& p, int64_t v) {
   for (; v + V <= p.vectors; v += V) tile<R, V>(p, v);
-  if constexpr (V > 1) {
-    columns<R, V / 2>(p, v);
-  } else if constexpr (std::is_same_v<Source, Floats>) {
-    if (p.tail) tile<R, 1, true>(p, v);
-  }
+  if constexpr (V > 1) columns<R, V / 2>(p, v);
 }
 
 // Few rows take more columns at once, so that enough independent sums are in flight. Widening needs registers too.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace gitfast::cpu {
 
@@ -13,11 +12,7 @@ void store_keys_values(const Compute& compute, const float* k, const float* v, i
     for (int64_t i = begin; i < end; ++i) {
       const int64_t group = i / heads, head = i % heads;
       const int64_t offset = group * tokens * stride + head * hd;
-      KeyValues& kv = *groups[static_cast<size_t>(group)];
-      compute.kernels.pack_keys(k + offset, stride, tokens, hd, kv.keys(head));
-      float* values = kv.values(head);
-      for (int64_t t = 0; t < tokens; ++t)
-        std::memcpy(values + t * hd, v + offset + t * stride, static_cast<size_t>(hd) * sizeof(float));
+      groups[static_cast<size_t>(group)]->pack(compute.kernels, head, k + offset, v + offset, stride);
     }
   });
 }
@@ -27,22 +22,19 @@ void self_attention(const Compute& compute, const float* q, int64_t stride, cons
   constexpr int64_t kRowsPerPart = 64;  // heads alone would leave threads idle
   const int64_t heads = groups[0]->heads, tokens = groups[0]->tokens, hd = groups[0]->head_dim;
   const int64_t parts = (tokens + kRowsPerPart - 1) / kRowsPerPart;
-  const int64_t scratch_floats = attention_scratch_floats(tokens, 0);
+  const int64_t scratch_floats = attention_scratch_floats(hd, tokens, 0);
   Buffer scratch = float_buffer(scratch_floats * compute.pool.num_threads());
   const int64_t units = static_cast<int64_t>(groups.size()) * heads * parts;
   compute.parallel(units, 1, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t group = i / (heads * parts), head = i / parts % heads, row = i % parts * kRowsPerPart;
-      const KeyValues& kv = *groups[static_cast<size_t>(group)];
       AttentionArgs args;
       args.q = q + (group * tokens + row) * stride + head * hd;
       args.q_stride = stride;
       args.rows = std::min(kRowsPerPart, tokens - row);
       args.head_dim = hd;
       args.scale = 1.f / std::sqrt(static_cast<float>(hd));
-      args.k_prefix = kv.keys(head);
-      args.v_prefix = kv.values(head);
-      args.prefix_len = tokens;
+      args.prefix = groups[static_cast<size_t>(group)]->head(head);
       args.out = out + (group * tokens + row) * heads * hd + head * hd;
       args.out_stride = heads * hd;
       args.scratch = scratch.floats() + thread * scratch_floats;

@@ -47,6 +47,14 @@ inline Vec multiply_add(Bf16Pair a, Vec b, Vec sum) {
 }
 #endif
 
+// The bfloat16 nearest to x, ties to even, in the high half; NaN stays NaN.
+inline VecBits bf16_bits(Vec x) {
+  const VecBits bits = (VecBits)x;
+  const VecBits rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return x != x ? bits | 0x400000u : rounded;
+}
+inline VecBits bf16_pair(Vec first, Vec second) { return bf16_bits(first) >> 16 | (bf16_bits(second) & 0xffff0000u); }
+
 // Both return `b` where `a` is NaN, as the x86 instructions do with their operands in this order.
 inline Vec max(Vec b, Vec a) { return a > b ? a : b; }
 inline Vec min(Vec b, Vec a) { return a < b ? a : b; }
@@ -117,7 +125,9 @@ inline Vec load_vec(const T* p) {
 }
 
 template <class T>
-inline void store_vec(T* p, Vec x) { __builtin_memcpy(p, &x, sizeof x); }
+inline void store_vec(T* p, Vec x) {
+  __builtin_memcpy(p, &x, sizeof x);
+}
 
 // {f(0), f(1), ...} over the parts, without a loop: the compiler then keeps every part in a register.
 template <class Function, int... I>
@@ -135,14 +145,12 @@ inline F32x16 load(const float* p) {
 inline void store(float* p, const F32x16& x) { __builtin_memcpy(p, &x, sizeof x); }
 
 // The first n of 16 floats, the rest `fill`; reads nothing beyond them.
-template <class T>
-inline F32x16 load_part(const T* p, int64_t n, float fill = 0.0f) {
-  static_assert(sizeof(T) == 4, "one lane each");
+inline F32x16 load_part(const float* p, int64_t n, float fill = 0.0f) {
 #if defined(__AVX512F__)
   return {_mm512_mask_loadu_ps(splat(fill), static_cast<__mmask16>((1u << n) - 1), p)};
 #else
   float lanes[kWidth];
-  for (int i = 0; i < kWidth; ++i) __builtin_memcpy(lanes + i, i < n ? static_cast<const void*>(p + i) : &fill, 4);
+  for (int i = 0; i < kWidth; ++i) lanes[i] = i < n ? p[i] : fill;
   return load(lanes);
 #endif
 }

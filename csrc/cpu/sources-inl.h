@@ -29,6 +29,25 @@ struct Pairs {
   using Word = Bf16Pair;
   static constexpr int kTerms = 1;
   static void load(const Bf16Pair* words, Vec* x) { x[0] = load_vec(words); }
+
+  // See Kernels::round_rows. `pairs` may begin where x does, if there is one row.
+  static void round_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs) {
+    constexpr int64_t kAtOnce = 2 * kWidth;
+    for (int64_t r = 0; r < rows; ++r, x += x_stride) {
+      int64_t i = 0;
+      for (; i + kAtOnce <= k; i += kAtOnce, pairs += kWidth)
+        _mm512_storeu_si512(pairs,
+                            (__m512i)_mm512_cvtne2ps_pbh((__m512)load_vec(x + i + kWidth), (__m512)load_vec(x + i)));
+      if (const int64_t rest = k - i; rest > 0) {
+        const F32x16 first = load_part(x + i, smaller(rest, kWidth));
+        const F32x16 second = load_part(x + i + kWidth, larger(rest - kWidth, 0));
+        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(second.part[0], first.part[0]);
+        const int64_t words = ceil_div(rest, 2);
+        _mm512_mask_storeu_epi32(pairs, static_cast<__mmask16>((1u << words) - 1), both);
+        pairs += words;
+      }
+    }
+  }
 };
 
 // The bfloat16 of the whole numbers 0 to 127: their low and their high bytes.
@@ -130,23 +149,7 @@ void widen(const typename Source::Word* from, int64_t rows, typename Source::Ter
 }
 
 #if defined(__AVX512BF16__)
-void round_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs) {
-  constexpr int64_t kAtOnce = 2 * kWidth;
-  for (int64_t r = 0; r < rows; ++r, x += x_stride) {
-    int64_t i = 0;
-    for (; i + kAtOnce <= k; i += kAtOnce, pairs += kWidth)
-      _mm512_storeu_si512(pairs, (__m512i)_mm512_cvtne2ps_pbh(load(x + i + kWidth).part[0], load(x + i).part[0]));
-    if (const int64_t rest = k - i; rest > 0) {
-      const F32x16 first = load_part(x + i, smaller(rest, kWidth));
-      const F32x16 second = load_part(x + i + kWidth, larger(rest - kWidth, 0));
-      const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(second.part[0], first.part[0]);
-      const int64_t words = ceil_div(rest, 2);
-      _mm512_mask_storeu_epi32(pairs, static_cast<__mmask16>((1u << words) - 1), both);
-      pairs += words;
-    }
-  }
-}
-constexpr auto kRoundRows = round_rows;
+constexpr auto kRoundRows = Pairs::round_rows;
 #else
 constexpr void (*kRoundRows)(const float*, int64_t, int64_t, int64_t, uint32_t*) = nullptr;
 #endif

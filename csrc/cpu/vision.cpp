@@ -75,7 +75,7 @@ Buffer vision_features(Compute& compute, const VisionConfig& config, const Visio
   std::vector<KeyValues*> groups;
   frames.reserve(static_cast<size_t>(in.num_frames()));
   for (int64_t f = 0; f < in.num_frames(); ++f)
-    groups.push_back(&frames.emplace_back(config.num_heads, n, config.head_dim()));
+    groups.push_back(&frames.emplace_back(config.num_heads, n, config.head_dim(), w.keys_values));
 
   for (const VisionLayer& l : w.layers) {
     compute.norm(x.floats(), rows, l.attention_norm, normed.floats());

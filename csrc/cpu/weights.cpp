@@ -117,6 +117,11 @@ class Loader {
   ThreadPool& pool_;
 };
 
+// Whole numbers would need a scale for every token.
+WeightFormat keys_values_format(WeightFormat weights) {
+  return weights == WeightFormat::f32 ? WeightFormat::f32 : WeightFormat::bf16;
+}
+
 size_t bytes_of(const Norm& n) { return n.gamma.bytes() + n.beta.bytes(); }
 
 }  // namespace
@@ -141,6 +146,7 @@ VisionWeights load_vision(const ModelConfig& config, const WeightSource& source,
   const std::string projection = "git.visual_projection.visual_projection.";
   Loader load(source, format, pool);
   VisionWeights w;
+  w.keys_values = keys_values_format(format);
   w.patch = load.patches(root + "embeddings.patch_embedding.weight", d, c.patch_size);
   w.class_embedding = load.vector(root + "embeddings.class_embedding", {d});
   w.positions = load.vector(root + "embeddings.position_embedding.weight", {c.num_tokens(), d});
@@ -173,6 +179,7 @@ DecoderWeights load_decoder(const ModelConfig& config, const WeightSource& sourc
   const float eps = config.layer_norm_eps;
   Loader load(source, format, pool);
   DecoderWeights w;
+  w.keys_values = keys_values_format(format);
   w.words = load.embedding("git.embeddings.word_embeddings.weight", config.vocab_size, d);
   w.positions = load.vector("git.embeddings.position_embeddings.weight", {config.max_positions, d});
   w.embedding_norm = load.norm("git.embeddings.LayerNorm", d, eps);

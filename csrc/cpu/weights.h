@@ -50,9 +50,10 @@ struct VisionLayer {
 };
 
 struct VisionWeights {
-  Linear patch;            // (Dv, 3 * patch * patch), no bias
-  Buffer class_embedding;  // (Dv)
-  Buffer positions;        // (N, Dv)
+  WeightFormat keys_values = WeightFormat::f32;  // what those of the image are stored in
+  Linear patch;                                  // (Dv, 3 * patch * patch), no bias
+  Buffer class_embedding;                        // (Dv)
+  Buffer positions;                              // (N, Dv)
   Norm pre_norm, post_norm;
   std::vector<VisionLayer> layers;
   Buffer temporal;    // (frames, Dv), empty for image checkpoints
@@ -68,6 +69,7 @@ struct DecoderLayer {
 };
 
 struct DecoderWeights {
+  WeightFormat keys_values = WeightFormat::f32;
   Embedding words;   // (V, D)
   Buffer positions;  // (max_positions, D)
   Norm embedding_norm;

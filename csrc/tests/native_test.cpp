@@ -33,6 +33,8 @@ namespace gitfast::cpu {
 namespace {
 
 using Floats = std::vector<float>;
+using Words = std::vector<uint32_t>;
+constexpr uint32_t kNanWord = 0x7fc07fc0u;  // as a float32, and as two bfloat16
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 // Whole numbers from -4 to 4: sums of their products are exact in any order.
@@ -47,29 +49,39 @@ Floats whole_numbers(int64_t n, uint32_t seed) {
 
 struct Linear {
   int64_t m, n, k;
-  Floats x, w, bias, residual, panels, y;
+  WeightFormat format;
+  Floats x, w, bias, residual, scales, y;
+  Words panels, rounded;
 
-  Linear(int64_t m, int64_t n, int64_t k)
+  Linear(int64_t m, int64_t n, int64_t k, WeightFormat format)
       : m(m),
         n(n),
         k(k),
+        format(format),
         x(whole_numbers(m * k, 1)),
         w(whole_numbers(n * k, 2)),
         bias(whole_numbers(n, 3)),
         residual(whole_numbers(m * n, 4)),
-        panels(static_cast<size_t>((n + kPanel - 1) / kPanel * kPanel * k), 0.0f),
-        y(static_cast<size_t>(m * n), kNan) {
+        scales(format == WeightFormat::int8 ? static_cast<size_t>(n) : 0, kNan),
+        y(static_cast<size_t>(m * n), kNan),
+        panels(static_cast<size_t>(PackedLinear{n, k, format}.num_panels() * PackedLinear{n, k, format}.panel_words()),
+               0),
+        rounded(static_cast<size_t>(m * ((k + 1) / 2)), kNanWord) {
+    for (int64_t c = 0; c < n; ++c) w[static_cast<size_t>(c * k)] = 127;  // the scale of int8 is 1
     const int64_t half = n / 2;  // in two calls, as fused projections are packed
-    pack_linear_rows(w.data(), false, half, k, 0, WeightFormat::f32, panels.data(), nullptr);
-    pack_linear_rows(w.data() + half * k, false, n - half, k, half, WeightFormat::f32, panels.data(), nullptr);
+    pack_linear_rows(w.data(), false, half, k, 0, format, panels.data(), scales.data());
+    pack_linear_rows(w.data() + half * k, false, n - half, k, half, format, panels.data(), scales.data());
+  }
+
+  PackedLinear packed() const {
+    return {n, k, format, panels.data(), scales.empty() ? nullptr : scales.data(), bias.data()};
   }
 
   void run(const Kernels& kernels, ThreadPool& pool) {
-    PackedLinear packed{n, k};
-    packed.panels = panels.data();
-    packed.bias = bias.data();
-    const LinearArgs args{x.data(), k, nullptr, m, &packed, Activation::none, residual.data(), y.data(), n};
-    pool.parallel_for(packed.num_panels(), 1,
+    if (kernels.round_rows) kernels.round_rows(x.data(), k, m, k, rounded.data());
+    const PackedLinear weights = packed();
+    const LinearArgs args{x.data(), k, rounded.data(), m, &weights, Activation::none, residual.data(), y.data(), n};
+    pool.parallel_for(weights.num_panels(), 1,
                       [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
   }
 
@@ -86,33 +98,29 @@ struct Linear {
   }
 };
 
-void test_linear(const Kernels& kernels) {
+void test_linear(const Kernels& kernels, WeightFormat format) {
   ThreadPool pool(3);
   for (int64_t m : {1, 2, 3, 4, 7, 12, 13, 40, 205})
     for (int64_t n : {1, 31, 32, 100})
       for (int64_t k : {1, 60, 257, 512}) {
-        Linear linear(m, n, k);
+        Linear linear(m, n, k, format);
         linear.run(kernels, pool);
         EXPECT(linear.correct());
       }
 }
 
 // Equal scores: the result is the mean of the values each row sees, and NaN anywhere else must not reach it.
-void test_attention(const Kernels& kernels) {
+void test_attention(const Kernels& kernels, WeightFormat format) {
   constexpr int64_t kSlots = 40;
   for (int64_t rows : {1, 2, 12, 17})
     for (int64_t prefix : {0, 1, 16, 33, 300})
       for (int64_t d : {1, 16, 40, 64}) {
-        const int64_t padded = (prefix + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
         Floats q = whole_numbers(rows * d, 1), keys(static_cast<size_t>(prefix * d), 0.0f);
-        Floats packed(static_cast<size_t>(padded * d), kNan), values(static_cast<size_t>(prefix * d), 1.0f);
-        kernels.pack_keys(keys.data(), d, prefix, d, packed.data());
-        for (int64_t p = prefix; p < padded; ++p)  // the padding is zero; not even NaN there may matter
-          for (int64_t i = 0; i < d; ++i) {
-            float& lane = packed[static_cast<size_t>((p / kKeyBlock * d + i) * kKeyBlock + p % kKeyBlock)];
-            EXPECT(lane == 0.0f);
-            lane = kNan;
-          }
+        Floats values(static_cast<size_t>(prefix * d), 1.0f);
+        Words packed_keys(static_cast<size_t>(packed_key_words(format, prefix, d)), kNanWord);
+        Words packed_values(static_cast<size_t>(packed_value_words(format, prefix, d)), kNanWord);
+        kernels.pack_head(keys.data(), values.data(), d, prefix, d, format, packed_keys.data(), packed_values.data());
+        for (uint32_t word : packed_keys) EXPECT(word == 0);  // the padding too
         Floats text_keys(static_cast<size_t>(kSlots * d), kNan), text_values(static_cast<size_t>(kSlots * d), kNan);
         std::vector<std::vector<int32_t>> slots(static_cast<size_t>(rows));
         std::vector<const int32_t*> pointers;
@@ -131,15 +139,13 @@ void test_attention(const Kernels& kernels) {
           longest = std::max<int64_t>(longest, lengths.back());
         }
         Floats out(static_cast<size_t>(rows * d), kNan);
-        Floats scratch(static_cast<size_t>(attention_scratch_floats(prefix, longest)), kNan);
+        Floats scratch(static_cast<size_t>(attention_scratch_floats(d, prefix, longest)), kNan);
         AttentionArgs args;
         args.q = q.data();
         args.q_stride = args.out_stride = args.text_stride = args.head_dim = d;
         args.rows = rows;
         args.scale = 1.0f;
-        args.k_prefix = packed.data();
-        args.v_prefix = values.data();
-        args.prefix_len = prefix;
+        args.prefix = {format, packed_keys.data(), packed_values.data(), prefix};
         args.k_text = text_keys.data();
         args.v_text = text_values.data();
         args.slots = pointers.data();
@@ -316,8 +322,9 @@ void test_all() {
     std::printf("kernels: %s\n", isa_name(isa));
     const Kernels& kernels = kernels_for(isa);
     EXPECT(kernels.isa == isa);
-    test_linear(kernels);
-    test_attention(kernels);
+    for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8})
+      test_linear(kernels, format);
+    for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16}) test_attention(kernels, format);
     test_layer_norm(kernels);
   }
   std::printf("thread pool\n");

@@ -161,3 +161,43 @@ def test_exp_far_below_the_largest_score_is_zero(isa):
     keys, values = np.array([1, 0], np.float32).reshape(1, 2, 1), np.array([1, 0], np.float32).reshape(1, 2, 1)
     q = -np.array([88, 104, 1e4, 1e30], np.float32)
     assert (ops.prefix_attention(q[:, None, None], keys, values, scale=1.0, isa=isa) == 0).all()
+
+
+def bfloat16(x: np.ndarray) -> np.ndarray:
+    bits = x.view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=20),
+    prefix=st.one_of(st.integers(0, 70), st.sampled_from([197, 300])),
+    head_dim=st.one_of(st.integers(1, 80), st.sampled_from([64, 128, 300])),
+    seed=st.integers(0, 2**16),
+)
+@pytest.mark.parametrize("isa", ops.available_isas())
+def test_a_prefix_in_bfloat16(isa, lengths, prefix, head_dim, seed):
+    rows = len(lengths)
+    arrays, slots = problem(seed, rows, 2, prefix, 30, head_dim, lengths)
+    arrays["k"], arrays["v"] = bfloat16(arrays["k"]), bfloat16(arrays["v"])
+    packed = ops.PackedPrefix(arrays["k"], arrays["v"], dtype="bfloat16")
+    text = {"k_text": arrays["k_text"], "v_text": arrays["v_text"], "slots": slots}
+    y = ops.prefix_attention(arrays["q"], packed, **text, out=poisoned(rows, 2, head_dim), isa=isa)
+    truth = plain_attention(*(a.astype(np.float64) for a in arrays.values()), slots, head_dim**-0.5)
+    plain = plain_attention(*arrays.values(), slots, head_dim**-0.5)
+    if isa == "avx512_bf16":  # queries and weights lose bits: a score moves by 2^-9 of its size, which is about 1
+        np.testing.assert_allclose(y, truth, rtol=0, atol=2**-9 * 8)
+    else:
+        assert_as_good_as_numpy(y, plain, truth, scale=4 * (1 + size_of_sum(head_dim) * head_dim**-0.5))
+    for r in {0, rows // 2, rows - 1}:  # and to the bit whatever the batch
+        text["slots"] = slots[r : r + 1]
+        np.testing.assert_array_equal(
+            ops.prefix_attention(arrays["q"][r : r + 1], packed, **text, isa=isa), y[r : r + 1]
+        )
+
+
+def test_a_prefix_in_bfloat16_takes_half_the_bytes():
+    k = np.ones((2, 32, 64), np.float32)
+    assert ops.PackedPrefix(k, k, dtype="bfloat16").nbytes * 2 == ops.PackedPrefix(k, k).nbytes == 2 * k.nbytes
+    with pytest.raises(ValueError, match="dtype: expected 'float32' or 'bfloat16', got 'int8'"):
+        ops.PackedPrefix(k, k, dtype="int8")
