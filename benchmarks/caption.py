@@ -4,7 +4,11 @@
 
 An engine is named with its dtype, as in ``transformers:float32``; the first one is what the others are compared to.
 All run the same random weights on the same pixels, and none may end early, so that every caption has the same
-length. Engines take turns within each round, so that noise meets all alike; the ratio is taken round by round.
+length. Engines take turns within each round, so that noise meets all alike; ratios are taken round by round. Beside
+the speed stand the error of the logits, measured against float64, and how often the first choice is the same.
+
+For gitfast a second table compares a decode step with a loop that only reads as many bytes, and a caption by beam
+search, eight images together, and one more question about an image with one greedy caption.
 """
 
 from __future__ import annotations
@@ -13,57 +17,19 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import transformers
+from captioners import SHAPES, Captioner, Gitfast, make_captioner, random_model, random_pixels
 from machine import machine_facts
+from stream import Stream
 
 from gitfast import _C
-from gitfast.config import GitConfig
-from gitfast.engines.base import GenerationOptions
-from gitfast.engines.cpu import CpuEngine
 
-LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-SHAPES = {
-    "git-base": {},
-    "git-base-vqav2": {"vision_config": {"image_size": 480}},
-    "git-base-vatex": {"num_image_with_embedding": 6},
-    "git-large": {"vision_config": {**LARGE, "patch_size": 14}},
-}
-
-# A caption of n new tokens, as token ids.
-Caption = Callable[[int], list[int]]
-
-
-def transformers_caption(model: transformers.GitForCausalLM, dtype: str, pixels: np.ndarray, _threads: int) -> Caption:
-    model = model.to(getattr(torch, dtype))
-    inputs = torch.from_numpy(pixels).to(model.dtype)
-
-    @torch.inference_mode()
-    def caption(new_tokens: int) -> list[int]:
-        eos = model.config.eos_token_id
-        ids = model.generate(pixel_values=inputs, max_new_tokens=new_tokens, do_sample=False, suppress_tokens=[eos])
-        return ids[0, 1:].tolist()
-
-    return caption
-
-
-def gitfast_caption(model: transformers.GitForCausalLM, dtype: str, pixels: np.ndarray, threads: int) -> Caption:
-    config = GitConfig.from_dict(model.config.to_dict())
-    weights = {name: x.float().numpy() for name, x in model.state_dict().items()}
-    engine = CpuEngine.from_weights(config, weights, dtype=dtype, num_threads=threads)
-
-    def caption(new_tokens: int) -> list[int]:
-        options = GenerationOptions(max_new_tokens=new_tokens, suppress_tokens=[config.eos_token_id])
-        return engine.generate(engine.encode(pixels), [[config.bos_token_id]], options)[0][0].token_ids
-
-    return caption
-
-
-ENGINES = {"transformers": transformers_caption, "gitfast": gitfast_caption}
+DEFAULT = ["transformers:float32", "transformers:bfloat16", "gitfast:float32", "gitfast:bfloat16", "gitfast:int8"]
 
 
 @dataclass
@@ -71,52 +37,110 @@ class Samples:
     """Milliseconds of each round."""
 
     name: str
-    caption: Caption
+    captioner: Captioner
     tokens: list[int] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)  # to the first token: encode, prefill, one head
 
 
-def time_caption(caption: Caption, new_tokens: int) -> float:
+def milliseconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
-    caption(new_tokens)
+    work()
     return (time.perf_counter() - start) * 1e3
+
+
+def in_turns(rounds: int, works: Sequence[Callable[[], object]]) -> list[list[float]]:
+    """Milliseconds of each round for each of the works, which run once before."""
+    for work in works:
+        work()
+    samples: list[list[float]] = [[] for _ in works]
+    for i in range(rounds):
+        for j in range(len(works)) if i % 2 else reversed(range(len(works))):
+            time.sleep(0.01)
+            samples[j].append(milliseconds(works[j]))
+    return samples
 
 
 def measure(engines: list[Samples], rounds: int, new_tokens: int) -> None:
     for samples in engines:
-        samples.tokens = samples.caption(new_tokens)  # warms up too
+        samples.tokens = samples.captioner.caption(new_tokens)  # warms up too
     for i in range(rounds):
         for samples in engines if i % 2 else engines[::-1]:
             time.sleep(0.05)  # the threads of the engine before stop spinning
-            samples.caption(1)
-            samples.first.append(time_caption(samples.caption, 1))
-            samples.whole.append(time_caption(samples.caption, new_tokens))
+            samples.captioner.caption(1)
+            samples.first.append(milliseconds(lambda: samples.captioner.caption(1)))  # noqa: B023
+            samples.whole.append(milliseconds(lambda: samples.captioner.caption(new_tokens)))  # noqa: B023
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> float:
+    """Of a to b, in the median over the rounds."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
 def summary(samples: Samples, base: Samples, new_tokens: int) -> dict[str, object]:
     whole, first = statistics.median(samples.whole), statistics.median(samples.first)
-    agreeing = sum(a == b for a, b in zip(samples.tokens, base.tokens, strict=True))
     return {
         "engine": samples.name,
         "caption_ms": whole,
         "first_token_ms": first,
         "step_ms": (whole - first) / (new_tokens - 1),
-        "speedup": statistics.median(b / s for b, s in zip(base.whole, samples.whole, strict=True)),
-        "equal_tokens": f"{agreeing}/{new_tokens}",
+        "speedup": ratio(base.whole, samples.whole),
+        "equal_tokens": sum(a == b for a, b in zip(samples.tokens, base.tokens, strict=True)),
         "samples_ms": {"caption": samples.whole, "first_token": samples.first},
     }
 
 
-def print_table(rows: list[dict[str, object]]) -> None:
-    columns = {
-        "engine": ("engine", "{}"),
-        "caption_ms": ("caption ms", "{:.1f}"),
-        "first_token_ms": ("to first token ms", "{:.1f}"),
-        "step_ms": ("per token ms", "{:.2f}"),
-        "speedup": ("speed-up", "{:.2f}x"),
-        "equal_tokens": ("same tokens", "{}"),
+def exact_logits(config: transformers.GitConfig, pixels: np.ndarray, ids: list[int]) -> np.ndarray:
+    model = random_model(config).double()
+    with torch.inference_mode():
+        output = model(input_ids=torch.tensor([ids]), pixel_values=torch.from_numpy(pixels).double())
+    return output.logits[0, -len(ids) :].numpy()
+
+
+def accuracy(captioner: Captioner, ids: list[int], exact: np.ndarray) -> dict[str, float]:
+    """RMS error of the logits in units of their own spread, and the share of positions with the same first choice."""
+    got = captioner.logits(ids)
+    return {
+        "logit_error": float(np.sqrt(np.square(got - exact).mean()) / exact.std()),
+        "top1_agreement": float((got.argmax(-1) == exact.argmax(-1)).mean()),
     }
+
+
+def measure_gitfast(captioner: Gitfast, rounds: int, new_tokens: int, threads: int) -> dict[str, object]:
+    """What one more beam, image or question costs, and how near a step is to the speed of the memory."""
+    one = [captioner.prefix]
+    eight = [captioner.engine.encode(captioner.pixels)[0] for _ in range(8)]
+    stream = Stream(captioner.step_bytes(), threads)
+    first, greedy, beams, together, first8, caption, beam_caption, loop = in_turns(
+        rounds,
+        [
+            lambda: captioner.decode(one, 1),
+            lambda: captioner.decode(one, new_tokens),
+            lambda: captioner.decode(one, new_tokens, beams=4),
+            lambda: captioner.decode(eight, new_tokens),
+            lambda: captioner.decode(eight, 1),
+            lambda: captioner.caption(new_tokens),
+            lambda: captioner.caption(new_tokens, beams=4),
+            lambda: stream.read(new_tokens - 1),
+        ],
+    )
+    stream.close()
+    steps = [g - f for g, f in zip(greedy, first, strict=True)]
+    steps8 = [g - f for g, f in zip(together, first8, strict=True)]
+    return {
+        "step_bytes": stream.num_bytes,
+        "weight_mb": captioner.engine.nbytes / 1e6,
+        "step_to_stream": ratio(steps, loop),
+        "step_ms": statistics.median(steps) / (new_tokens - 1),
+        "stream_ms": statistics.median(loop) / (new_tokens - 1),
+        "beam4_to_greedy": ratio(beam_caption, caption),
+        "eight_images_to_one": ratio(steps8, steps),
+        "question_to_caption": ratio(greedy, caption),
+        "samples_ms": {"greedy": greedy, "beam4": beams, "eight": together, "stream": loop, "caption": caption},
+    }
+
+
+def print_table(rows: list[dict[str, object]], columns: dict[str, tuple[str, str]]) -> None:
     lines = [[title for title, _ in columns.values()], ["---"] * len(columns)]
     lines += [[form.format(row[key]) for key, (_, form) in columns.items()] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
@@ -124,9 +148,31 @@ def print_table(rows: list[dict[str, object]]) -> None:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
 
 
+ENGINE_COLUMNS = {
+    "engine": ("engine", "{}"),
+    "caption_ms": ("caption ms", "{:.1f}"),
+    "first_token_ms": ("to first token ms", "{:.1f}"),
+    "step_ms": ("per token ms", "{:.2f}"),
+    "speedup": ("speed-up", "{:.2f}x"),
+    "equal_tokens": ("same tokens", "{}"),
+    "logit_error": ("logit error", "{:.5f}"),
+    "top1_agreement": ("same first choice", "{:.1%}"),
+}
+GITFAST_COLUMNS = {
+    "engine": ("engine", "{}"),
+    "weight_mb": ("weights MB", "{:.1f}"),
+    "step_ms": ("step ms", "{:.2f}"),
+    "stream_ms": ("reading loop ms", "{:.2f}"),
+    "step_to_stream": ("step / loop", "{:.2f}"),
+    "beam4_to_greedy": ("4 beams / greedy", "{:.2f}"),
+    "eight_images_to_one": ("8 images / 1, decode", "{:.2f}"),
+    "question_to_caption": ("next question / caption", "{:.2f}"),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("engines", nargs="*", default=["transformers:float32", "gitfast:float32"], metavar="engine")
+    parser.add_argument("engines", nargs="*", default=DEFAULT, metavar="engine")
     parser.add_argument("--shape", choices=SHAPES, default="git-base")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--new-tokens", type=int, default=20)
@@ -135,47 +181,45 @@ def main() -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="also write the results, with every sample, to FILE")
     arguments = parser.parse_args()
-
     arguments.threads = _C.choose_num_threads(arguments.threads)
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
     config = transformers.GitConfig(**SHAPES[arguments.shape])
-    frames, size = config.num_image_with_embedding, config.vision_config.image_size
-    pixels = torch.randn(1, *([frames] if frames else []), 3, size, size).numpy()
+    pixels = random_pixels(config)
+
     engines = []
     for name in arguments.engines:
-        kind, _, dtype = name.partition(":")
-        if kind not in ENGINES:
-            parser.error(f"engine: expected one of {', '.join(ENGINES)}, got {kind!r}")
-        engines.append(
-            Samples(name, ENGINES[kind](random_model(config), dtype or "float32", pixels, arguments.threads))
-        )
-
+        try:
+            engines.append(Samples(name, make_captioner(name, config, pixels, arguments.threads)))
+        except ImportError as error:
+            print(f"{name}: left out, {error.name} is not installed")
+        except ValueError as error:
+            parser.error(str(error))
     measure(engines, arguments.rounds, arguments.new_tokens)
     rows = [summary(samples, engines[0], arguments.new_tokens) for samples in engines]
+    vocabulary, length = config.vocab_size, min(32, config.max_position_embeddings)
+    ids = np.random.default_rng(1).integers(0, vocabulary, length).tolist()
+    exact = exact_logits(config, pixels, ids)
+    for row, samples in zip(rows, engines, strict=True):
+        row |= accuracy(samples.captioner, ids, exact)
+
     machine = machine_facts("torch", "transformers", "numpy")
     print(
         f"{arguments.shape}, random weights, batch 1, {arguments.new_tokens} new tokens, median of {arguments.rounds}; "
         f"{arguments.threads} threads on {machine['cpu']}\n"
     )
-    print_table(rows)
+    print_table(rows, ENGINE_COLUMNS)
+    ours = [samples for samples in engines if isinstance(samples.captioner, Gitfast)]
+    engines.clear()
+    more = [
+        {"engine": s.name} | measure_gitfast(s.captioner, arguments.rounds, arguments.new_tokens, arguments.threads)  # type: ignore[arg-type]
+        for s in ours
+    ]
+    print()
+    print_table(more, GITFAST_COLUMNS)
     if arguments.json:
         settings = {k: v for k, v in vars(arguments).items() if k != "json"}
+        result = {"benchmark": "caption", "machine": machine, "settings": settings, "results": rows, "gitfast": more}
         with open(arguments.json, "w") as file:
-            json.dump(
-                {"benchmark": "caption", "machine": machine, "settings": settings, "results": rows}, file, indent=1
-            )
-
-
-def random_model(config: transformers.GitConfig) -> transformers.GitForCausalLM:
-    """The same random weights at every call."""
-    torch.manual_seed(1)
-    model = transformers.GitForCausalLM(config).eval()
-    with torch.no_grad():  # transformers leaves these unset
-        for name, x in model.named_parameters():
-            if "temporal" in name:
-                x.normal_(std=0.02)
-    return model
+            json.dump(result, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -5,25 +5,20 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 
 class Stream:
-    """``bytes`` of memory in huge pages, read by ``threads`` threads that spin between the rounds. Needs a compiler."""
+    """``bytes`` of memory in huge pages, read by ``threads`` threads. Needs a compiler."""
 
     def __init__(self, num_bytes: int, threads: int) -> None:
         self.num_bytes = num_bytes
         self._library = _compiled()
         self._stream = ctypes.c_void_p(self._library.stream_open(ctypes.c_int64(num_bytes), threads))
 
-    def read_ms(self, times: int = 10) -> float:
-        """Milliseconds of one reading, in the mean over ``times`` in a row, after one that nobody counts."""
-        self._library.stream_read(self._stream)
-        start = time.perf_counter()
-        for _ in range(times):
-            self._library.stream_read(self._stream)
-        return (time.perf_counter() - start) * 1e3 / times
+    def read(self, times: int) -> None:
+        """All of it, ``times`` in a row."""
+        self._library.stream_read(self._stream, times)
 
     def close(self) -> None:
         self._library.stream_close(self._stream)

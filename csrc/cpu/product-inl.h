@@ -23,8 +23,12 @@ constexpr int kTileRows = 3;
 constexpr int kTileSums = 3;
 #endif
 
-// Terms of B to fetch ahead. Wide tiles read enough streams side by side for the hardware to keep up on its own.
-constexpr int64_t kPrefetch = 64;
+// Rows of words to fetch ahead. Wide tiles read enough streams side by side for the hardware to keep up on its own, but
+// for those that widen: they wait for arithmetic between their loads.
+template <class Source, int V>
+constexpr int64_t kPrefetch = V <= 2               ? 64
+                              : Source::kTerms > 1 ? 16
+                                                   : 0;
 
 // C (rows, columns) [+]= A (rows, K) B (K, columns), the columns counted in vectors of 16. Words of B hold
 // Source::kTerms terms each; vector v of words w lies at b + w * step + v / 2 * pair + v % 2 * odd. K counts terms, the
@@ -61,7 +65,7 @@ void tile(const Product<Source>& p, int64_t v) {
 #pragma GCC unroll 8
     for (int i = 0; i < kVecs; ++i) {
       const auto* at = b + i / kParts / 2 * p.pair + i / kParts % 2 * p.odd;
-      if (V <= 2 && i % kParts == 0) __builtin_prefetch(at + kPrefetch * p.step);
+      if (kPrefetch<Source, V> > 0 && i % kParts == 0) __builtin_prefetch(at + kPrefetch<Source, V> * p.step);
       Source::load(at + i % kParts * kLanes, x[i]);
     }
 #pragma GCC unroll 12
