@@ -35,6 +35,7 @@ def linear(
     out: NDArray[np.float32] | None = None,
     isa: str = "",
     pool: ThreadPool | None = None,
+    tiles: bool = False,
 ) -> NDArray[np.float32]:
     """``activation(x @ weight.T + bias) + residual``: x (M, K), weight (N, K), bias (N,), residual (M, N) -> (M, N).
 
@@ -42,13 +43,14 @@ def linear(
     unless it comes as a ``PackedWeight(weight, bias, dtype="float32")``, which does so once, brings its bias along, and
     may store the weight as "bfloat16" or as "int8" with one scale per row. The instruction set avx512_bf16 multiplies
     these with ``x`` rounded to bfloat16, others with ``x`` as it is; sums are float32.
+    ``tiles`` lets the instruction set amx multiply them in its tile registers: for many rows, and in another order.
     ``out`` may be ``residual``. ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
     """
     if not isinstance(weight, PackedWeight):
         weight = PackedWeight(weight, bias)
     elif bias is not None:
         raise ValueError("bias: a PackedWeight holds its own bias")
-    return _linear(x, weight, residual, activation, out, isa, pool)
+    return _linear(x, weight, residual, activation, out, isa, pool, tiles)
 
 
 def layer_norm(

@@ -105,7 +105,8 @@ void check_dense_rows(const Array& a, const char* name) {
 }
 
 py::array linear(const py::object& x, const PackedWeight& weight, const py::object& residual,
-                 const std::string& activation, const py::object& out, const std::string& isa, cpu::ThreadPool* pool) {
+                 const std::string& activation, const py::object& out, const std::string& isa, cpu::ThreadPool* pool,
+                 bool tiles) {
   Dim M("M"), N = weight.n(), K = weight.k();
   const Array xs(x, "x");
   xs.floats().shape({&M, &K});
@@ -126,12 +127,13 @@ py::array linear(const py::object& x, const PackedWeight& weight, const py::obje
                        activation_named(activation),
                        r ? r->data() : nullptr,
                        y.mutable_data(),
-                       N.value};
+                       N.value,
+                       tiles};
   {
     const py::gil_scoped_release release;
     Buffer rounded;
     if (kernels.round_rows && w.format != cpu::WeightFormat::f32) {
-      rounded = float_buffer(M.value * ((K.value + 1) / 2));
+      rounded = float_buffer((M.value + cpu::kRoundedPadding) * cpu::rounded_words(K.value));
       auto* pairs = static_cast<uint32_t*>(rounded.data());
       kernels.round_rows(args.x, args.x_stride, M.value, K.value, pairs);
       args.rounded = pairs;
@@ -293,7 +295,7 @@ void bind_ops(py::module_& m) {
         return py::make_tuple(p.heads().value, p.tokens().value, p.head_dim().value);
       });
   m.def("linear", linear, arg("x"), arg("weight"), arg("residual"), arg("activation"), arg("out"), arg("isa"),
-        arg("pool").none(true));
+        arg("pool").none(true), arg("tiles"));
   m.def("layer_norm", layer_norm, arg("x"), arg("gamma"), arg("beta"), arg("eps"), arg("out"), arg("isa"),
         arg("pool").none(true));
   m.def("prefix_attention", prefix_attention, arg("q"), arg("prefix"), arg("k_text"), arg("v_text"), arg("slots"),

@@ -51,7 +51,7 @@ void prefix_scores(const AttentionTile& t) {
   } else {
     Source::round_rows(t.query(), args.q_stride, t.rows, args.head_dim, t.query_pairs());
     p.a = reinterpret_cast<const Bf16Pair*>(t.query_pairs());
-    p.a_stride = ceil_div(args.head_dim, 2);
+    p.a_stride = rounded_words(args.head_dim);
   }
   p.b = static_cast<const typename Source::Word*>(args.prefix.keys);
   p.step = kKeyBlock;

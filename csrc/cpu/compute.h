@@ -15,7 +15,9 @@ inline Buffer float_buffer(int64_t n) { return Buffer(static_cast<size_t>(n) * s
 // One per call of the engine: it keeps workspace between products.
 class Compute {
  public:
-  Compute(const Kernels& kernels, ThreadPool& pool) : kernels(kernels), pool(pool) {}
+  // `in_tiles` as in LinearArgs: true where images are encoded, false for text, which has one row or hundreds.
+  Compute(const Kernels& kernels, ThreadPool& pool, bool in_tiles)
+      : kernels(kernels), pool(pool), in_tiles_(in_tiles) {}
 
   // fn(begin, end, thread) over parts of [0, n). By reference: a region allocates nothing.
   template <class Fn>
@@ -24,6 +26,7 @@ class Compute {
   }
 
   void linear(LinearArgs args) {
+    args.in_tiles = in_tiles_;
     if (args.w->format != WeightFormat::f32 && kernels.round_rows) args.rounded = round_rows(args);
     parallel(args.w->num_panels(), 1, [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
   }
@@ -49,8 +52,8 @@ class Compute {
  private:
   const uint32_t* round_rows(const LinearArgs& args) {
     constexpr int64_t kRowsPerPart = 16;
-    const int64_t k = args.w->k, words = (k + 1) / 2;
-    const auto bytes = static_cast<size_t>(args.m * words) * sizeof(uint32_t);
+    const int64_t k = args.w->k, words = rounded_words(k);
+    const auto bytes = static_cast<size_t>((args.m + kRoundedPadding) * words) * sizeof(uint32_t);
     if (rounded_.bytes() < bytes) rounded_ = Buffer(bytes);
     auto* pairs = static_cast<uint32_t*>(rounded_.data());
     parallel(args.m, kRowsPerPart, [&](int64_t begin, int64_t end, int) {
@@ -59,6 +62,7 @@ class Compute {
     return pairs;
   }
 
+  const bool in_tiles_;
   Buffer rounded_;
 };
 

@@ -14,6 +14,7 @@ constexpr int64_t kImageTokens = 2048;  // image tokens encoded together: bounds
 constexpr int64_t kTextTokens = 512;    // text tokens of whole rows run together
 constexpr int64_t kHeadRows = 64;       // rows of logits that are held at once when only a few of each are read
 constexpr int kStepsPerPoll = 8;
+constexpr bool kImages = true, kText = false;  // what rows a Compute is for
 
 uint64_t next_engine_id() {
   static std::atomic<uint64_t> next{1};
@@ -162,7 +163,7 @@ void Engine::check_pixels(const PixelBatch& p) const {
 
 Buffer Engine::features(const PixelBatch& pixels) const {
   check_pixels(pixels);
-  Compute compute(kernels_, pool_);
+  Compute compute(kernels_, pool_, kImages);
   return vision_features(compute, config_.vision, vision_, pixels);
 }
 
@@ -170,7 +171,7 @@ std::vector<PrefixPtr> Engine::encode(const PixelBatch& pixels, const Poll& poll
   check_pixels(pixels);
   const int64_t tokens = pixels.frames * frame_tokens(config_.vision, pixels);
   const int64_t chunk = std::max<int64_t>(1, kImageTokens / tokens);
-  Compute compute(kernels_, pool_);
+  Compute compute(kernels_, pool_, kImages);
   std::vector<PrefixPtr> out;
   for (int64_t first = 0; first < pixels.images; first += chunk) {
     const int64_t images = std::min(chunk, pixels.images - first);
@@ -244,7 +245,7 @@ std::vector<std::vector<search::Result>> Engine::generate(const std::vector<Pref
   std::vector<TextToken> tokens;
   tokens.reserve(static_cast<size_t>(std::max(chunk_tokens(rows), max_rows)));
 
-  Compute compute(kernels_, pool_);
+  Compute compute(kernels_, pool_, kText);
   prefill(compute, rows, state, slots, tokens, last.floats(), poll);
   const float* hidden = last.floats();
   std::vector<int32_t> items;
@@ -274,7 +275,7 @@ void Engine::run_sequences(const std::vector<PrefixPtr>& prefixes, const TokenLi
   TextState state(config_, capacity, capacity, longest_prefix(rows), pool_.num_threads());
   SlotLists slots(capacity, longest_text(rows));
   std::vector<TextToken> tokens;
-  Compute compute(kernels_, pool_);
+  Compute compute(kernels_, pool_, kText);
   for (size_t begin = 0; begin < rows.size();) {
     slots.clear();
     const size_t end = take_chunk(rows, begin, slots, tokens);

@@ -2,6 +2,14 @@
 
 #include <cstdlib>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "tensor.h"
 
 namespace gitfast::cpu {
@@ -21,6 +29,19 @@ bool has_avx512() {
 
 // All processors with the first have the second, but for one (Cooper Lake).
 bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"); }
+// Whether the processor has tiles of bfloat16 and Linux lets this process use them: the state is large, so it must be
+// asked for, once, and threads made later have it too.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr unsigned kTiles = 1u << 24, kBf16 = 1u << 22;
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kTiles) || !(d & kBf16)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 std::vector<Isa> detect() {
@@ -30,6 +51,7 @@ std::vector<Isa> detect() {
   if (has_avx2()) found.push_back(Isa::avx2);
   if (has_avx2() && has_avx512()) found.push_back(Isa::avx512);
   if (found.back() == Isa::avx512 && has_avx512_bf16()) found.push_back(Isa::avx512_bf16);
+  if (found.back() == Isa::avx512_bf16 && has_amx()) found.push_back(Isa::amx);
 #endif
   return found;
 }
@@ -37,7 +59,7 @@ std::vector<Isa> detect() {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-  static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16"};
+  static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx"};
   return kNames[static_cast<int>(isa)];
 }
 

@@ -1,7 +1,8 @@
 // The arithmetic of the CPU engine: one table of functions per instruction set, chosen once at run time.
 //
 // Every function computes each output row with a fixed order of operations that depends on the shapes alone, never
-// on how many rows or columns share the call: a row's result is independent of its batch and of the thread count.
+// on how many rows or columns share the call: a row's result is independent of its batch and of the thread count. Which
+// rows go through tile registers is therefore for the caller to say, and not for their number.
 // Sums over K run in blocks of kSumBlock terms, each summed from zero in ascending k and then added in order.
 #pragma once
 
@@ -15,6 +16,8 @@ constexpr int64_t kPanel = 32;          // output columns of a packed weight pan
 constexpr int64_t kSumBlock = 256;      // terms of one partial sum
 constexpr int64_t kKeyBlock = 16;       // keys of one transposed block of prefix K
 constexpr int64_t kAttentionRows = 12;  // rows whose scores are held at once
+constexpr int64_t kRoundedPadding =
+    32;  // rows that kernels may read, and nothing more, beyond those of LinearArgs::rounded
 
 enum class Activation : uint8_t { none, quick_gelu, gelu_erf };
 
@@ -47,17 +50,22 @@ struct PackedLinear {
   }
 };
 
+// Pairs of bfloat16 in a row of K of them, up to a whole tile.
+constexpr int64_t rounded_words(int64_t k) { return (k + 31) / 32 * 16; }
+
 // y[m, j] = act(x[m, :] . W[j, :] + bias[j]) + residual[m, j]
 struct LinearArgs {
   const float* x = nullptr;  // (M, K), row stride x_stride
   int64_t x_stride = 0;
-  const uint32_t* rounded = nullptr;  // x by Kernels::round_rows, where there is one and the weights are not float32
+  // x by Kernels::round_rows, where there is one and the weights are not float32; memory for kRoundedPadding more rows.
+  const uint32_t* rounded = nullptr;
   int64_t m = 0;
   const PackedLinear* w = nullptr;
   Activation act = Activation::none;
   const float* residual = nullptr;  // (M, N) with y's row stride, or null; may be y itself
   float* y = nullptr;               // (M, N), row stride y_stride
   int64_t y_stride = 0;
+  bool in_tiles = false;  // multiply bf16 and int8 in tile registers, if the instruction set has them: for many rows
 };
 
 // Keys and values of one head for P tokens, float32 or bfloat16, in 4-byte words of T = 1 or 2 of them.
@@ -112,9 +120,9 @@ struct Kernels {
   void (*pack_head)(const float* k, const float* v, int64_t stride, int64_t tokens, int64_t head_dim,
                     WeightFormat format, void* keys, void* values);
 
-  // x (rows, K), row stride x_stride, as pairs of bfloat16 (rows, ceil(K / 2)), zero-padded in K: what is multiplied
-  // with weights of bf16 and int8, the latter being whole numbers that bfloat16 holds exactly. Null where the
-  // instruction set has no such product: then weights are widened to float32, and x stays as it is.
+  // x (rows, K), row stride x_stride, as pairs of bfloat16 (rows, rounded_words(K)), zero-padded in K: what is
+  // multiplied with weights of bf16 and int8, the latter being whole numbers that bfloat16 holds exactly. Null where
+  // the instruction set has no such product: then weights are widened to float32, and x stays as it is.
   void (*round_rows)(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs);
 };
 

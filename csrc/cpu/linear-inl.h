@@ -3,6 +3,7 @@
 #pragma once
 
 #include "product-inl.h"
+#include "tiles-inl.h"
 
 namespace gitfast::cpu {
 namespace {
@@ -47,42 +48,78 @@ struct Rows {
   int64_t stride;
 };
 
+// Sums of `rows` rows; those of `p` are the first.
+template <class Source>
+void product_of_block(Product<Source> p, int64_t rows) {
+  const RowTiles tiles(rows);
+  for (int64_t t = 0; t < tiles.count; ++t) {
+    const int64_t r = tiles.split(t);
+    Product<Source> tile = p;
+    tile.a += r * p.a_stride;
+    tile.c += r * p.c_stride;
+    product_of_rows(tile, tiles.split(t + 1) - r);
+  }
+}
+
+// Words of one block of a panel, as terms.
+template <class Source, class Term>
+void widen_block(const typename Source::Word* words, int64_t weights, Term* to) {
+  const int64_t rows = ceil_div(weights, kWeightsIn<Term> * Source::kTerms);
+  widen<Source>(words, rows, to);
+#if defined(GITFAST_TILES)
+  const int64_t terms = rows * Source::kTerms, whole = rounded_words(weights);
+  if (terms < whole) __builtin_memset(to + terms * kPanel, 0, static_cast<size_t>((whole - terms) * kPanel) * 4);
+#endif
+}
+
 // Rows [row, row + rows) of the panels [panel, panel + panels). Where many rows read a panel, it is widened once.
-template <class Source, int64_t kMaxRows, int64_t kMaxPanels>
+template <class Source, int64_t kMaxRows, int64_t kMaxPanels, bool kTiled = false>
 void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t row, int64_t rows, int64_t panel,
                   int64_t panels) {
-  constexpr bool kWiden = kMaxRows > kTileRows && Source::kTerms > 1;
+  using Term = typename Source::Term;
+  constexpr bool kMany = kMaxRows > kTileRows, kWiden = kMany && Source::kTerms > 1;
+#if defined(GITFAST_TILES)
+  constexpr int64_t kSumRows = kTiled ? (kMaxRows + kTiledRows - 1) / kTiledRows * kTiledRows : kMaxRows;
+#else
+  constexpr int64_t kSumRows = kMaxRows;
+#endif
   using Inner = std::conditional_t<kWiden, ShortTerms, Source>;
-  constexpr int64_t kStride = kMaxPanels * kPanel, kTermWeights = kWeightsIn<typename Source::Term>;
-  constexpr int64_t kWordWeights = kTermWeights * Source::kTerms;
-  alignas(64) float sums[kMaxRows * kStride];
-  alignas(64) typename Source::Term wide[kWiden ? kSumBlock / kTermWeights * kPanel : 1];
+  constexpr int64_t kStride = kMaxPanels * kPanel, kTermWeights = kWeightsIn<Term>;
+  alignas(64) float sums[kSumRows * kStride];
+  alignas(64) Term wide[kWiden || kTiled ? kSumBlock / kTermWeights * kPanel : 1];
   const PackedLinear& w = *args.w;
   const auto* words = static_cast<const typename Source::Word*>(w.panels) + panel * w.panel_words();
-  const RowTiles tiles(rows);
   Product<Inner> p = {};
   p.a_stride = x.stride;
   p.step = kPanel;
   p.odd = kWidth;
   p.pair = w.panel_words();
   p.vectors = panels * kPanelVectors;
+  p.c = sums;
   p.c_stride = kStride;
-  for (int64_t k = 0; k < w.k; k += kSumBlock, words += kSumBlock / kWordWeights * kPanel) {
+  for (int64_t k = 0; k < w.k; k += kSumBlock, words += kSumBlock / (kTermWeights * Source::kTerms) * kPanel) {
     const int64_t n = smaller(kSumBlock, w.k - k);
     if constexpr (kWiden) {
-      widen<Source>(words, ceil_div(n, kWordWeights), wide);
+      widen_block<Source>(words, n, wide);
       p.b = wide;
     } else {
       p.b = words;
     }
+    p.a = x.first + row * x.stride + k / kTermWeights;
     p.k = ceil_div(n, kTermWeights);
     p.add = k > 0;
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      const int64_t r = tiles.split(t);
-      p.a = x.first + (row + r) * x.stride + k / kTermWeights;
-      p.c = sums + r * kStride;
-      product_of_rows(p, tiles.split(t + 1) - r);
+#if defined(GITFAST_TILES)
+    if constexpr (kTiled) {
+      if (!kWiden && n % (2 * kTileSide) != 0) {  // the last tile of the weights, filled up with zeros
+        widen_block<Pairs>(reinterpret_cast<const Bf16Pair*>(words), n, wide);
+        p.b = wide;
+      }
+      p.k = rounded_words(n);
+      tiled_product_of_block(p, rows);
+      continue;
     }
+#endif
+    product_of_block(p, rows);
   }
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t v = 0; v < p.vectors; ++v) {
@@ -92,27 +129,36 @@ void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t
     }
 }
 
-template <class Source>
-void linear_of(const LinearArgs& args, Rows<typename Source::Term> x, int64_t panel_begin, int64_t panel_end) {
-  if (args.m <= kTileRows) {  // the weights are read once, several panels side by side
-    const int64_t panels = larger(1, columns_at_once<Source>(static_cast<int>(args.m)) / kPanelVectors);
-    for (int64_t p = panel_begin; p < panel_end; p += panels)
-      linear_block<Source, kTileRows, 4>(args, x, 0, args.m, p, smaller(panels, panel_end - p));
-    return;
-  }
+template <class Source, bool kTiled = false>
+void linear_of_many_rows(const LinearArgs& args, Rows<typename Source::Term> x, int64_t panel_begin,
+                         int64_t panel_end) {
   const int64_t blocks = ceil_div(args.m, kRowsAtOnce);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t row = args.m * i / blocks;
     const int64_t rows = args.m * (i + 1) / blocks - row;
-    for (int64_t p = panel_begin; p < panel_end; ++p) linear_block<Source, kRowsAtOnce, 1>(args, x, row, rows, p, 1);
+    for (int64_t p = panel_begin; p < panel_end; ++p)
+      linear_block<Source, kRowsAtOnce, 1, kTiled>(args, x, row, rows, p, 1);
   }
+}
+
+template <class Source>
+void linear_of(const LinearArgs& args, Rows<typename Source::Term> x, int64_t panel_begin, int64_t panel_end) {
+#if defined(GITFAST_TILES)
+  if constexpr (std::is_same_v<typename Source::Term, Bf16Pair>)
+    if (args.in_tiles) return linear_of_many_rows<Source, true>(args, x, panel_begin, panel_end);
+#endif
+  if (args.m > kTileRows) return linear_of_many_rows<Source>(args, x, panel_begin, panel_end);
+  // The weights are read once, several panels side by side.
+  const int64_t panels = larger(1, columns_at_once<Source>(static_cast<int>(args.m)) / kPanelVectors);
+  for (int64_t p = panel_begin; p < panel_end; p += panels)
+    linear_block<Source, kTileRows, 4>(args, x, 0, args.m, p, smaller(panels, panel_end - p));
 }
 
 void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {
   const Rows<float> x{args.x, args.x_stride};
   if (args.w->format == WeightFormat::f32) return linear_of<Floats>(args, x, panel_begin, panel_end);
 #if defined(__AVX512BF16__)
-  const Rows<Bf16Pair> terms{reinterpret_cast<const Bf16Pair*>(args.rounded), ceil_div(args.w->k, 2)};
+  const Rows<Bf16Pair> terms{reinterpret_cast<const Bf16Pair*>(args.rounded), rounded_words(args.w->k)};
 #else
   const Rows<float> terms = x;
 #endif

@@ -18,6 +18,7 @@ const Kernels& kernels_for(Isa isa) {
     if (isa == Isa::avx2) return kAvx2Kernels;
     if (isa == Isa::avx512) return kAvx512Kernels;
     if (isa == Isa::avx512_bf16) return kAvx512Bf16Kernels;
+    if (isa == Isa::amx) return kAmxKernels;
 #endif
     return kScalarKernels;
   }
@@ -45,7 +46,7 @@ int64_t attention_scratch_floats(int64_t head_dim, int64_t prefix_len, int64_t m
   const auto blocks = [](int64_t keys) { return (keys + kKeyBlock - 1) / kKeyBlock; };
   // An odd number of blocks: rows at a stride of a power of two would meet in a few sets of the cache.
   const int64_t scores = kKeyBlock * ((blocks(prefix_len) + blocks(max_text_len)) | 1);
-  return kAttentionRows * (scores + words_of(WeightFormat::bf16, head_dim));
+  return kAttentionRows * (scores + rounded_words(head_dim));
 }
 
 namespace {

@@ -33,21 +33,22 @@ struct Pairs {
   // See Kernels::round_rows. `pairs` may begin where x does, if there is one row.
   static void round_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs) {
     constexpr int64_t kAtOnce = 2 * kWidth;
+    static_assert(rounded_words(1) == kWidth, "rows end with a whole vector");
     for (int64_t r = 0; r < rows; ++r, x += x_stride) {
       int64_t i = 0;
       for (; i + kAtOnce <= k; i += kAtOnce, pairs += kWidth)
-        _mm512_storeu_si512(pairs,
-                            (__m512i)_mm512_cvtne2ps_pbh((__m512)load_vec(x + i + kWidth), (__m512)load_vec(x + i)));
+        _mm512_storeu_si512(pairs, pack(load_vec(x + i), load_vec(x + i + kWidth)));
       if (const int64_t rest = k - i; rest > 0) {
         const F32x16 first = load_part(x + i, smaller(rest, kWidth));
         const F32x16 second = load_part(x + i + kWidth, larger(rest - kWidth, 0));
-        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(second.part[0], first.part[0]);
-        const int64_t words = ceil_div(rest, 2);
-        _mm512_mask_storeu_epi32(pairs, static_cast<__mmask16>((1u << words) - 1), both);
-        pairs += words;
+        _mm512_storeu_si512(pairs, pack(first.part[0], second.part[0]));
+        pairs += kWidth;
       }
     }
   }
+
+ private:
+  static __m512i pack(Vec first, Vec second) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first); }
 };
 
 // The bfloat16 of the whole numbers 0 to 127: their low and their high bytes.

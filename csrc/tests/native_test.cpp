@@ -30,6 +30,9 @@
   } while (false)
 
 namespace gitfast::cpu {
+
+extern const Kernels kEmulatedAmxKernels;  // kernels_amx_emulated.cpp
+
 namespace {
 
 using Floats = std::vector<float>;
@@ -66,7 +69,7 @@ struct Linear {
         y(static_cast<size_t>(m * n), kNan),
         panels(static_cast<size_t>(PackedLinear{n, k, format}.num_panels() * PackedLinear{n, k, format}.panel_words()),
                0),
-        rounded(static_cast<size_t>(m * ((k + 1) / 2)), kNanWord) {
+        rounded(static_cast<size_t>((m + kRoundedPadding) * rounded_words(k)), kNanWord) {
     for (int64_t c = 0; c < n; ++c) w[static_cast<size_t>(c * k)] = 127;  // the scale of int8 is 1
     const int64_t half = n / 2;  // in two calls, as fused projections are packed
     pack_linear_rows(w.data(), false, half, k, 0, format, panels.data(), scales.data());
@@ -77,10 +80,11 @@ struct Linear {
     return {n, k, format, panels.data(), scales.empty() ? nullptr : scales.data(), bias.data()};
   }
 
-  void run(const Kernels& kernels, ThreadPool& pool) {
+  void run(const Kernels& kernels, ThreadPool& pool, bool in_tiles) {
     if (kernels.round_rows) kernels.round_rows(x.data(), k, m, k, rounded.data());
     const PackedLinear weights = packed();
-    const LinearArgs args{x.data(), k, rounded.data(), m, &weights, Activation::none, residual.data(), y.data(), n};
+    const LinearArgs args{x.data(), k, rounded.data(), m, &weights, Activation::none, residual.data(),
+                          y.data(), n, in_tiles};
     pool.parallel_for(weights.num_panels(), 1,
                       [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
   }
@@ -102,10 +106,12 @@ void test_linear(const Kernels& kernels, WeightFormat format) {
   ThreadPool pool(3);
   for (int64_t m : {1, 2, 3, 4, 7, 12, 13, 40, 205})
     for (int64_t n : {1, 31, 32, 100})
-      for (int64_t k : {1, 60, 257, 512}) {
-        Linear linear(m, n, k, format);
-        linear.run(kernels, pool);
-        EXPECT(linear.correct());
+      for (int64_t k : {1, 60, 257, 512, 544}) {
+        for (bool in_tiles : {false, true}) {
+          Linear linear(m, n, k, format);
+          linear.run(kernels, pool, in_tiles);
+          EXPECT(linear.correct());
+        }
       }
 }
 
@@ -317,15 +323,23 @@ void test_cgroup_quota() {
   EXPECT(std::system(("rm -r " + base).c_str()) == 0);
 }
 
+void test_kernels(const Kernels& kernels) {
+  for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8}) test_linear(kernels, format);
+  for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16}) test_attention(kernels, format);
+  test_layer_norm(kernels);
+}
+
 void test_all() {
   for (Isa isa : available_isas()) {
     std::printf("kernels: %s\n", isa_name(isa));
-    const Kernels& kernels = kernels_for(isa);
-    EXPECT(kernels.isa == isa);
-    for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8})
-      test_linear(kernels, format);
-    for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16}) test_attention(kernels, format);
-    test_layer_norm(kernels);
+    EXPECT(kernels_for(isa).isa == isa);
+    test_kernels(kernels_for(isa));
+#if defined(GITFAST_EMULATED_AMX)
+    if (isa == Isa::avx512_bf16) {
+      std::printf("kernels: amx, its registers emulated\n");
+      test_kernels(kEmulatedAmxKernels);
+    }
+#endif
   }
   std::printf("thread pool\n");
   test_parts_cover_the_range_once();

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from gitfast import ops
@@ -16,6 +21,25 @@ def test_best_is_chosen_and_the_environment_overrides(monkeypatch):
         monkeypatch.setenv("GITFAST_ISA", isa)
         assert ops.choose_isa("") == isa
     assert ops.choose_isa("scalar") == "scalar"
+
+
+def test_amx_is_asked_for_in_a_fresh_process():
+    """Nothing has asked Linux for the tile registers before; whether they come or not, kernels run."""
+    program = (
+        "import numpy as np; from gitfast import ops; isa = ops.choose_isa('');"
+        "w = ops.PackedWeight(np.eye(40, dtype=np.float32), dtype='bfloat16');"
+        "x = np.arange(2000, dtype=np.float32).reshape(50, 40) % 200;"
+        "assert (ops.linear(x, w, tiles=True, pool=ops.ThreadPool(2)) == x).all(); print(isa)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GITFAST_ISA"}
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", program], check=True, capture_output=True, text=True, env=environment
+    )
+    flags = Path("/proc/cpuinfo").read_text().split() if sys.platform == "linux" else []
+    isa = result.stdout.strip()
+    assert isa == ops.available_isas()[-1]
+    if isa == "amx":
+        assert "amx_bf16" in flags
 
 
 def test_unknown_names_are_refused_by_the_name_of_their_source(monkeypatch):

@@ -39,17 +39,17 @@ def stored(weight: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def multiplied(x: np.ndarray, isa: str) -> np.ndarray:
-    return bfloat16(x) if isa == "avx512_bf16" else x
+    return bfloat16(x) if isa in ("avx512_bf16", "amx") else x
 
 
 @settings(deadline=None)
-@given(m=ROWS, n=COLUMNS, k=TERMS, dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**16))
+@given(m=ROWS, n=COLUMNS, k=TERMS, dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**16), tiles=st.booleans())
 @pytest.mark.parametrize("isa", ISAS)
-def test_products_of_what_is_stored(isa, m, n, k, dtype, seed):
+def test_products_of_what_is_stored(isa, m, n, k, dtype, seed, tiles):
     x, weight, bias, residual = normal(seed, m, k), normal(seed + 1, n, k), normal(seed + 2, n), normal(seed + 3, m, n)
     weight[0] = 0  # a column without a scale
     packed = ops.PackedWeight(weight, bias, dtype=dtype)
-    y = ops.linear(x, packed, residual=residual, out=poisoned(m, n), isa=isa)
+    y = ops.linear(x, packed, residual=residual, out=poisoned(m, n), isa=isa, tiles=tiles)
     with np.errstate(invalid="ignore", divide="ignore"):
         kept = np.nan_to_num(stored(weight, dtype))
     truth = multiplied(x, isa).astype(np.float64) @ kept.T + bias + residual
@@ -75,10 +75,11 @@ def test_small_whole_numbers_are_exact(m, n, k, dtype, seed):
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_row_does_not_depend_on_its_batch(isa, m, n, k, dtype):
     x, weight = normal(m, m, k), ops.PackedWeight(normal(n, n, k), normal(k, n), dtype=dtype)
-    together = ops.linear(x, weight, activation="gelu", isa=isa)
-    for first, last in [(0, 1), (m // 2, m // 2 + 1), (m - 1, m), (0, m - 1), (m // 3, m)]:
-        part = ops.linear(x[first:last], weight, activation="gelu", isa=isa)
-        np.testing.assert_array_equal(part, together[first:last])
+    for tiles in (False, True):
+        together = ops.linear(x, weight, activation="gelu", isa=isa, tiles=tiles)
+        for first, last in [(0, 1), (m // 2, m // 2 + 1), (m - 1, m), (0, m - 1), (m // 3, m)]:
+            part = ops.linear(x[first:last], weight, activation="gelu", isa=isa, tiles=tiles)
+            np.testing.assert_array_equal(part, together[first:last])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,7 @@
+#include "kernels-inl.h"
+
+namespace gitfast::cpu {
+
+const Kernels kAmxKernels = {Isa::amx, linear, attention, layer_norm, pack_head, kRoundRows};
+
+}  // namespace gitfast::cpu

@@ -1,0 +1,140 @@
+// Products of many rows in the tile registers of AMX: 32 rows by one panel at a time.
+//
+// With GITFAST_EMULATE_AMX the registers are arrays: the same loops then run, and are tested, where there is no AMX.
+#pragma once
+
+#include "product-inl.h"
+
+namespace gitfast::cpu {
+namespace {
+
+#if defined(__AMX_BF16__) || defined(GITFAST_EMULATE_AMX)
+#define GITFAST_TILES 1
+
+constexpr int64_t kTileSide = 16;              // rows of a tile, and its 4-byte words in a row
+constexpr int64_t kTiledRows = 2 * kTileSide;  // rows whose sums are held at once
+
+#if defined(GITFAST_EMULATE_AMX)
+
+struct TileRegisters {
+  uint32_t words[8][kTileSide][kTileSide];
+
+  template <int T>
+  void zero() {
+    __builtin_memset(words[T], 0, sizeof words[T]);
+  }
+  template <int T>
+  void load(const void* from, int64_t row_bytes) {
+    for (int64_t r = 0; r < kTileSide; ++r)
+      __builtin_memcpy(words[T][r], static_cast<const char*>(from) + r * row_bytes, sizeof words[T][r]);
+  }
+  template <int T>
+  void store(void* to, int64_t row_bytes) const {
+    for (int64_t r = 0; r < kTileSide; ++r)
+      __builtin_memcpy(static_cast<char*>(to) + r * row_bytes, words[T][r], sizeof words[T][r]);
+  }
+  // C += A B, pairs of bfloat16.
+  template <int C, int A, int B>
+  void multiply() {
+    for (int64_t r = 0; r < kTileSide; ++r)
+      for (int64_t k = 0; k < kTileSide; ++k)
+        for (int64_t c = 0; c < kTileSide; ++c) {
+          float sum = as_float(words[C][r][c]);
+          sum += as_float(words[A][r][k] << 16) * as_float(words[B][k][c] << 16);
+          sum += as_float(words[A][r][k] & 0xffff0000u) * as_float(words[B][k][c] & 0xffff0000u);
+          __builtin_memcpy(&words[C][r][c], &sum, 4);
+        }
+  }
+
+ private:
+  static float as_float(uint32_t bits) {
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+  }
+};
+
+#else
+
+// The registers of this thread: taken here, given back at the end of the scope.
+struct TileRegisters {
+  TileRegisters() {
+    alignas(64) uint8_t config[64] = {1};  // palette 1; from byte 16 the bytes of a row, from 48 the rows
+    for (int t = 0; t < 8; ++t) {
+      config[16 + 2 * t] = 4 * kTileSide;
+      config[48 + t] = kTileSide;
+    }
+    _tile_loadconfig(config);
+  }
+  ~TileRegisters() { _tile_release(); }
+  TileRegisters(const TileRegisters&) = delete;
+  TileRegisters& operator=(const TileRegisters&) = delete;
+
+  // In assembly: the compilers' own functions are macros, to which a template's number is a name.
+  template <int T>
+  void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(T));
+  }
+  template <int T>
+  void load(const void* from, int64_t row_bytes) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(T) : "memory");
+  }
+  template <int T>
+  void store(void* to, int64_t row_bytes) const {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(row_bytes), "i"(T) : "memory");
+  }
+  template <int C, int A, int B>
+  void multiply() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+};
+
+#endif
+
+// C (32, 32) [+]= A (32, K) B (K, 32): two by two tiles of sums. K is whole tiles; rows of C and A that nobody asked
+// for are read and written like the others.
+inline void tiled_product(TileRegisters& tiles, const Product<Pairs>& p) {
+  const int64_t a_bytes = p.a_stride * 4, b_bytes = p.step * 4, c_bytes = p.c_stride * 4;
+  float* below = p.c + kTileSide * p.c_stride;
+  if (p.add) {
+    tiles.load<0>(p.c, c_bytes);
+    tiles.load<1>(p.c + kTileSide, c_bytes);
+    tiles.load<2>(below, c_bytes);
+    tiles.load<3>(below + kTileSide, c_bytes);
+  } else {
+    tiles.zero<0>();
+    tiles.zero<1>();
+    tiles.zero<2>();
+    tiles.zero<3>();
+  }
+  for (int64_t k = 0; k < p.k; k += kTileSide) {
+    const Bf16Pair* b = p.b + k * p.step;
+    tiles.load<6>(b, b_bytes);
+    tiles.load<7>(b + p.odd, b_bytes);
+    tiles.load<4>(p.a + k, a_bytes);
+    tiles.multiply<0, 4, 6>();
+    tiles.multiply<1, 4, 7>();
+    tiles.load<5>(p.a + kTileSide * p.a_stride + k, a_bytes);
+    tiles.multiply<2, 5, 6>();
+    tiles.multiply<3, 5, 7>();
+  }
+  tiles.store<0>(p.c, c_bytes);
+  tiles.store<1>(p.c + kTileSide, c_bytes);
+  tiles.store<2>(below, c_bytes);
+  tiles.store<3>(below + kTileSide, c_bytes);
+}
+
+// Up to kTiledRows - 1 rows more than `rows`.
+inline void tiled_product_of_block(Product<Pairs> p, int64_t rows) {
+  TileRegisters tiles;
+  for (int64_t r = 0; r < rows; r += kTiledRows) {
+    tiled_product(tiles, p);
+    p.a += kTiledRows * p.a_stride;
+    p.c += kTiledRows * p.c_stride;
+  }
+}
+
+#endif
+
+}  // namespace
+}  // namespace gitfast::cpu

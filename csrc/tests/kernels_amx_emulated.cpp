@@ -1,0 +1,10 @@
+// The kernels of AMX with arrays for its registers, to be tested on processors with AVX-512 BF16 and no AMX.
+#define GITFAST_EMULATE_AMX
+#include "cpu/kernels-inl.h"
+
+namespace gitfast::cpu {
+
+extern const Kernels kEmulatedAmxKernels;
+const Kernels kEmulatedAmxKernels = {Isa::amx, linear, attention, layer_norm, pack_head, kRoundRows};
+
+}  // namespace gitfast::cpu
