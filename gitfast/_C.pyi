@@ -98,6 +98,7 @@ class CpuEngine:
         dtype: str = "float32",
         num_threads: int = 0,
         isa: str = "",
+        two_stage_head: bool = False,
     ) -> None: ...
     @property
     def dtype(self) -> str: ...

@@ -43,7 +43,7 @@ ModelConfig model_config(const py::dict& d) {
 }
 
 std::unique_ptr<Engine> make_engine(const py::dict& config, const py::object& weights, const std::string& dtype,
-                                    int num_threads, const std::string& isa) {
+                                    int num_threads, const std::string& isa, bool two_stage_head) {
   const cpu::WeightFormat format = weight_format_named(dtype);
   const ModelConfig model = model_config(config);
   const cpu::Isa chosen = cpu::choose_isa(isa);
@@ -54,7 +54,7 @@ std::unique_ptr<Engine> make_engine(const py::dict& config, const py::object& we
     return view_of(as_array(held, name.c_str()), name.c_str());
   };
   py::gil_scoped_release release;
-  return std::make_unique<Engine>(model, source, format, num_threads, chosen);
+  return std::make_unique<Engine>(model, source, format, num_threads, chosen, two_stage_head);
 }
 
 // Iterates over a sequence; an element lives until the next one is asked for.
@@ -238,7 +238,7 @@ void bind_engine(py::module_& m) {
 
   py::class_<Engine>(m, "CpuEngine")
       .def(py::init(&make_engine), arg("config"), arg("weights"), arg("dtype") = "float32", arg("num_threads") = 0,
-           arg("isa") = "")
+           arg("isa") = "", arg("two_stage_head") = false)
       .def_property_readonly("isa", [](const Engine& e) { return cpu::isa_name(e.isa()); })
       .def_property_readonly("dtype", [](const Engine& e) { return weight_format_name(e.format()); })
       .def_property_readonly("num_threads", &Engine::num_threads)

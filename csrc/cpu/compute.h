@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <vector>
 
 #include "buffer.h"
 #include "kernels.h"
@@ -26,9 +27,16 @@ class Compute {
   }
 
   void linear(LinearArgs args) {
-    args.in_tiles = in_tiles_;
-    if (args.w->format != WeightFormat::f32 && kernels.round_rows) args.rounded = round_rows(args);
+    prepare(args);
     parallel(args.w->num_panels(), 1, [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
+  }
+
+  // Only those columns.
+  void linear_panels(LinearArgs args, const std::vector<int64_t>& panels) {
+    prepare(args);
+    parallel(static_cast<int64_t>(panels.size()), 1, [&](int64_t begin, int64_t end, int) {
+      for (auto p = panels.begin() + begin; p != panels.begin() + end; ++p) kernels.linear(args, *p, *p + 1);
+    });
   }
 
   // y (m, N) = act(x (m, K) W^T + bias) + residual; rows are dense.
@@ -50,6 +58,11 @@ class Compute {
   ThreadPool& pool;
 
  private:
+  void prepare(LinearArgs& args) {
+    args.in_tiles = in_tiles_;
+    if (args.w->format != WeightFormat::f32 && kernels.round_rows) args.rounded = round_rows(args);
+  }
+
   const uint32_t* round_rows(const LinearArgs& args) {
     constexpr int64_t kRowsPerPart = 16;
     const int64_t k = args.w->k, words = rounded_words(k);

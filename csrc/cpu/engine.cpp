@@ -88,6 +88,17 @@ void step_tokens(const search::Search& search, const std::vector<Row>& rows, con
   }
 }
 
+// How many of the largest logits of a row decide its next token: one, and as many as rules may rule out. 0: all do.
+int64_t logits_that_decide(const search::SearchOptions& o) {
+  const bool greedy = o.num_beams == 1 && !o.do_sample && o.num_return_sequences == 1;
+  if (!greedy || o.repetition_penalty != 1 || o.no_repeat_ngram_size != 0 || !o.allowed.empty()) return 0;
+  const size_t ruled_out = o.bad_words.size() + o.suppress_tokens.size() + o.begin_suppress_tokens.size();
+  constexpr size_t kEnd = 1, kLast = 1;  // min_new_tokens, ban_last_token
+  const auto count = static_cast<int64_t>(1 + ruled_out + kEnd + kLast);
+  constexpr int64_t kMany = 100;
+  return count <= kMany ? count : 0;
+}
+
 // A token whose log-probability is wanted.
 struct Target {
   int32_t token;
@@ -135,14 +146,17 @@ bool report(const search::Search& search, const std::vector<int32_t>& before, co
 
 }  // namespace
 
-Engine::Engine(const ModelConfig& config, const WeightSource& source, WeightFormat format, int num_threads, Isa isa)
+Engine::Engine(const ModelConfig& config, const WeightSource& source, WeightFormat format, int num_threads, Isa isa,
+               bool two_stage_head)
     : config_(checked(config)),
       id_(next_engine_id()),
       format_(format),
       pool_(choose_num_threads(num_threads)),
       kernels_(kernels_for(isa)),
       vision_(load_vision(config_, source, format == WeightFormat::int8 ? WeightFormat::bf16 : format, pool_)),
-      decoder_(load_decoder(config_, source, format, pool_)) {}
+      decoder_(load_decoder(config_, source, format, pool_)) {
+  if (two_stage_head && format != WeightFormat::int8) quick_head_.emplace(decoder_.head.view, pool_);
+}
 
 void Engine::check_pixels(const PixelBatch& p) const {
   const int64_t size = config_.vision.image_size;
@@ -246,12 +260,16 @@ std::vector<std::vector<search::Result>> Engine::generate(const std::vector<Pref
   tokens.reserve(static_cast<size_t>(std::max(chunk_tokens(rows), max_rows)));
 
   Compute compute(kernels_, pool_, kText);
+  const int64_t largest = logits_that_decide(options);
   prefill(compute, rows, state, slots, tokens, last.floats(), poll);
   const float* hidden = last.floats();
   std::vector<int32_t> items;
   for (int step = 1;; ++step) {
     items = search.items();
-    compute.linear(hidden, search.num_rows(), decoder_.head.view, logits.floats());
+    if (quick_head_ && largest)
+      quick_head_->logits(compute, hidden, search.num_rows(), largest, logits.floats());
+    else
+      compute.linear(hidden, search.num_rows(), decoder_.head.view, logits.floats());
     search.advance(logits.floats(), vocab);
     if (on_token && !report(search, items, rows, on_token)) search.stop();
     if (search.done()) break;

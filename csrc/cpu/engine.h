@@ -4,6 +4,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "decoder.h"
@@ -13,6 +14,7 @@
 #include "rows.h"
 #include "search/search.h"
 #include "threads.h"
+#include "two_stage_head.h"
 #include "vision.h"
 #include "weights.h"
 
@@ -45,8 +47,10 @@ class Engine {
   };
 
   // Reads every weight once from `source` and stores the matrices in `format`; the vision encoder of int8 has bf16, for
-  // it is bound by arithmetic. `num_threads` 0 chooses.
-  Engine(const ModelConfig& config, const WeightSource& source, WeightFormat format, int num_threads, Isa isa);
+  // it is bound by arithmetic. `num_threads` 0 chooses. `two_stage_head`: greedy search reads an int8 copy of the head
+  // first; its tokens stay exactly the same, log-probabilities become approximate.
+  Engine(const ModelConfig& config, const WeightSource& source, WeightFormat format, int num_threads, Isa isa,
+         bool two_stage_head);
 
   // One prefix per image or clip.
   std::vector<PrefixPtr> encode(const PixelBatch& pixels, const Poll& poll) const;
@@ -70,7 +74,7 @@ class Engine {
   Isa isa() const { return kernels_.isa; }
   WeightFormat format() const { return format_; }
   int num_threads() const { return pool_.num_threads(); }
-  size_t bytes() const { return vision_.bytes() + decoder_.bytes(); }
+  size_t bytes() const { return vision_.bytes() + decoder_.bytes() + (quick_head_ ? quick_head_->bytes() : 0); }
   const Stats& stats() const { return stats_; }
 
  private:
@@ -92,6 +96,7 @@ class Engine {
   const Kernels& kernels_;
   const VisionWeights vision_;
   const DecoderWeights decoder_;
+  std::optional<TwoStageHead> quick_head_;
   mutable Stats stats_;
 };
 

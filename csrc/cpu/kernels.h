@@ -141,4 +141,7 @@ void to_bf16(const float* source, int64_t n, uint16_t* out);
 void pack_linear_rows(const void* w, bool is_f16, int64_t rows, int64_t k, int64_t n_offset, WeightFormat format,
                       void* panels, float* scales);
 
+// The columns of one panel as rows (kPanel, K) of float32, those beyond N left as they are; int8 times their scales.
+void unpack_panel(const PackedLinear& w, int64_t panel, float* columns);
+
 }  // namespace gitfast::cpu

@@ -117,16 +117,16 @@ void quantize(const Columns& c, float* values, float* scales) {
   }
 }
 
-// See PackedLinear for the order of the bytes.
+// Where a panel has the byte of a column's term i: see PackedLinear.
+int64_t int8_place(int64_t column, int64_t i) {
+  const int64_t block = i / 4 * (kPanel / 16) + column / 16;
+  return block * 64 + column % 16 / 4 * 16 + i % 4 / 2 * 8 + column % 4 * 2 + i % 2;
+}
+
 void pack_int8(const Columns& c, uint32_t* panel) {
   auto* bytes = reinterpret_cast<int8_t*>(panel);
   for (int64_t i = 0; i < c.k; ++i)
-    for (int64_t j = 0; j < c.width; ++j) {
-      const int64_t column = c.lane + j;
-      const int64_t block = i / 4 * (kPanel / 16) + column / 16;
-      const int64_t at = column % 16 / 4 * 16 + i % 4 / 2 * 8 + column % 4 * 2 + i % 2;
-      bytes[block * 64 + at] = static_cast<int8_t>(c.values[j * c.k + i]);
-    }
+    for (int64_t j = 0; j < c.width; ++j) bytes[int8_place(c.lane + j, i)] = static_cast<int8_t>(c.values[j * c.k + i]);
 }
 
 }  // namespace
@@ -167,6 +167,22 @@ void pack_linear_rows(const void* w, bool is_f16, int64_t rows, int64_t k, int64
     }
     row += width;
   }
+}
+
+void unpack_panel(const PackedLinear& w, int64_t panel, float* columns) {
+  const auto* words = static_cast<const uint32_t*>(w.panels) + panel * w.panel_words();
+  const auto* bytes = reinterpret_cast<const int8_t*>(words);
+  for (int64_t j = 0; j < std::min(kPanel, w.n - panel * kPanel); ++j)
+    for (int64_t i = 0; i < w.k; ++i) {
+      float& value = columns[j * w.k + i];
+      if (w.format == WeightFormat::int8) {
+        value = bytes[int8_place(j, i)] * w.scales[panel * kPanel + j];
+        continue;
+      }
+      uint32_t bits = words[i / terms_per_word(w.format) * kPanel + j];
+      if (w.format == WeightFormat::bf16) bits = i % 2 ? bits & 0xffff0000u : bits << 16;
+      std::memcpy(&value, &bits, 4);
+    }
 }
 
 }  // namespace gitfast::cpu

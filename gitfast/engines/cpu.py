@@ -38,6 +38,7 @@ class CpuEngine:
         dtype: str = "float32",
         num_threads: int = 0,
         isa: str = "",
+        two_stage_head: bool = False,
     ) -> CpuEngine:
         """Build from a checkpoint's tensors (float32 or float16) by Hugging Face name.
 
@@ -48,6 +49,10 @@ class CpuEngine:
         ``GITFAST_NUM_THREADS`` or the processors this process may use; ``isa`` "" takes ``GITFAST_ISA`` or the best
         instruction set there is.
 
+        ``two_stage_head``: greedy search scores the vocabulary by an int8 copy of the head, and reads the head itself
+        only where the error bound of that leaves a choice. Tokens are exactly those of the full head; log-probabilities
+        are approximate, because the sum over the vocabulary is. For "int8" it changes nothing.
+
         Raises:
             CheckpointError: a tensor is missing, or its shape or dtype does not suit ``config``; or int8 meets a weight
                 that is not finite.
@@ -57,7 +62,9 @@ class CpuEngine:
             raise ValueError(f"dtype: expected {', '.join(map(repr, DTYPES))}, got {dtype!r}")
         threads, chosen = _C.choose_num_threads(num_threads), _C.choose_isa(isa)
         try:
-            native = _C.CpuEngine(dataclasses.asdict(config), _TemporalNames(weights), dtype, threads, chosen)
+            native = _C.CpuEngine(
+                dataclasses.asdict(config), _TemporalNames(weights), dtype, threads, chosen, two_stage_head
+            )
             return cls(config, native)
         except KeyError as error:
             raise CheckpointError(f"weights: missing {error.args[0]}") from error
