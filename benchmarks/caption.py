@@ -111,12 +111,13 @@ def measure_gitfast(captioner: Gitfast, rounds: int, new_tokens: int, threads: i
     one = [captioner.prefix]
     eight = [captioner.engine.encode(captioner.pixels)[0] for _ in range(8)]
     stream = Stream(captioner.step_bytes(), threads)
-    first, greedy, beams, together, first8, caption, beam_caption, loop = in_turns(
+    staged = Gitfast(*captioner.arguments, two_stage_head=True)
+    first, greedy, two_stage, together, first8, caption, beam_caption, loop = in_turns(
         rounds,
         [
             lambda: captioner.decode(one, 1),
             lambda: captioner.decode(one, new_tokens),
-            lambda: captioner.decode(one, new_tokens, beams=4),
+            lambda: staged.decode([staged.prefix], new_tokens),
             lambda: captioner.decode(eight, new_tokens),
             lambda: captioner.decode(eight, 1),
             lambda: captioner.caption(new_tokens),
@@ -136,7 +137,17 @@ def measure_gitfast(captioner: Gitfast, rounds: int, new_tokens: int, threads: i
         "beam4_to_greedy": ratio(beam_caption, caption),
         "eight_images_to_one": ratio(steps8, steps),
         "question_to_caption": ratio(greedy, caption),
-        "samples_ms": {"greedy": greedy, "beam4": beams, "eight": together, "stream": loop, "caption": caption},
+        "two_stage_to_full_head": ratio(two_stage, greedy),
+        "samples_ms": {
+            "caption": caption,
+            "beam4": beam_caption,
+            "decode": greedy,
+            "first_step": first,
+            "eight": together,
+            "eight_first_step": first8,
+            "two_stage": two_stage,
+            "stream": loop,
+        },
     }
 
 
@@ -167,6 +178,7 @@ GITFAST_COLUMNS = {
     "beam4_to_greedy": ("4 beams / greedy", "{:.2f}"),
     "eight_images_to_one": ("8 images / 1, decode", "{:.2f}"),
     "question_to_caption": ("next question / caption", "{:.2f}"),
+    "two_stage_to_full_head": ("two-stage head / full, decode", "{:.2f}"),
 }
 
 

@@ -81,11 +81,21 @@ class Transformers:
 class Gitfast:
     """The CPU engine."""
 
-    def __init__(self, config: transformers.GitConfig, dtype: str, pixels: np.ndarray, threads: int) -> None:
-        model = random_model(config)
-        weights = {name: x.numpy() for name, x in model.state_dict().items()}
+    def __init__(
+        self,
+        config: transformers.GitConfig,
+        dtype: str,
+        pixels: np.ndarray,
+        threads: int,
+        *,
+        two_stage_head: bool = False,
+    ) -> None:
+        self.arguments = (config, dtype, pixels, threads)
         self.config = GitConfig.from_dict(config.to_dict())
-        self.engine = CpuEngine.from_weights(self.config, weights, dtype=dtype, num_threads=threads)
+        weights = {name: x.numpy() for name, x in random_model(config).state_dict().items()}
+        self.engine = CpuEngine.from_weights(
+            self.config, weights, dtype=dtype, num_threads=threads, two_stage_head=two_stage_head
+        )
         self.pixels = pixels
         self.prefix = self.engine.encode(pixels)[0]
 
