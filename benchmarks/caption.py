@@ -213,7 +213,8 @@ def main() -> None:
     for row, samples in zip(rows, engines, strict=True):
         row |= accuracy(samples.captioner, ids, exact)
 
-    machine = machine_facts("torch", "transformers", "numpy")
+    used = {name.partition(":")[0] for name in arguments.engines} & {"openvino", "onnxruntime"}
+    machine = machine_facts("torch", "transformers", "numpy", *sorted(used))
     print(
         f"{arguments.shape}, random weights, batch 1, {arguments.new_tokens} new tokens, median of {arguments.rounds}; "
         f"{arguments.threads} threads on {machine['cpu']}\n"

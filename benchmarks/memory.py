@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,10 @@ class RandomWeights(Mapping):
         self.shapes = shapes
 
     def __getitem__(self, name: str) -> np.ndarray:
-        values = np.random.default_rng(0).standard_normal(self.shapes[name], dtype=np.float32)
+        shape = self.shapes[name]
+        pages = mmap.mmap(-1, 4 * int(np.prod(shape)))  # as from a file: given back whole, and not to the heap
+        values = np.frombuffer(pages, np.float32).reshape(shape)
+        np.random.default_rng(0).standard_normal(dtype=np.float32, out=values)
         values *= 0.02
         return values
 

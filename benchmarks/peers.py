@@ -2,8 +2,7 @@
 
 The last two get two models: the image part ends in the keys and values of every decoder layer (of the last layer
 nothing else is computed, as in gitfast), the step part takes one token and the keys and values before it. OpenVINO
-keeps these inside the model; ONNX Runtime hands them on without a copy. `pip install openvino onnxruntime onnx
-onnxscript`.
+keeps these inside the model; ONNX Runtime hands them on without a copy. `pip install ".[peers]"`.
 """
 
 from __future__ import annotations

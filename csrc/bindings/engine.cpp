@@ -50,6 +50,7 @@ std::unique_ptr<Engine> make_engine(const py::dict& config, const py::object& we
   py::object held;  // the array behind the last view
   const WeightSource source = [&](const std::string& name) {
     py::gil_scoped_acquire acquire;
+    held = py::none();  // before the next one is made
     held = weights[py::str(name)];
     return view_of(as_array(held, name.c_str()), name.c_str());
   };

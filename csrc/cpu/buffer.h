@@ -20,7 +20,7 @@ class Buffer {
     data_ = std::aligned_alloc(align, (bytes + align - 1) / align * align);
     if (!data_) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
-    if (align == kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);
+    if (align == kHugePage) madvise(data_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // whole ones, no waste
 #endif
   }
   ~Buffer() { std::free(data_); }
