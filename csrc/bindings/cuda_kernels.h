@@ -7,6 +7,7 @@
 
 #include "arrays.h"
 #include "bindings.h"
+#include "cuda/activation.h"
 #include "cuda/norm.h"
 
 namespace gitfast::bindings {
@@ -66,6 +67,34 @@ inline void add_layer_norm(Device kind, const py::object& x, const py::object& b
   cuda::add_layer_norm(args, reinterpret_cast<CUstream_st*>(stream));
 }
 
+inline void bias_activation(Device kind, cuda::Activation activation, const py::object& x, const py::object& bias,
+                            const py::object& out, uintptr_t stream) {
+  const Array x_array(x, "x"), out_array(out, "out");
+  std::optional<Array> bias_array;
+  Common common(kind, x_array);
+  cuda::BiasActivation args;
+  args.activation = activation;
+  args.x = common.rows(x_array, "x", args.x_stride);
+  args.out = common.rows(out_array, "out", args.out_stride);
+  if (!bias.is_none()) args.bias = common.vector(bias_array.emplace(bias, "bias"), "bias");
+  if (common.R.value > 1 && args.out_stride < common.width.value) throw Error("out: its rows overlap");
+  args.dtype = common.dtype;
+  args.device = common.device;
+  args.rows = common.R.value;
+  args.width = common.width.value;
+  py::gil_scoped_release release;
+  cuda::bias_activation(args, reinterpret_cast<CUstream_st*>(stream));
+}
+
+inline void bind_bias_activation(py::module_& m, Device device, const char* name, cuda::Activation activation) {
+  m.def(
+      name,
+      [device, activation](const py::object& x, const py::object& bias, const py::object& out, uintptr_t stream) {
+        bias_activation(device, activation, x, bias, out, stream);
+      },
+      py::arg("x"), py::arg("bias"), py::arg("out"), py::arg("stream") = 0);
+}
+
 inline void bind_cuda_kernels(py::module_& m, Device device) {
   m.def(
       "add_layer_norm",
@@ -74,6 +103,8 @@ inline void bind_cuda_kernels(py::module_& m, Device device) {
                uintptr_t stream) { add_layer_norm(device, x, bias, residual, gamma, beta, eps, out, stream); },
       py::arg("x"), py::arg("bias"), py::arg("residual"), py::arg("gamma"), py::arg("beta"), py::arg("eps"),
       py::arg("out"), py::arg("stream") = 0);
+  bind_bias_activation(m, device, "bias_gelu", cuda::Activation::gelu);
+  bind_bias_activation(m, device, "bias_quick_gelu", cuda::Activation::quick_gelu);
 }
 
 }  // namespace gitfast::bindings

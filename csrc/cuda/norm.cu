@@ -82,10 +82,6 @@ void launch(const AddLayerNorm& args, cudaStream_t stream) {
   launch_kernel(launch, add_layer_norm_kernel<T, N, kChunks>, args);
 }
 
-bool aligned(const void* pointer, int64_t stride_bytes, size_t to) {
-  return reinterpret_cast<uintptr_t>(pointer) % to == 0 && stride_bytes % static_cast<int64_t>(to) == 0;
-}
-
 template <class T>
 void dispatch(const AddLayerNorm& args, cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(T);

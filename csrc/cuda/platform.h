@@ -7,6 +7,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -115,6 +116,11 @@ template <class T, int N>
 struct alignas(sizeof(T) * N) Vec {
   T at[N];
 };
+
+// Whether rows that start here, so many bytes apart, can be moved by vectors of `to` bytes.
+inline bool aligned(const void* pointer, int64_t stride_bytes, size_t to) {
+  return reinterpret_cast<uintptr_t>(pointer) % to == 0 && stride_bytes % static_cast<int64_t>(to) == 0;
+}
 
 #ifdef __CUDACC__
 template <class V>

@@ -4,6 +4,7 @@
 #include <random>
 #include <vector>
 
+#include "cuda/activation.h"
 #include "cuda/norm.h"
 #include "cuda/platform.h"
 #include "tests/tile_product.h"
@@ -94,6 +95,32 @@ bool test_norm(DType dtype, double rounding, int rows, int width) {
 }
 
 template <class T>
+bool test_activation(DType dtype, double rounding, Activation activation, int rows, int width) {
+  const size_t n = static_cast<size_t>(rows) * width;
+  const auto x = normal<T>(n, 1), bias = normal<T>(width, 2);
+  const DeviceArray<T> dx(x), dbias(bias), out(std::vector<T>(n, T(NAN)));
+  BiasActivation args;
+  args.dtype = dtype;
+  args.activation = activation;
+  args.rows = rows;
+  args.width = args.x_stride = args.out_stride = width;
+  args.x = dx.data();
+  args.bias = dbias.data();
+  args.out = out.data();
+  bias_activation(args, nullptr);
+  const std::vector<T> result = out.host();
+  double worst = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const double sum = double{value(x[i])} + value(bias[i % width]);
+    const double gelu = sum / 2 * std::erfc(-sum / std::sqrt(2.0)), quick_gelu = sum / (1 + std::exp(-1.702 * sum));
+    const double truth = activation == Activation::gelu ? gelu : quick_gelu;
+    const double error = std::fabs(value(result[i]) - truth) / (rounding * std::fabs(truth) + 1e-5);
+    worst = error <= worst ? worst : error;
+  }
+  return report(activation == Activation::gelu ? "gelu" : "quick_gelu", dtype, rows, width, 0, worst);
+}
+
+template <class T>
 bool test_tile_product(DType dtype, int M, int N, int K) {
   const auto a = normal<T>(size_t{1} * M * K, 1), b = normal<T>(size_t{1} * K * N, 2);
   const DeviceArray<T> da(a), db(b);
@@ -118,6 +145,12 @@ bool test_all() {
     right &= test_norm<__half>(DType::f16, 1.0 / (1 << 11), 3, width);
     right &= test_norm<__nv_bfloat16>(DType::bf16, 1.0 / (1 << 8), 3, width);
   }
+  for (const int width : {1, 25, 768, 2056})
+    for (const Activation activation : {Activation::gelu, Activation::quick_gelu}) {
+      right &= test_activation<float>(DType::f32, 1.0 / (1 << 24), activation, 3, width);
+      right &= test_activation<__half>(DType::f16, 1.0 / (1 << 11), activation, 3, width);
+      right &= test_activation<__nv_bfloat16>(DType::bf16, 1.0 / (1 << 8), activation, 3, width);
+    }
   constexpr int kShapes[][3] = {{1, 8, 8}, {32, 16, 32}, {33, 24, 104}, {70, 40, 200}};
   for (const auto& [M, N, K] : kShapes) {
     right &= test_tile_product<__half>(DType::f16, M, N, K);

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import activation_cases
 import torch
 from emulated import ORDERS, load
 from norm_cases import make_case
@@ -45,13 +46,30 @@ def tile_product(emulation: ModuleType) -> Iterator[tuple[str, float]]:
         yield f"tile_product, {dtype}, {M}x{N}x{K}", error
 
 
+def activation(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    functions = activation_cases.FUNCTIONS
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    for function, dtype, width in itertools.product(functions, dtypes, (24, 25, 2056)):
+        case = activation_cases.make_case(function, 2, width, dtype, scale=5.0)
+        case.run(emulation)
+        yield f"{function}, {dtype}, width {width}", case.error()
+    for name in ("x", "bias", "out"):
+        case = activation_cases.make_case("bias_gelu", 2, 64, torch.bfloat16)
+        setattr(case, name, unaligned(getattr(case, name)))
+        case.run(emulation)
+        yield f"bias_gelu, unaligned {name}", case.error()
+
+
+CASES = {"norm": norm, "tile_product": tile_product, "activation": activation}
+
+
 def main(module: str, sanitizer: str, kernel: str) -> None:
     emulation = load(Path(module))
     # Races are found in every order; what one order hides from the other checks, another shows.
     orders = ("forward",) if sanitizer == "thread" else ORDERS
     for order, late_copies in itertools.product(orders, (True, False)):
         emulation.set_order(order, seed=1, late_copies=late_copies)
-        for name, error in {"norm": norm, "tile_product": tile_product}[kernel](emulation):
+        for name, error in CASES[kernel](emulation):
             if not error <= 1:
                 sys.exit(f"{name}, {order}: {error:.1f} times the tolerance")
 

@@ -12,7 +12,11 @@ import emulated
 import pytest
 import torch
 
-KERNELS = {"norm": "csrc/cuda/norm.cu", "tile_product": "csrc/tests/tile_product.cu"}
+KERNELS = {
+    "norm": "csrc/cuda/norm.cu",
+    "tile_product": "csrc/tests/tile_product.cu",
+    "activation": "csrc/cuda/activation.cu",
+}
 
 
 @pytest.mark.parametrize("late_copies", [True, False])
@@ -96,6 +100,7 @@ class Fault:
     wrong: str
     found: str
     sanitizer: str = "address"
+    file: str = ""  # where it is not in the kernel's own
 
 
 WRONG_VALUES = "times the tolerance"
@@ -137,13 +142,30 @@ FAULTS = {
     ),
     "rows of unaligned stride": Fault("tile_product", "kTileK + 8,", "kTileK + 4,", UNALIGNED),
 }
+FAULTS |= {
+    "activation: threads past the row": Fault(
+        "activation", "  if (chunk >= static_cast<int>(args.width) / N) return;\n", "", OUT_OF_BOUNDS
+    ),
+    "activation: half of a long row": Fault("activation", "dim3(args.rows, blocks)", "dim3(args.rows)", WRONG_VALUES),
+    "activation: output rows as far apart as the input's": Fault(
+        "activation", "row * args.out_stride", "row * args.x_stride", OUT_OF_BOUNDS
+    ),
+    "activation: vectors at any address": Fault("activation", "aligned(args.bias, 0, 16)", "true", UNALIGNED),
+    "activation: digits lost by cancellation": Fault(
+        "activation",
+        "erfcf(-0.707106781f * x)",
+        "(1.0f + erff(0.707106781f * x))",
+        WRONG_VALUES,
+        file="csrc/cuda/activation.cuh",
+    ),
+}
 
 
 # Those of one sanitizer one after another: each builds one file of that tree.
 @pytest.mark.parametrize("name", sorted(FAULTS, key=lambda name: FAULTS[name].sanitizer))
 def test_planted_fault_is_found(copied_sources: Path, name: str) -> None:
     fault = FAULTS[name]
-    source = copied_sources / KERNELS[fault.kernel]
+    source = copied_sources / (fault.file or KERNELS[fault.kernel])
     original = source.read_text(encoding="utf-8")
     assert original.count(fault.right) == 1, "the fault's place moved: change FAULTS with the kernel"
     try:

@@ -1,0 +1,67 @@
+#include "cuda/activation.cuh"
+#include "cuda/activation.h"
+#include "cuda/platform.h"
+
+namespace gitfast::cuda {
+namespace {
+
+constexpr int kMaxThreads = 256;
+constexpr int64_t kMaxWidth = int64_t{65535} * kMaxThreads;  // of a grid's second dimension
+
+// A thread has one chunk of N elements: chunk blockIdx.y * blockDim.x + threadIdx.x of row blockIdx.x.
+template <class T, int N, Activation kActivation>
+__global__ void bias_activation_kernel(BiasActivation args) {
+  using Chunk = Vec<T, N>;
+  const int64_t row = blockIdx.x;
+  const int chunk = blockIdx.y * blockDim.x + threadIdx.x;
+  if (chunk >= static_cast<int>(args.width) / N) return;
+  const Chunk x = load_vec(reinterpret_cast<const Chunk*>(static_cast<const T*>(args.x) + row * args.x_stride) + chunk);
+  float values[N];
+  for (int j = 0; j < N; ++j) values[j] = to_float(x.at[j]);
+  if (args.bias) {
+    const Chunk bias = load_vec(static_cast<const Chunk*>(args.bias) + chunk);
+    for (int j = 0; j < N; ++j) values[j] += to_float(bias.at[j]);
+  }
+  Chunk out;
+  for (int j = 0; j < N; ++j) out.at[j] = from_float<T>(activate(kActivation, values[j]));
+  store_vec(reinterpret_cast<Chunk*>(static_cast<T*>(args.out) + row * args.out_stride) + chunk, out);
+}
+
+template <class T, int N>
+void launch(const BiasActivation& args, cudaStream_t stream) {
+  // As few blocks as hold a row, and all of one size.
+  const int64_t chunks = args.width / N, blocks = (chunks + kMaxThreads - 1) / kMaxThreads;
+  const int64_t warps = (chunks + blocks * kWarpSize - 1) / (blocks * kWarpSize);
+  const Launch launch{"bias_activation_kernel", dim3(args.rows, blocks), dim3(warps * kWarpSize), 0, stream};
+  if (args.activation == Activation::gelu)
+    return launch_kernel(launch, bias_activation_kernel<T, N, Activation::gelu>, args);
+  if (args.activation == Activation::quick_gelu)
+    return launch_kernel(launch, bias_activation_kernel<T, N, Activation::quick_gelu>, args);
+  launch_kernel(launch, bias_activation_kernel<T, N, Activation::none>, args);
+}
+
+template <class T>
+void dispatch(const BiasActivation& args, cudaStream_t stream) {
+  constexpr int kVector = 16 / sizeof(T);
+  const int64_t size = sizeof(T);
+  const bool vectors = args.width % kVector == 0 && aligned(args.x, args.x_stride * size, 16) &&
+                       aligned(args.out, args.out_stride * size, 16) && aligned(args.bias, 0, 16);
+  vectors ? launch<T, kVector>(args, stream) : launch<T, 1>(args, stream);
+}
+
+}  // namespace
+
+void bias_activation(const BiasActivation& args, CUstream_st* stream) {
+  if (args.width < 1 || args.width > kMaxWidth)
+    throw Error("x: expected rows of 1 to " + std::to_string(kMaxWidth) + " elements, got " +
+                std::to_string(args.width));
+  if (args.rows > INT32_MAX) throw Error("x: too many rows: " + std::to_string(args.rows));
+  if (args.rows == 0) return;
+  const DeviceScope device(args.device);
+  if (args.dtype == DType::f32) return dispatch<float>(args, stream);
+  if (args.dtype == DType::f16) return dispatch<__half>(args, stream);
+  if (args.dtype == DType::bf16) return dispatch<__nv_bfloat16>(args, stream);
+  throw Error(std::string("x: expected float32, float16 or bfloat16, got ") + dtype_name(args.dtype));
+}
+
+}  // namespace gitfast::cuda
