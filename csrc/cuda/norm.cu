@@ -17,6 +17,13 @@ __device__ float block_sum(float value, float* partial) {
   return sum;
 }
 
+// Which row of a table of `rows` stands in this block's row; negative where the index lies outside.
+__device__ int64_t source_row(const int32_t* index, int64_t rows) {
+  if (!index) return blockIdx.x;
+  const int64_t row = index[blockIdx.x];
+  return row < rows ? row : -1;
+}
+
 // One block per row. Thread t holds chunks t, t + blockDim.x, ... of N elements, `kChunks` at most, in registers: the
 // row is read once, and the variance is taken about the mean.
 template <class T, int N, int kChunks>
@@ -25,9 +32,12 @@ __global__ void add_layer_norm_kernel(AddLayerNorm args) {
   using Chunk = Vec<T, N>;
   const int64_t row = blockIdx.x;
   const int chunks = static_cast<int>(args.width) / N;
-  const Chunk* x = reinterpret_cast<const Chunk*>(static_cast<const T*>(args.x) + row * args.x_stride);
-  const Chunk* residual = reinterpret_cast<const Chunk*>(static_cast<const T*>(args.residual) +
-                                                         (args.residual ? row * args.residual_stride : 0));
+  const int64_t x_row = source_row(args.x_index, args.x_rows);
+  const int64_t residual_row = source_row(args.residual_index, args.residual_rows);
+  const bool exists = x_row >= 0 && residual_row >= 0;
+  const Chunk* x = reinterpret_cast<const Chunk*>(static_cast<const T*>(args.x) + (exists ? x_row * args.x_stride : 0));
+  const Chunk* residual = reinterpret_cast<const Chunk*>(
+      static_cast<const T*>(args.residual) + (exists && args.residual ? residual_row * args.residual_stride : 0));
   const Chunk* bias = static_cast<const Chunk*>(args.bias);
 
   float values[kChunks][N];
@@ -56,7 +66,8 @@ __global__ void add_layer_norm_kernel(AddLayerNorm args) {
     if (threadIdx.x + i * blockDim.x >= static_cast<unsigned>(chunks)) break;
     for (int j = 0; j < N; ++j) squares += (values[i][j] - mean) * (values[i][j] - mean);
   }
-  const float scale = 1.0f / sqrtf(block_sum(squares, partial + kMaxWarps) / args.width + args.eps);
+  const float eps = exists ? args.eps : NAN;
+  const float scale = 1.0f / sqrtf(block_sum(squares, partial + kMaxWarps) / args.width + eps);
 
   const Chunk* gamma = static_cast<const Chunk*>(args.gamma);
   const Chunk* beta = static_cast<const Chunk*>(args.beta);

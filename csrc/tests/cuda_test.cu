@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cuda/activation.h"
+#include "cuda/embed.h"
 #include "cuda/norm.h"
 #include "cuda/platform.h"
 #include "tests/tile_product.h"
@@ -50,7 +51,7 @@ std::vector<T> normal(size_t n, unsigned seed) {
 
 bool report(const char* name, DType dtype, int a, int b, int c, double error) {
   const bool right = error <= 1;  // and not NaN
-  std::printf("%-14s %-8s %4d %4d %4d  %.3f of the tolerance%s\n", name, dtype_name(dtype), a, b, c, error,
+  std::printf("%-16s %-8s %4d %4d %4d  %.3f of the tolerance%s\n", name, dtype_name(dtype), a, b, c, error,
               right ? "" : ": WRONG");
   return right;
 }
@@ -121,6 +122,53 @@ bool test_activation(DType dtype, double rounding, Activation activation, int ro
 }
 
 template <class T>
+bool test_embed(DType dtype, double rounding, int width) {
+  const std::vector<int32_t> ids{6, 0, 3, 7, -1}, position_ids{2, 1, 0, 0, 0};  // the last two lie outside
+  const int rows = static_cast<int>(ids.size()), num_words = 7, num_positions = 3;
+  const auto words = normal<T>(size_t{1} * num_words * width, 1), positions = normal<T>(size_t{3} * width, 2);
+  const auto gamma = normal<T>(width, 3), beta = normal<T>(width, 4);
+  const DeviceArray<int32_t> dids(ids), dposition_ids(position_ids);
+  const DeviceArray<T> dwords(words), dpositions(positions), dgamma(gamma), dbeta(beta);
+  const DeviceArray<T> out(std::vector<T>(size_t{1} * rows * width, T(0)));
+  EmbedLayerNorm args;
+  args.dtype = dtype;
+  args.rows = rows;
+  args.width = args.words_stride = args.positions_stride = args.out_stride = width;
+  args.num_words = num_words;
+  args.num_positions = num_positions;
+  args.ids = dids.data();
+  args.position_ids = dposition_ids.data();
+  args.words = dwords.data();
+  args.positions = dpositions.data();
+  args.gamma = dgamma.data();
+  args.beta = dbeta.data();
+  args.out = out.data();
+  embed_layer_norm(args, nullptr);
+  const std::vector<T> result = out.host();
+  double worst = 0;
+  for (int r = 0; r < rows; ++r) {
+    const bool exists = ids[r] >= 0 && ids[r] < num_words;
+    const auto sum = [&](int i) {
+      return double{value(words[ids[r] * width + i])} + value(positions[position_ids[r] * width + i]);
+    };
+    double mean = 0, variance = 0;
+    for (int i = 0; exists && i < width; ++i) mean += sum(i) / width;
+    for (int i = 0; exists && i < width; ++i) variance += (sum(i) - mean) * (sum(i) - mean) / width;
+    for (int i = 0; i < width; ++i) {
+      const double got = value(result[size_t{1} * r * width + i]);
+      if (!exists) {
+        worst = std::isnan(got) ? worst : INFINITY;
+        continue;
+      }
+      const double truth = (sum(i) - mean) / std::sqrt(variance + args.eps) * value(gamma[i]) + value(beta[i]);
+      const double error = std::fabs(got - truth) / (rounding * std::fabs(truth) + 2e-5);
+      worst = error <= worst ? worst : error;
+    }
+  }
+  return report("embed_layer_norm", dtype, rows, width, 0, worst);
+}
+
+template <class T>
 bool test_tile_product(DType dtype, int M, int N, int K) {
   const auto a = normal<T>(size_t{1} * M * K, 1), b = normal<T>(size_t{1} * K * N, 2);
   const DeviceArray<T> da(a), db(b);
@@ -151,6 +199,11 @@ bool test_all() {
       right &= test_activation<__half>(DType::f16, 1.0 / (1 << 11), activation, 3, width);
       right &= test_activation<__nv_bfloat16>(DType::bf16, 1.0 / (1 << 8), activation, 3, width);
     }
+  for (const int width : {25, 768}) {
+    right &= test_embed<float>(DType::f32, 1.0 / (1 << 24), width);
+    right &= test_embed<__half>(DType::f16, 1.0 / (1 << 11), width);
+    right &= test_embed<__nv_bfloat16>(DType::bf16, 1.0 / (1 << 8), width);
+  }
   constexpr int kShapes[][3] = {{1, 8, 8}, {32, 16, 32}, {33, 24, 104}, {70, 40, 200}};
   for (const auto& [M, N, K] : kShapes) {
     right &= test_tile_product<__half>(DType::f16, M, N, K);

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import activation_cases
+import embed_cases
 import torch
 from emulated import ORDERS, load
 from norm_cases import make_case
@@ -60,7 +61,21 @@ def activation(emulation: ModuleType) -> Iterator[tuple[str, float]]:
         yield f"bias_gelu, unaligned {name}", case.error()
 
 
-CASES = {"norm": norm, "tile_product": tile_product, "activation": activation}
+def embed(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    for dtype, width in itertools.product((torch.float32, torch.bfloat16), (24, 25)):
+        case = embed_cases.make_case(5, width, dtype)
+        case.ids[:3] = torch.tensor([10, 11, -1])  # the last word, and two that are none
+        case.position_ids[2:] = torch.tensor([4, 5, -(2**31)])
+        case.run(emulation.embed_layer_norm)
+        yield f"embed, {dtype}, width {width}", case.error()
+    for name in ("words", "positions"):
+        case = embed_cases.make_case(2, 64, torch.bfloat16)
+        setattr(case, name, unaligned(getattr(case, name)))
+        case.run(emulation.embed_layer_norm)
+        yield f"embed, unaligned {name}", case.error()
+
+
+CASES = {"norm": norm, "tile_product": tile_product, "activation": activation, "embed": embed}
 
 
 def main(module: str, sanitizer: str, kernel: str) -> None:

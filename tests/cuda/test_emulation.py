@@ -16,6 +16,7 @@ KERNELS = {
     "norm": "csrc/cuda/norm.cu",
     "tile_product": "csrc/tests/tile_product.cu",
     "activation": "csrc/cuda/activation.cu",
+    "embed": "csrc/cuda/norm.cu",
 }
 
 
@@ -158,6 +159,14 @@ FAULTS |= {
         WRONG_VALUES,
         file="csrc/cuda/activation.cuh",
     ),
+}
+FAULTS |= {
+    "embed: a word behind the table": Fault("embed", "row < rows ? row", "row <= rows ? row", OUT_OF_BOUNDS),
+    "embed: a word before the table": Fault("embed", "exists = x_row >= 0", "exists = x_row >= -1", OUT_OF_BOUNDS),
+    "embed: positions of words": Fault(
+        "embed", "source_row(args.residual_index", "source_row(args.x_index", WRONG_VALUES
+    ),
+    "embed: a missing word unmarked": Fault("embed", "exists ? args.eps : NAN", "args.eps", WRONG_VALUES),
 }
 
 
