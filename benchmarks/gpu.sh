@@ -36,11 +36,13 @@ step info 10 $python -m gitfast info
 step devices 20 $python -c 'from gitfast import _C; found = _C.cuda.devices(); print(found); assert found["devices"]'
 step kernels 10 build/cmake/gitfast_cuda_test
 step tests 90 $python -m pytest -q -p no:cacheprovider tests/cuda/test_device.py \
-  tests/cuda/test_arguments.py tests/cuda/test_norm.py tests/cuda/test_activation.py tests/cuda/test_embed.py
+  tests/cuda/test_arguments.py tests/cuda/test_norm.py tests/cuda/test_activation.py tests/cuda/test_embed.py \
+  tests/cuda/test_attention.py
 for tool in memcheck racecheck synccheck; do
   step "sanitizer-$tool" 40 compute-sanitizer --tool $tool --error-exitcode 1 build/cmake/gitfast_cuda_test
 done
-step norm 90 $python benchmarks/norm_cuda.py --json "$results/norm.json"
+step norm 70 $python benchmarks/norm_cuda.py --json "$results/norm.json"
+step attention 90 $python benchmarks/attention_cuda.py --json "$results/attention.json"
 
 took=$(for name in "${!seconds[@]}"; do echo "$name=${seconds[$name]}"; done)
 TOOK=$took $python - "$results" ${failed[@]+"${failed[@]}"} <<'PY'

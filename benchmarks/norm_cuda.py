@@ -20,40 +20,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from gpu import gpu_facts
+from gpu import CACHE_BYTES, CALLS, ROUNDS, copy_bandwidth, gpu_facts, graph_of, microseconds
 
 from gitfast import _C
 
-CACHE_BYTES = 256 << 20  # more than any L2
-CALLS, ROUNDS = 20, 11
 EPS = 1e-5
 SHAPES = [(1, 768), (5, 768), (197, 768), (12_608, 768), (1, 1024), (257, 1024), (16_448, 1024)]
-
-
-def graph_of(call: Callable[[int], object]) -> torch.cuda.CUDAGraph:
-    """``CALLS`` calls in one graph; the argument counts them."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for i in range(3):
-            call(i)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(CALLS):
-            call(i)
-    return graph
-
-
-def microseconds(graph: torch.cuda.CUDAGraph, flush: torch.Tensor | None) -> float:
-    """Per call. ``flush`` is overwritten first."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    if flush is not None:
-        flush.zero_()
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) * 1000 / CALLS
 
 
 def plain(
@@ -114,13 +86,6 @@ def measure(
         "speedup": {name: statistics.median(r[name] / r["gitfast"] for r in rounds) for name in graphs},
         "gb_per_s": 3 * rows * width * dtype.itemsize / ours_median / 1000,  # x and residual read, out written
     }
-
-
-def copy_bandwidth(flush: torch.Tensor) -> float:
-    """GB/s of a large copy, read and written: the ceiling."""
-    source = torch.empty_like(flush)
-    graph = graph_of(lambda _: flush.copy_(source))
-    return 2 * flush.nbytes / statistics.median(microseconds(graph, None) for _ in range(ROUNDS)) / 1000
 
 
 def main() -> None:

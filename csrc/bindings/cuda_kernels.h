@@ -4,10 +4,12 @@
 #include <pybind11/pybind11.h>
 
 #include <optional>
+#include <vector>
 
 #include "arrays.h"
 #include "bindings.h"
 #include "cuda/activation.h"
+#include "cuda/attention.h"
 #include "cuda/embed.h"
 #include "cuda/norm.h"
 
@@ -147,6 +149,71 @@ inline void bind_embed_layer_norm(py::module_& m, Device device) {
       py::arg("beta"), py::arg("eps"), py::arg("out"), py::arg("stream") = 0);
 }
 
+// Rows (R, H, head_dim), each dense; gives their stride.
+inline void* head_rows(const Common& common, const Array& array, const char* name, std::initializer_list<Dim*> shape,
+                       int64_t& stride) {
+  common.check(array, name, common.dtype, shape);
+  const TensorView& view = array.view();
+  if (view.strides[2] != 1 || (view.shape[1] > 1 && view.strides[1] != view.shape[2]))
+    throw Error(std::string(name) + ": the elements of a row are strided");
+  stride = view.strides[0];
+  return view.data;
+}
+
+inline void prefix_attention(Device kind, const py::object& q, const py::object& tiles, const py::object& k_prefix,
+                             const py::object& v_prefix, const py::object& k_text, const py::object& v_text,
+                             const py::object& slots, const py::object& text_len, const py::object& k_new,
+                             const py::object& v_new, float scale, int64_t tile_rows, const py::object& out,
+                             uintptr_t stream) {
+  const Array q_array(q, "q"), tile_array(tiles, "tiles"), k_array(k_prefix, "k_prefix"), v_array(v_prefix, "v_prefix");
+  const Array out_array(out, "out");
+  Common common(kind, q_array);
+  Dim R("R"), T("T"), three(3), B("B"), H("H"), P("P"), D("head_dim"), S("S"), L("max_text");
+  cuda::PrefixAttention args;
+  args.q = head_rows(common, q_array, "q", {&R, &H, &D}, args.q_stride);
+  args.out = head_rows(common, out_array, "out", {&R, &H, &D}, args.out_stride);
+  args.tile_list = static_cast<const int32_t*>(common.dense(tile_array, "tiles", DType::i32, {&T, &three}));
+  args.k_prefix = common.dense(k_array, "k_prefix", common.dtype, {&B, &H, &P, &D});
+  args.v_prefix = common.dense(v_array, "v_prefix", common.dtype, {&B, &H, &P, &D});
+  std::vector<Array> kept;  // their memory, until the kernel is enqueued
+  kept.reserve(6);
+  const auto keep = [&](const py::object& object, const char* name) -> const Array& {
+    return kept.emplace_back(object, name);
+  };
+  if (slots.is_none() != k_text.is_none() || slots.is_none() != v_text.is_none() ||
+      slots.is_none() != text_len.is_none())
+    throw Error("k_text, v_text, slots, text_len: expected all or none of them");
+  if (k_new.is_none() != v_new.is_none() || (!k_new.is_none() && slots.is_none()))
+    throw Error("k_new, v_new: expected both, with k_text, v_text, slots and text_len");
+  if (!slots.is_none()) {
+    args.k_text = common.dense(keep(k_text, "k_text"), "k_text", common.dtype, {&S, &H, &D});
+    args.v_text = common.dense(keep(v_text, "v_text"), "v_text", common.dtype, {&S, &H, &D});
+    args.slots = static_cast<const int32_t*>(common.dense(keep(slots, "slots"), "slots", DType::i32, {&R, &L}));
+    args.text_len = static_cast<const int32_t*>(common.dense(keep(text_len, "text_len"), "text_len", DType::i32, {&R}));
+    args.max_text = L.value;
+    args.num_slots = S.value;
+  }
+  if (!k_new.is_none()) {
+    int64_t v_stride = 0;
+    args.k_new = head_rows(common, keep(k_new, "k_new"), "k_new", {&R, &H, &D}, args.new_stride);
+    args.v_new = head_rows(common, keep(v_new, "v_new"), "v_new", {&R, &H, &D}, v_stride);
+    if (v_stride != args.new_stride) throw Error("v_new: expected the strides of k_new");
+  }
+  if (!(scale > 0)) throw Error("scale: expected a positive number, got " + std::to_string(scale));
+  args.dtype = common.dtype;
+  args.device = common.device;
+  args.rows = R.value;
+  args.tiles = T.value;
+  args.images = B.value;
+  args.heads = H.value;
+  args.head_dim = D.value;
+  args.prefix_len = P.value;
+  args.tile_rows = tile_rows;
+  args.scale = scale;
+  py::gil_scoped_release release;
+  cuda::prefix_attention(args, reinterpret_cast<CUstream_st*>(stream));
+}
+
 inline void bind_cuda_kernels(py::module_& m, Device device) {
   m.def(
       "add_layer_norm",
@@ -158,6 +225,18 @@ inline void bind_cuda_kernels(py::module_& m, Device device) {
   bind_bias_activation(m, device, "bias_gelu", cuda::Activation::gelu);
   bind_bias_activation(m, device, "bias_quick_gelu", cuda::Activation::quick_gelu);
   bind_embed_layer_norm(m, device);
+  m.def(
+      "prefix_attention",
+      [device](const py::object& q, const py::object& tiles, const py::object& k_prefix, const py::object& v_prefix,
+               const py::object& k_text, const py::object& v_text, const py::object& slots, const py::object& text_len,
+               const py::object& k_new, const py::object& v_new, float scale, int64_t tile_rows, const py::object& out,
+               uintptr_t stream) {
+        prefix_attention(device, q, tiles, k_prefix, v_prefix, k_text, v_text, slots, text_len, k_new, v_new, scale,
+                         tile_rows, out, stream);
+      },
+      py::arg("q"), py::arg("tiles"), py::arg("k_prefix"), py::arg("v_prefix"), py::arg("k_text"), py::arg("v_text"),
+      py::arg("slots"), py::arg("text_len"), py::arg("k_new"), py::arg("v_new"), py::arg("scale"), py::arg("tile_rows"),
+      py::arg("out"), py::arg("stream") = 0);
 }
 
 }  // namespace gitfast::bindings

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import activation_cases
+import attention_cases
 import embed_cases
 import torch
 from emulated import ORDERS, load
@@ -75,7 +76,28 @@ def embed(emulation: ModuleType) -> Iterator[tuple[str, float]]:
         yield f"embed, unaligned {name}", case.error()
 
 
-CASES = {"norm": norm, "tile_product": tile_product, "activation": activation, "embed": embed}
+def attention(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    for i, prefix in enumerate((0, 5, 65, 129)):
+        dtype = (torch.float16, torch.bfloat16)[i % 2]
+        for text, append in ((None, False), ([0, 1, 3, 2, 1], False), ([1, 2, 3, 2, 1], True)):
+            case = attention_cases.make_case([3, 2], prefix, 16, dtype, text=text, append=append, heads=2)
+            case.run(emulation.prefix_attention)
+            yield f"attention, {dtype}, prefix {prefix}, text {text}, append {append}", case.error()
+    case = attention_cases.make_case([19], 7, 16, torch.bfloat16, text=[(5 * i) % 37 for i in range(19)], heads=1)
+    case.run(emulation.prefix_attention)
+    yield "attention, two tiles, text beyond one chunk", case.error()
+    case = attention_cases.make_case([34], 140, 16, torch.float16, tile_rows=64, heads=1)
+    case.run(emulation.prefix_attention)
+    yield "attention, rows of three warps", case.error()
+
+
+CASES = {
+    "norm": norm,
+    "tile_product": tile_product,
+    "activation": activation,
+    "embed": embed,
+    "attention": attention,
+}
 
 
 def main(module: str, sanitizer: str, kernel: str) -> None:

@@ -17,6 +17,7 @@ KERNELS = {
     "tile_product": "csrc/tests/tile_product.cu",
     "activation": "csrc/cuda/activation.cu",
     "embed": "csrc/cuda/norm.cu",
+    "attention": "csrc/cuda/attention.cu",
 }
 
 
@@ -167,6 +168,53 @@ FAULTS |= {
         "embed", "source_row(args.residual_index", "source_row(args.x_index", WRONG_VALUES
     ),
     "embed: a missing word unmarked": Fault("embed", "exists ? args.eps : NAN", "args.eps", WRONG_VALUES),
+}
+FAULTS |= {
+    "attention: keys not waited for": Fault("attention", "    cp_async_wait<1>();\n", "", WRONG_VALUES),
+    "attention: queries not waited for": Fault("attention", "    cp_async_wait<0>();\n", "", WRONG_VALUES),
+    "attention: keys read before a barrier": Fault(
+        "attention", "    __syncthreads();\n    const T* keys", "    const T* keys", RACE, "thread"
+    ),
+    "attention: keys overwritten while read": Fault(
+        "attention", "    __syncthreads();  // before", "    // before", RACE, "thread"
+    ),
+    "attention: scores read before a barrier": Fault(
+        "attention", "    __syncwarp();\n    const int g", "    const int g", RACE, "thread"
+    ),
+    "attention: weights read before a barrier": Fault(
+        "attention", "    __syncwarp();\n    for (int half", "    for (int half", WRONG_VALUES
+    ),
+    "attention: weights overwritten while read": Fault(
+        "attention", "    __syncwarp();  // before", "    // before", WRONG_VALUES
+    ),
+    "attention: new keys read before a barrier": Fault(
+        "attention", "    cp_async_wait<0>();\n    __syncthreads();\n", "    cp_async_wait<0>();\n", RACE, "thread"
+    ),
+    "attention: a key too many": Fault("attention", "i % 2 < left ?", "i % 2 <= left ?", WRONG_VALUES),
+    "attention: a prefix read beyond its end": Fault(
+        "attention", "const bool valid = row < limit;", "const bool valid = row <= limit;", OUT_OF_BOUNDS
+    ),
+    "attention: rows beyond the tile stored": Fault("attention", "    if (r >= own) continue;\n", "", OUT_OF_BOUNDS),
+    "attention: text of rows that are not there": Fault(
+        "attention", "if (r < rows && begin", "if (r <= rows && begin", OUT_OF_BOUNDS
+    ),
+    "attention: text beyond a row's end": Fault(
+        "attention", "more < kTextKeys ? more :", "more < kTextKeys ? more + 1 :", "AddressSanitizer"
+    ),
+    "attention: totals not rescaled": Fault("attention", "      total[half] *= factor;\n", "", WRONG_VALUES),
+    "attention: sums not rescaled": Fault(
+        "attention", "out[n][2 * half + i] *= factor;", "out[n][2 * half + i] *= 1;", WRONG_VALUES
+    ),
+    "attention: no key yet, and not a number": Fault("attention", "top == -INFINITY ? 0.0f : top", "top", WRONG_VALUES),
+    "attention: the halves of a warp's keys exchanged": Fault(
+        "attention", "lane / 16 * 8 + lane % 8) * kStride", "lane / 8 % 2 * 8 + lane % 8) * kStride", WRONG_VALUES
+    ),
+    "attention: too little shared memory for scores": Fault(
+        "attention", " + 16 * kWarps * kTextKeys * sizeof(float)", "", OUT_OF_BOUNDS
+    ),
+    "attention: the new token's slot is the one before": Fault(
+        "attention", "args.text_len[row] - 1];", "args.text_len[row] - 2 + (args.text_len[row] == 1)];", WRONG_VALUES
+    ),
 }
 
 

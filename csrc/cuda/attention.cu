@@ -1,0 +1,296 @@
+#include <cmath>
+#include <cstring>
+
+#include "cuda/attention.h"
+#include "cuda/platform.h"
+#include "cuda/ptx.h"
+
+namespace gitfast::cuda {
+namespace {
+
+constexpr int kKeys = 64;      // keys of one tile of the prefix
+constexpr int kTextKeys = 32;  // text tokens of a row that are scored at once, one per lane
+constexpr int kPadding = 8;    // elements between rows in shared memory, which then start in different banks
+constexpr float kLog2E = 1.44269504f;
+
+template <class T>
+__device__ __forceinline__ uint32_t pair_of(float first, float second) {
+  const T two[2] = {from_float<T>(first), from_float<T>(second)};
+  uint32_t bits;
+  memcpy(&bits, two, sizeof bits);
+  return bits;
+}
+
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+
+// The state of 16 rows in one warp, in the layout of the sums of m16n8k16: lane 4 g + t has rows g and g + 8, and of
+// every 8 columns 2 t and 2 t + 1.
+template <int D>
+struct Rows {
+  float peak[2] = {-INFINITY, -INFINITY};  // of the scores so far, in base 2
+  float total[2] = {};                     // of the numerators in this lane
+  float out[D / 8][4] = {};
+
+  // Scores, in base 2, become numerators against the new peak; what there was is scaled to it.
+  template <int N>
+  __device__ __forceinline__ void admit(float (&s)[N][4]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float top = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < N; ++n) top = fmaxf(top, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+      top = fmaxf(peak[half], quad_max(top));
+      const float base = top == -INFINITY ? 0.0f : top;  // a row that has seen no key yet
+      const float factor = exp2f(peak[half] - base);
+      peak[half] = top;
+      total[half] *= factor;
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n)
+        for (int i = 0; i < 2; ++i) out[n][2 * half + i] *= factor;
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+        for (int i = 0; i < 2; ++i) {
+          float& score = s[n][2 * half + i];
+          score = exp2f(score - base);
+          total[half] += score;
+        }
+    }
+  }
+};
+
+// Rows [0, limit) of D elements, `stride` apart, into `rows` rows of shared memory; zeros beyond the limit.
+template <class T, int D>
+__device__ __forceinline__ void load_rows(T* shared, int rows, const T* from, int64_t stride, int limit) {
+  for (int i = threadIdx.x; i < rows * (D / 8); i += blockDim.x) {
+    const int row = i / (D / 8), column = i % (D / 8) * 8;
+    const bool valid = row < limit;
+    cp_async16(shared + row * (D + kPadding) + column, valid ? from + row * stride + column : from, valid);
+  }
+}
+
+// The scores of 16 rows over the text: each lane one token of a row; -inf beyond the row's end.
+template <class T, int D>
+__device__ void score_text(const PrefixAttention& args, const T* query, int first, int rows, int begin, float* scores) {
+  const int lane = threadIdx.x % kWarpSize, head = blockIdx.y;
+  for (int r = 0; r < 16; ++r) {
+    float score = -INFINITY;
+    if (r < rows && begin + lane < args.text_len[first + r]) {
+      const int64_t slot = args.slots[(first + r) * args.max_text + begin + lane];
+      const T* key = static_cast<const T*>(args.k_text) + (slot * args.heads + head) * D;
+      score = 0;
+      for (int d = 0; d < D; d += 8) {
+        const Vec<T, 8> k = load_vec(reinterpret_cast<const Vec<T, 8>*>(key + d));
+        const Vec<T, 8> q = load_vec(reinterpret_cast<const Vec<T, 8>*>(query + r * (D + kPadding) + d));
+        for (int i = 0; i < 8; ++i) score += to_float(q.at[i]) * to_float(k.at[i]);
+      }
+      score *= args.scale * kLog2E;
+    }
+    scores[r * kTextKeys + lane] = score;
+  }
+}
+
+// One block per tile of rows and head, one warp per 16 rows.
+template <class T, int D, int kWarps>
+__global__ void prefix_attention_kernel(PrefixAttention args) {
+  GITFAST_SHARED(T, shared);
+  constexpr int kStride = D + kPadding, kStage = 2 * kKeys * kStride;
+  T* queries = shared;                                                // [16 kWarps][kStride]
+  T* stages = shared + 16 * kWarps * kStride;                         // [2][keys, values][kKeys][kStride]
+  float* all_scores = reinterpret_cast<float*>(stages + 2 * kStage);  // [16 kWarps][kTextKeys]
+  const int first = args.tile_list[3 * blockIdx.x], count = args.tile_list[3 * blockIdx.x + 1];
+  const int64_t image = args.tile_list[3 * blockIdx.x + 2];
+  const int head = blockIdx.y, warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int64_t head_at = int64_t{head} * D, text_stride = args.heads * D;
+
+  if (args.k_new)
+    for (int i = threadIdx.x; i < count * (D / 8); i += blockDim.x) {
+      const int64_t row = first + i / (D / 8), column = i % (D / 8) * 8;
+      const int64_t slot = args.slots[row * args.max_text + args.text_len[row] - 1];
+      const auto move = [&](const void* from, void* to) {
+        const T* source = static_cast<const T*>(from) + row * args.new_stride + head_at + column;
+        T* target = static_cast<T*>(to) + slot * text_stride + head_at + column;
+        store_vec(reinterpret_cast<Vec<T, 8>*>(target), load_vec(reinterpret_cast<const Vec<T, 8>*>(source)));
+      };
+      move(args.k_new, args.k_text);
+      move(args.v_new, args.v_text);
+    }
+
+  const int64_t prefix_at = (image * args.heads + head) * args.prefix_len * D;
+  const int prefix_len = static_cast<int>(args.prefix_len), steps = (prefix_len + kKeys - 1) / kKeys;
+  const auto load = [&](int step) {
+    T* stage = stages + step % 2 * kStage;
+    const int64_t at = prefix_at + int64_t{step} * kKeys * D;
+    load_rows<T, D>(stage, kKeys, static_cast<const T*>(args.k_prefix) + at, D, prefix_len - step * kKeys);
+    load_rows<T, D>(stage + kKeys * kStride, kKeys, static_cast<const T*>(args.v_prefix) + at, D,
+                    prefix_len - step * kKeys);
+  };
+  load_rows<T, D>(queries, 16 * kWarps, static_cast<const T*>(args.q) + first * args.q_stride + head_at, args.q_stride,
+                  count);
+  if (steps > 0) load(0);
+  cp_async_commit();
+
+  Rows<D> rows;
+  const T* mine = queries + warp * 16 * kStride;
+  const float scale = args.scale * kLog2E;
+  for (int step = 0; step < steps; ++step) {
+    if (step + 1 < steps) load(step + 1);
+    cp_async_commit();
+    cp_async_wait<1>();
+    __syncthreads();
+    const T* keys = stages + step % 2 * kStage;
+    const T* values = keys + kKeys * kStride;
+    float s[kKeys / 8][4] = {};
+#pragma unroll
+    for (int d = 0; d < D; d += 16) {
+      uint32_t q[4];
+      ldmatrix_x4(q, mine + lane % 16 * kStride + lane / 16 * 8 + d);
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; n += 2) {
+        uint32_t k[4];
+        ldmatrix_x4(k, keys + (n * 8 + lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8 + d);
+        mma_m16n8k16<T>(s[n], q, k[0], k[1]);
+        mma_m16n8k16<T>(s[n + 1], q, k[2], k[3]);
+      }
+    }
+    const int left = prefix_len - step * kKeys;
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n)
+      for (int i = 0; i < 4; ++i) s[n][i] = n * 8 + lane % 4 * 2 + i % 2 < left ? s[n][i] * scale : -INFINITY;
+    rows.admit(s);
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; n += 2) {
+      const uint32_t p[4] = {pair_of<T>(s[n][0], s[n][1]), pair_of<T>(s[n][2], s[n][3]),
+                             pair_of<T>(s[n + 1][0], s[n + 1][1]), pair_of<T>(s[n + 1][2], s[n + 1][3])};
+#pragma unroll
+      for (int d = 0; d < D / 8; d += 2) {
+        uint32_t v[4];
+        ldmatrix_x4_trans(v, values + (n * 8 + lane % 16) * kStride + lane / 16 * 8 + d * 8);
+        mma_m16n8k16<T>(rows.out[d], p, v[0], v[1]);
+        mma_m16n8k16<T>(rows.out[d + 1], p, v[2], v[3]);
+      }
+    }
+    __syncthreads();  // before the next copies land in these tiles
+  }
+  if (steps == 0) {
+    cp_async_wait<0>();
+    __syncthreads();
+  }
+
+  const int left = count - warp * 16;
+  const int own = left < 0 ? 0 : left < 16 ? left : 16;  // rows of this warp that exist
+  const int row0 = first + warp * 16;
+  float* scores = all_scores + warp * 16 * kTextKeys;
+  int longest = 0;
+  for (int r = 0; r < own && args.text_len; ++r) {
+    const int length = args.text_len[row0 + r];
+    longest = length > longest ? length : longest;
+  }
+  for (int begin = 0; begin < longest; begin += kTextKeys) {
+    score_text<T, D>(args, mine, row0, own, begin, scores);
+    __syncwarp();
+    const int g = lane / 4, t = lane % 4;
+    float s[kTextKeys / 8][4];  // each score is read, and its weight written, by one lane
+    for (int n = 0; n < kTextKeys / 8; ++n)
+      for (int i = 0; i < 4; ++i) s[n][i] = scores[(g + i / 2 * 8) * kTextKeys + n * 8 + t * 2 + i % 2];
+    rows.admit(s);
+    for (int n = 0; n < kTextKeys / 8; ++n)
+      for (int i = 0; i < 4; ++i) scores[(g + i / 2 * 8) * kTextKeys + n * 8 + t * 2 + i % 2] = s[n][i];
+    __syncwarp();
+    for (int half = 0; half < 2; ++half) {
+      const int r = g + half * 8;
+      const int more = r < own ? args.text_len[row0 + r] - begin : 0;
+      const int tokens = more < kTextKeys ? more : kTextKeys;
+      for (int k = 0; k < tokens; ++k) {
+        const int64_t slot = args.slots[(row0 + r) * args.max_text + begin + k];
+        const T* value = static_cast<const T*>(args.v_text) + slot * text_stride + head_at + t * 2;
+        const float weight = scores[r * kTextKeys + k];
+#pragma unroll
+        for (int d = 0; d < D / 8; ++d) {
+          const Vec<T, 2> v = load_vec(reinterpret_cast<const Vec<T, 2>*>(value + d * 8));
+          for (int i = 0; i < 2; ++i) rows.out[d][2 * half + i] += weight * to_float(v.at[i]);
+        }
+      }
+    }
+    __syncwarp();  // before the next scores
+  }
+
+  for (int half = 0; half < 2; ++half) {
+    const float total = quad_sum(rows.total[half]);
+    const float inverse = total > 0 ? 1.0f / total : total == 0 ? 0.0f : total;  // NaN stays
+    const int r = lane / 4 + half * 8;
+    if (r >= own) continue;
+    T* out = static_cast<T*>(args.out) + (row0 + r) * args.out_stride + head_at + lane % 4 * 2;
+#pragma unroll
+    for (int d = 0; d < D / 8; ++d) {
+      Vec<T, 2> pair;
+      for (int i = 0; i < 2; ++i) pair.at[i] = from_float<T>(rows.out[d][2 * half + i] * inverse);
+      store_vec(reinterpret_cast<Vec<T, 2>*>(out + d * 8), pair);
+    }
+  }
+}
+
+template <class T, int D, int kWarps>
+void launch(const PrefixAttention& args, cudaStream_t stream) {
+  constexpr size_t kStride = D + kPadding;
+  constexpr size_t kShared = (16 * kWarps + 4 * kKeys) * kStride * sizeof(T) + 16 * kWarps * kTextKeys * sizeof(float);
+  const dim3 grid(args.tiles, args.heads);
+  launch_kernel({"prefix_attention_kernel", grid, dim3(kWarps * kWarpSize), kShared, stream},
+                prefix_attention_kernel<T, D, kWarps>, args);
+}
+
+template <class T, int D>
+void choose_tile(const PrefixAttention& args, cudaStream_t stream) {
+  args.tile_rows == 16 ? launch<T, D, 1>(args, stream) : launch<T, D, 4>(args, stream);
+}
+
+template <class T>
+void choose_width(const PrefixAttention& args, cudaStream_t stream) {
+  switch (args.head_dim) {
+    case 16:
+      return choose_tile<T, 16>(args, stream);
+    case 32:
+      return choose_tile<T, 32>(args, stream);
+    case 64:
+      return choose_tile<T, 64>(args, stream);
+    case 80:
+      return choose_tile<T, 80>(args, stream);
+    case 128:
+      return choose_tile<T, 128>(args, stream);
+  }
+  throw Error("q: expected a head_dim of 16, 32, 64, 80 or 128, got " + std::to_string(args.head_dim));
+}
+
+void check_aligned(const char* name, const void* pointer, int64_t stride) {
+  if (reinterpret_cast<uintptr_t>(pointer) % 16 || stride % 8)
+    throw Error(std::string(name) + ": expected rows that start at multiples of 16 bytes");
+}
+
+}  // namespace
+
+void prefix_attention(const PrefixAttention& args, CUstream_st* stream) {
+  if (args.tile_rows != 16 && args.tile_rows != 64)
+    throw Error("tile_rows: expected 16 or 64, got " + std::to_string(args.tile_rows));
+  check_aligned("q", args.q, args.q_stride);
+  check_aligned("out", args.out, args.out_stride);
+  check_aligned("k_new", args.k_new, args.new_stride);
+  check_aligned("v_new", args.v_new, args.new_stride);
+  check_aligned("k_prefix", args.k_prefix, 0);
+  check_aligned("v_prefix", args.v_prefix, 0);
+  check_aligned("k_text", args.k_text, 0);
+  check_aligned("v_text", args.v_text, 0);
+  if (args.tiles == 0) return;
+  const DeviceScope device(args.device);
+  if (args.dtype == DType::f16) return choose_width<__half>(args, stream);
+  if (args.dtype == DType::bf16) return choose_width<__nv_bfloat16>(args, stream);
+  throw Error(std::string("q: expected float16 or bfloat16, got ") + dtype_name(args.dtype));
+}
+
+}  // namespace gitfast::cuda

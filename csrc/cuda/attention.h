@@ -1,0 +1,45 @@
+// Attention of rows that share the prefix of their image and see some text of their own, one softmax over both.
+//
+// One kernel serves the rows of an image (all of them over all of them, no text), prompts (causal, by what each row
+// lists as its text) and decoding (one row per beam, question or image). Online softmax in base 2 as in
+// FlashAttention-2 (Dao, 2023); products with the prefix on tensor cores, with the few text tokens on the ordinary
+// ones; sums in float32.
+#pragma once
+
+#include <cstdint>
+
+#include "tensor.h"
+
+struct CUstream_st;  // cudaStream_t, without the CUDA headers
+
+namespace gitfast::cuda {
+
+// Everything is dense but for rows whose stride is given. R rows, T tiles, B images, H heads, P prefix tokens, S slots.
+struct PrefixAttention {
+  DType dtype = DType::bf16;  // float16 or bfloat16
+  int device = 0;
+  int64_t rows = 0, tiles = 0, images = 0, heads = 0, head_dim = 0, prefix_len = 0, max_text = 0, num_slots = 0;
+  int64_t tile_rows = 16;   // the most rows of one tile: 16, for decoding, or 64
+  const void* q = nullptr;  // (R, H, head_dim)
+  // (T, 3): a tile's first row, its number of rows, and its image. Every row is in one tile.
+  const int32_t* tile_list = nullptr;
+  const void* k_prefix = nullptr;  // (B, H, P, head_dim)
+  const void* v_prefix = nullptr;
+  void* k_text = nullptr;  // (S, H, head_dim): an append-only store
+  void* v_text = nullptr;
+  const int32_t* slots = nullptr;     // (R, max_text): the slots of a row's text tokens, in order
+  const int32_t* text_len = nullptr;  // (R)
+  // (R, H, head_dim) or null: keys and values of the rows' last text tokens, which are stored in their slots first. No
+  // slot may be the last of two rows.
+  const void* k_new = nullptr;
+  const void* v_new = nullptr;
+  void* out = nullptr;                                   // (R, H, head_dim); zeros for a row that sees no key
+  int64_t q_stride = 0, new_stride = 0, out_stride = 0;  // elements between rows
+  float scale = 0;
+};
+
+// Enqueues the kernel. A row's result does not depend, to the bit, on the other rows, its tile or tile_rows. Throws
+// Error for a head_dim, tile_rows or alignment it does not take, CudaError when the launch fails.
+void prefix_attention(const PrefixAttention& args, CUstream_st* stream);
+
+}  // namespace gitfast::cuda

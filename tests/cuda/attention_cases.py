@@ -1,0 +1,140 @@
+"""Attention over a shared prefix and own text: inputs, the truth in float64, and the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+# Half the distance of neighbouring numbers, relative to them.
+ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+
+@dataclass
+class Case:
+    """One call's tensors. Rows [first, first + count) of a tile are those of one image; ``out`` is full of NaN."""
+
+    q: torch.Tensor
+    tiles: torch.Tensor
+    k_prefix: torch.Tensor
+    v_prefix: torch.Tensor
+    out: torch.Tensor
+    images: list[int]  # of every row
+    tile_rows: int
+    scale: float
+    k_text: torch.Tensor | None = None
+    v_text: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
+    text_len: torch.Tensor | None = None
+    k_new: torch.Tensor | None = None
+    v_new: torch.Tensor | None = None
+    before: dict[str, torch.Tensor] = field(default_factory=dict)  # text as it was
+
+    def run(self, kernel: Callable[..., None], stream: int = 0) -> torch.Tensor:
+        text = (self.k_text, self.v_text, self.slots, self.text_len, self.k_new, self.v_new)
+        prefix = (self.k_prefix, self.v_prefix)
+        kernel(self.q, self.tiles, *prefix, *text, self.scale, self.tile_rows, self.out, stream)
+        return self.out
+
+    def keys_values(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All that a row sees, (H, tokens, head_dim), float64, on the CPU."""
+        image = self.images[row]
+        k, v = (x[image].cpu().double() for x in (self.k_prefix, self.v_prefix))
+        if self.slots is None:
+            return k, v
+        named = self.slots[row, : self.text_len[row]].long().cpu()
+        text = []
+        for name in ("k", "v"):
+            seen = self.before[name][named].double()
+            new = getattr(self, f"{name}_new")
+            if new is not None and len(named):
+                seen[-1] = new[row].cpu().double()
+            text.append(seen.transpose(0, 1))
+        return torch.cat([k, text[0]], 1), torch.cat([v, text[1]], 1)
+
+    def truth(self) -> torch.Tensor:
+        """float64 (R, H, head_dim), on the CPU."""
+        out = torch.zeros(self.q.shape, dtype=torch.float64)
+        for row, q in enumerate(self.q.cpu().double()):
+            k, v = self.keys_values(row)
+            if k.shape[1]:
+                weights = (torch.einsum("hd,htd->ht", q, k) * self.scale).softmax(-1)
+                out[row] = torch.einsum("ht,htd->hd", weights, v)
+        return out
+
+    def error(self) -> float:
+        """Largest difference of ``out`` from the truth, in units of what is allowed; NaN counts as infinite.
+
+        Allowed is one rounding of the result, and one of each weight, whose sum is one.
+        """
+        truth = self.truth()
+        largest = self.v_prefix.abs().amax().item() if self.v_prefix.numel() else 0.0
+        allowed = ROUNDING[self.out.dtype] * (truth.abs() + largest) + 1e-6
+        error = ((self.out.cpu().double() - truth).abs() / allowed).max().item()
+        return float("inf") if np.isnan(error) else error
+
+
+def tiles_of(images: Sequence[int], tile_rows: int) -> torch.Tensor:
+    """(T, 3): neighbouring rows of one image, at most ``tile_rows`` together."""
+    tiles: list[list[int]] = []
+    for row, image in enumerate(images):
+        if tiles and tiles[-1][2] == image and tiles[-1][1] < tile_rows:
+            tiles[-1][1] += 1
+        else:
+            tiles.append([row, 1, image])
+    return torch.tensor(tiles, dtype=torch.int32).view(-1, 3)
+
+
+def make_case(
+    rows_per_image: Sequence[int],
+    prefix: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    text: Sequence[int] | None = None,
+    heads: int = 2,
+    tile_rows: int = 16,
+    append: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Case:
+    """``text``: how many text tokens each row sees, through slots in random order; what no row names is NaN."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    images = [image for image, rows in enumerate(rows_per_image) for _ in range(rows)]
+    rows = len(images)
+    case = Case(
+        q=random(rows, heads, head_dim),
+        tiles=tiles_of(images, tile_rows).to(device),
+        k_prefix=random(len(rows_per_image), heads, prefix, head_dim),
+        v_prefix=random(len(rows_per_image), heads, prefix, head_dim),
+        out=torch.full((rows, heads, head_dim), torch.nan, device=device, dtype=dtype),
+        images=images,
+        tile_rows=tile_rows,
+        scale=head_dim**-0.5,
+    )
+    if text is None:
+        return case
+    longest, stored = max(text, default=0), 2 * sum(text) + 1
+    free = torch.randperm(stored, generator=generator).tolist()
+    slots = torch.full((rows, max(longest, 1)), stored + 12345, dtype=torch.int32)  # never to be followed
+    k_text, v_text = (torch.full((stored, heads, head_dim), torch.nan, dtype=dtype) for _ in range(2))
+    for row, length in enumerate(text):
+        for i in range(length):
+            # Beams of one image share their first token.
+            shared = i == 0 and row and images[row] == images[row - 1] and text[row - 1] > 1 and length > 1
+            slot = int(slots[row - 1, 0]) if shared else free.pop()
+            slots[row, i] = slot
+            if not (append and i + 1 == length):
+                k_text[slot], v_text[slot] = random(heads, head_dim).cpu(), random(heads, head_dim).cpu()
+    case.before = {"k": k_text.clone(), "v": v_text.clone()}
+    case.k_text, case.v_text, case.slots = k_text.to(device), v_text.to(device), slots.to(device)
+    case.text_len = torch.tensor(text, dtype=torch.int32, device=device)
+    if append:
+        case.k_new, case.v_new = random(rows, heads, head_dim), random(rows, heads, head_dim)
+    return case

@@ -1,0 +1,47 @@
+"""The CUDA attention kernel on a device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attention_cases import Case, make_case, tiles_of
+
+from gitfast import _C
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(_C, "cuda") or not torch.cuda.is_available(), reason="needs a CUDA device and a build with CUDA"
+)
+
+
+def run(case: Case) -> torch.Tensor:
+    out = case.run(_C.cuda.prefix_attention, torch.cuda.current_stream().cuda_stream)
+    torch.cuda.synchronize()
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 128])
+@pytest.mark.parametrize("prefix", [0, 1, 63, 65, 197, 901])
+def test_rows_of_an_image(dtype: torch.dtype, head_dim: int, prefix: int) -> None:
+    case = make_case([prefix or 1, 3], prefix, head_dim, dtype, tile_rows=64, device="cuda")
+    run(case)
+    assert case.error() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("append", [False, True])
+@pytest.mark.parametrize("rows", [[1], [5] * 8, [1, 20, 3]], ids=str)
+def test_beams_and_questions(dtype: torch.dtype, append: bool, rows: list[int]) -> None:
+    text = [1 + (7 * i) % 40 for i in range(sum(rows))]
+    case = make_case(rows, 197, 64, dtype, text=text, append=append, heads=12, device="cuda")
+    run(case)
+    assert case.error() <= 1
+
+
+def test_is_the_same_every_time_and_in_every_tile() -> None:
+    case = make_case([37, 2], 197, 64, torch.bfloat16, text=[i % 9 for i in range(39)], heads=12, device="cuda")
+    first = run(case).clone()
+    for _ in range(20):
+        assert torch.equal(run(case), first)
+    case.tile_rows, case.tiles = 64, tiles_of(case.images, 64).cuda()
+    assert torch.equal(run(case), first)

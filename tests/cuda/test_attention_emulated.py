@@ -1,0 +1,123 @@
+"""The CUDA attention kernel, thread by thread on the host."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import emulated
+import pytest
+import torch
+from attention_cases import make_case, tiles_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+DTYPES = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("late_copies", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("prefix", [0, 1, 15, 16, 17, 63, 64, 65, 130])
+def test_rows_of_an_image(
+    emulation: ModuleType, order: str, dtype: torch.dtype, prefix: int, late_copies: bool
+) -> None:
+    emulation.set_order(order, seed=1, late_copies=late_copies)
+    case = make_case([3, 17], prefix, 16, dtype, heads=1)
+    case.run(emulation.prefix_attention)
+    assert case.error() <= 1
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 128])
+@pytest.mark.parametrize("tile_rows", [16, 64])
+def test_every_width_of_a_head(emulation: ModuleType, order: str, head_dim: int, tile_rows: int) -> None:
+    emulation.set_order(order, seed=2)
+    case = make_case([21], 70, head_dim, torch.bfloat16, text=[i % 4 for i in range(21)], tile_rows=tile_rows, heads=1)
+    case.run(emulation.prefix_attention)
+    assert case.error() <= 1
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.integers(1, 20), min_size=1, max_size=3),
+    prefix=st.integers(0, 140),
+    lengths=st.lists(st.integers(0, 40), min_size=60, max_size=60),
+    dtype=st.sampled_from(DTYPES),
+    tile_rows=st.sampled_from([16, 64]),
+    append=st.booleans(),
+    order=st.sampled_from(emulated.ORDERS),
+    seed=st.integers(0, 1000),
+)
+def test_any_rows_and_texts(
+    emulation: ModuleType,
+    rows: list[int],
+    prefix: int,
+    lengths: list[int],
+    dtype: torch.dtype,
+    tile_rows: int,
+    append: bool,
+    order: str,
+    seed: int,
+) -> None:
+    emulation.set_order(order, seed=seed)
+    text = [max(n, int(append)) for n in lengths[: sum(rows)]]
+    case = make_case(rows, prefix, 16, dtype, text=text, tile_rows=tile_rows, append=append, heads=1, seed=seed)
+    case.run(emulation.prefix_attention)
+    assert case.error() <= 1
+
+
+def test_new_keys_and_values_are_stored(emulation: ModuleType) -> None:
+    case = make_case([2, 3], 5, 16, torch.float16, text=[3, 1, 2, 4, 2], append=True)
+    case.run(emulation.prefix_attention)
+    for row, length in enumerate(case.text_len.tolist()):
+        slot = case.slots[row, length - 1]
+        assert torch.equal(case.k_text[slot], case.k_new[row])
+        assert torch.equal(case.v_text[slot], case.v_new[row])
+        case.k_text[slot], case.v_text[slot] = case.before["k"][slot], case.before["v"][slot]
+    assert torch.equal(case.k_text.isnan(), case.before["k"].isnan()), "nothing else was written"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_does_not_depend_on_the_others_or_its_tile(emulation: ModuleType, dtype: torch.dtype) -> None:
+    case = make_case([18, 2], 67, 16, dtype, text=[(7 * i) % 35 for i in range(20)], heads=1)
+    together = case.run(emulation.prefix_attention).clone()
+    case.tile_rows, case.tiles = 64, tiles_of(case.images, 64)
+    assert torch.equal(case.run(emulation.prefix_attention), together)
+    case.tiles = torch.tensor([[row, 1, image] for row, image in enumerate(case.images)], dtype=torch.int32)
+    case.tile_rows = 16
+    assert torch.equal(case.run(emulation.prefix_attention), together)
+
+
+def test_large_scores_do_not_overflow(emulation: ModuleType) -> None:
+    case = make_case([4], 80, 16, torch.bfloat16, text=[0, 1, 2, 33], heads=1)
+    case.scale = 100.0
+    case.run(emulation.prefix_attention)
+    assert case.error() <= 1.5  # nearly one-hot: the rounding of the value itself
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(3, 2, 24), "out": torch.zeros(3, 2, 24)}, "k_prefix: expected dtype float32, got bfloat16"),
+        ({"tiles": torch.zeros(1, 2, dtype=torch.int32)}, r"tiles: expected shape \(T, 3\), got \(1, 2\)"),
+        ({"tiles": torch.zeros(1, 3)}, "tiles: expected dtype int32, got float32"),
+        ({"tile_rows": 17}, "tile_rows: expected 16 or 64, got 17"),
+        ({"scale": 0.0}, "scale: expected a positive number"),
+        ({"v_text": None}, "k_text, v_text, slots, text_len: expected all or none"),
+        ({"k_new": torch.zeros(3, 2, 16, dtype=torch.bfloat16)}, "k_new, v_new: expected both"),
+        ({"v_prefix": torch.zeros(1, 2, 4, 16, dtype=torch.bfloat16)}, r"v_prefix: expected shape \(B=1, H=2, P=5"),
+        ({"q": torch.zeros(3, 4, 16, dtype=torch.bfloat16)[:, ::2]}, "q: the elements of a row are strided"),
+        ({"q": torch.zeros(3 * 33 + 1, dtype=torch.bfloat16)[1:].as_strided((3, 2, 16), (33, 16, 1))},
+         "q: expected rows that start at multiples of 16 bytes"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_named(emulation: ModuleType, change: dict[str, object], message: str) -> None:
+    case = make_case([3], 5, 16, torch.bfloat16, text=[1, 2, 1])
+    for name, value in change.items():
+        setattr(case, name, value)
+    with pytest.raises(ValueError, match=message):
+        case.run(emulation.prefix_attention)
+
+
+def test_a_width_there_is_not(emulation: ModuleType) -> None:
+    case = make_case([3], 5, 24, torch.bfloat16)
+    with pytest.raises(ValueError, match="q: expected a head_dim of 16, 32, 64, 80 or 128, got 24"):
+        case.run(emulation.prefix_attention)
