@@ -37,7 +37,7 @@ step devices 20 $python -c 'from gitfast import _C; found = _C.cuda.devices(); p
 step kernels 10 build/cmake/gitfast_cuda_test
 step tests 90 $python -m pytest -q -p no:cacheprovider tests/cuda/test_device.py \
   tests/cuda/test_arguments.py tests/cuda/test_norm.py tests/cuda/test_activation.py tests/cuda/test_embed.py \
-  tests/cuda/test_attention.py
+  tests/cuda/test_attention_cuda.py
 for tool in memcheck racecheck synccheck; do
   step "sanitizer-$tool" 40 compute-sanitizer --tool $tool --error-exitcode 1 build/cmake/gitfast_cuda_test
 done

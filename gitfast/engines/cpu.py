@@ -73,7 +73,7 @@ class CpuEngine:
 
     @property
     def isa(self) -> str:
-        """The instruction set in use: ``scalar``, ``avx2``, ``avx512`` or ``avx512_bf16``."""
+        """The instruction set in use: ``scalar``, ``avx2``, ``avx512``, ``avx512_bf16`` or ``amx``."""
         return self._native.isa
 
     @property
