@@ -6,55 +6,15 @@
 #include <optional>
 #include <vector>
 
-#include "arrays.h"
 #include "bindings.h"
 #include "cuda/activation.h"
 #include "cuda/attention.h"
 #include "cuda/embed.h"
 #include "cuda/norm.h"
+#include "cuda_arguments.h"
+#include "cuda_linear.h"
 
 namespace gitfast::bindings {
-
-// What the arrays of one call have in common; the first array decides.
-struct Common {
-  Device kind;
-  DType dtype;
-  int device;
-  Dim R{"R"}, width{"D"};
-
-  Common(Device kind, const Array& first) : kind(kind), dtype(first.view().dtype), device(first.view().device_index) {}
-
-  void check(const Array& array, const char* name, DType want, std::initializer_list<Dim*> shape) const {
-    array.check().device(kind).dtype(want).shape(shape);
-    if (array.view().device_index != device)
-      throw Error(std::string(name) + ": expected a tensor of CUDA device " + std::to_string(device) + ", got device " +
-                  std::to_string(array.view().device_index));
-  }
-  // Of this dtype and shape, without gaps.
-  void* dense(const Array& array, const char* name, DType want, std::initializer_list<Dim*> shape) const {
-    check(array, name, want, shape);
-    array.check().contiguous();
-    return array.view().data;
-  }
-  void* vector(const Array& array, const char* name) { return dense(array, name, dtype, {&width}); }
-  // Rows (count, extent) whose elements are dense; gives their stride.
-  void* rows(const Array& array, const char* name, DType want, Dim& count, Dim& extent, int64_t& stride) const {
-    check(array, name, want, {&count, &extent});
-    const TensorView& view = array.view();
-    if (view.shape[1] > 1 && view.strides[1] != 1)
-      throw Error(std::string(name) + ": the elements of a row are strided");
-    stride = view.strides[0];
-    return view.data;
-  }
-  void* rows(const Array& array, const char* name, int64_t& stride) {
-    return rows(array, name, dtype, R, width, stride);
-  }
-};
-
-// Rows that are written must not share elements.
-inline void check_apart(const char* name, const Dim& count, const Dim& extent, int64_t stride) {
-  if (count.value > 1 && stride < extent.value) throw Error(std::string(name) + ": its rows overlap");
-}
 
 inline void add_layer_norm(Device kind, const py::object& x, const py::object& bias, const py::object& residual,
                            const py::object& gamma, const py::object& beta, float eps, const py::object& out,
@@ -225,6 +185,7 @@ inline void bind_cuda_kernels(py::module_& m, Device device) {
   bind_bias_activation(m, device, "bias_gelu", cuda::Activation::gelu);
   bind_bias_activation(m, device, "bias_quick_gelu", cuda::Activation::quick_gelu);
   bind_embed_layer_norm(m, device);
+  bind_linear(m, device);
   m.def(
       "prefix_attention",
       [device](const py::object& q, const py::object& tiles, const py::object& k_prefix, const py::object& v_prefix,

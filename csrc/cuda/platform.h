@@ -32,6 +32,8 @@ struct Launch {
   dim3 grid, block;
   size_t shared_bytes;
   cudaStream_t stream;
+  // May start while the kernel before it in the stream still runs: see wait_for_previous_kernel in cuda/ptx.h.
+  bool overlap = false;
 };
 
 inline std::string describe(const Launch& launch) {
@@ -64,6 +66,14 @@ class DeviceScope {
   int device_, before_ = 0;
 };
 
+// Whether kernels of the current device can wait for each other while they run.
+inline bool can_overlap() {
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  return major >= 9;
+}
+
 template <class... Parameters, class... Arguments>
 void launch_kernel(const Launch& launch, void (*kernel)(Parameters...), Arguments&&... arguments) {
   constexpr size_t kSharedWithoutAsking = 48 * 1024;
@@ -75,6 +85,11 @@ void launch_kernel(const Launch& launch, void (*kernel)(Parameters...), Argument
   config.blockDim = launch.block;
   config.dynamicSmemBytes = launch.shared_bytes;
   config.stream = launch.stream;
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = launch.overlap && can_overlap() ? 1 : 0;
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
   if (status != cudaSuccess) check(status, describe(launch));
 }

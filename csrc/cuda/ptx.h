@@ -4,6 +4,8 @@
 // a row, of row g (and g + 8) and columns 2t, 2t + 1 (and 2t + 8, 2t + 9).
 #pragma once
 
+#include <cstring>
+
 #include "cuda/platform.h"
 
 #ifndef __CUDACC__
@@ -28,6 +30,37 @@ __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commi
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// What a kernel launched to overlap with the one before it in the stream (Launch::overlap) must call in every thread,
+// before it reads what that one writes, and before it ends.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets the next kernel start if it was launched to overlap with this one.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// A vector of what the previous kernel may have written.
+template <class V>
+__device__ __forceinline__ V load_after_wait(const V* from) {
+  return load_vec(from);
+}
+// 16 bytes of what no kernel writes and only this block reads: they leave the nearest cache to others.
+template <class V>
+__device__ __forceinline__ V load_streaming(const V* from) {
+  static_assert(sizeof(V) == 16, "one instruction moves 16 bytes");
+  uint32_t words[4];
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "l"(from));
+  V value;
+  memcpy(&value, words, sizeof value);
+  return value;
 }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory: lane i points to row i % 8 of matrix i / 8.

@@ -61,6 +61,7 @@ struct Thread {
   const void* site = nullptr;  // where in the program it waits
   unsigned mask = 0;           // of the warp operation it waits at
   int parity = 0;              // of its warp operations: one set of slots is written while the other is still read
+  bool waited = false;         // for the kernel before this one
   std::vector<Copy> copies;    // issued, in order
   std::vector<size_t> groups;  // how many of them were issued when each group was committed
 };
@@ -159,6 +160,7 @@ inline void Block::start() {
     thread.lane = static_cast<int>(i % 32);
     thread.state = State::ready;
     thread.parity = 0;
+    thread.waited = false;
     thread.copies.clear();
     thread.groups.clear();
     thread.fiber.start([this, &thread] { run_thread(thread); });

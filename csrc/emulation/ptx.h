@@ -45,6 +45,20 @@ void cp_async_wait() {
   for (size_t& group : me.groups) group -= landing;
 }
 
+inline void wait_for_previous_kernel() { emulation::running->current().waited = true; }
+inline void let_next_kernel_start() {}
+
+template <class V>
+V load_after_wait(const V* from) {
+  if (!emulation::running->current().waited) emulation::running->fail("read before the previous kernel is waited for");
+  return load_vec(from);
+}
+
+template <class V>
+V load_streaming(const V* from) {
+  return load_vec(from);
+}
+
 // What `row` of each lane points to; element (row, column) of matrix m is at rows[8 m + row][column].
 struct MatrixRows {
   const uint16_t* rows[32];

@@ -14,6 +14,7 @@ from types import ModuleType
 import activation_cases
 import attention_cases
 import embed_cases
+import linear_cases
 import torch
 from emulated import ORDERS, load
 from norm_cases import make_case
@@ -91,12 +92,25 @@ def attention(emulation: ModuleType) -> Iterator[tuple[str, float]]:
     yield "attention, rows of three warps", case.error()
 
 
+def linear(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    dtypes = (torch.float16, torch.bfloat16)
+    for dtype, weights in itertools.product(dtypes, linear_cases.FORMATS):
+        case = linear_cases.make_case(3, 13, 64, dtype, weights=weights, residual=True, activation="gelu", padding=1)
+        case.run(emulation.linear)
+        yield f"linear, {dtype}, weights {weights}", case.error()
+    for rows, columns, depth in ((8, 8, 288), (17, 9, 1888), (1, 8201, 32)):
+        case = linear_cases.make_case(rows, columns, depth, torch.bfloat16)
+        case.run(emulation.linear)
+        yield f"linear, {rows} x {columns} x {depth}", case.error()
+
+
 CASES = {
     "norm": norm,
     "tile_product": tile_product,
     "activation": activation,
     "embed": embed,
     "attention": attention,
+    "linear": linear,
 }
 
 

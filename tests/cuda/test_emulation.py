@@ -18,6 +18,7 @@ KERNELS = {
     "activation": "csrc/cuda/activation.cu",
     "embed": "csrc/cuda/norm.cu",
     "attention": "csrc/cuda/attention.cu",
+    "linear": "csrc/cuda/linear.cuh",
 }
 
 
@@ -214,6 +215,40 @@ FAULTS |= {
     ),
     "attention: the new token's slot is the one before": Fault(
         "attention", "args.text_len[row] - 1];", "args.text_len[row] - 2 + (args.text_len[row] == 1)];", WRONG_VALUES
+    ),
+}
+FAULTS |= {
+    "linear: the previous kernel not waited for": Fault(
+        "linear", "  wait_for_previous_kernel();\n", "", "read before the previous kernel is waited for"
+    ),
+    "linear: sums read before a barrier": Fault("linear", "  __syncthreads();\n", "", RACE, "thread"),
+    "linear: a row too many": Fault("linear", "if (g + 8 < x.count)", "if (g + 7 < x.count)", OUT_OF_BOUNDS),
+    "linear: a row too few": Fault("linear", "if (g < x.count)", "if (g + 1 < x.count)", WRONG_VALUES),
+    "linear: a step too many": Fault("linear", "if (step >= steps) break;", "if (step > steps) break;", OUT_OF_BOUNDS),
+    "linear: weights of later steps not loaded": Fault(
+        "linear", "ahead[i]);\n    }\n  }", "ahead[0]);\n    }\n  }", WRONG_VALUES
+    ),
+    "linear: a tile behind the weight": Fault(
+        "linear", "if (first + n < tiles) to[n]", "if (first + n <= tiles) to[n]", OUT_OF_BOUNDS
+    ),
+    "linear: half of the weights used twice": Fault(
+        "linear", "(ahead[i][n], k + 1));", "(ahead[i][n], k));", WRONG_VALUES
+    ),
+    "linear: halves of a tile exchanged": Fault(
+        "linear",
+        "{a[0][k], a[1][k], a[0][k + 1], a[1][k + 1]}",
+        "{a[1][k], a[0][k], a[1][k + 1], a[0][k + 1]}",
+        WRONG_VALUES,
+    ),
+    "linear: one warp's sums left out": Fault("linear", "int warp = 0; warp <", "int warp = 1; warp <", WRONG_VALUES),
+    "linear: bytes without a sign": Fault(
+        "linear", "static_cast<int8_t>(two),", "static_cast<uint8_t>(two),", WRONG_VALUES
+    ),
+    "linear: too little shared memory": Fault(
+        "linear", "kProductWarps * kTiles * kTileSums", "kTiles * kTileSums", OUT_OF_BOUNDS, file="csrc/cuda/linear.cu"
+    ),
+    "linear: columns beyond the end stored": Fault(
+        "linear", "    if (column >= args.weight.columns) continue;\n", "", OUT_OF_BOUNDS, file="csrc/cuda/linear.cu"
     ),
 }
 

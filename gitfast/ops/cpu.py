@@ -17,12 +17,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gitfast._C import PackedPrefix, PackedWeight, ThreadPool, available_isas, choose_isa
+from gitfast._C import PackedPrefix, PackedWeight, ThreadPool
 from gitfast._C import layer_norm as _layer_norm
 from gitfast._C import linear as _linear
 from gitfast._C import prefix_attention as _prefix_attention
-
-__all__ = ["PackedWeight", "ThreadPool", "available_isas", "choose_isa", "layer_norm", "linear", "prefix_attention"]
 
 
 def linear(

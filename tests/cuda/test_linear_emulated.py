@@ -1,0 +1,142 @@
+"""The CUDA kernel of a linear layer of few rows, thread by thread on the host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+
+import emulated
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from linear_cases import ACTIVATIONS, FORMATS, make_case
+
+DTYPES = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 8, 64), (5, 13, 192), (16, 24, 576), (17, 8, 3072)])
+def test_equals_float64(
+    emulation: ModuleType, order: str, dtype: torch.dtype, weights: str, rows: int, columns: int, depth: int
+) -> None:
+    case = make_case(rows, columns, depth, dtype, weights=weights)
+    case.run(emulation.linear)
+    assert case.error() <= 1
+
+
+@pytest.mark.parametrize("columns", [8192, 8201])
+def test_many_columns(emulation: ModuleType, order: str, columns: int) -> None:
+    case = make_case(3, columns, 64, torch.bfloat16, weights="int8", activation="gelu")
+    case.run(emulation.linear)
+    assert case.error() <= 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    steps=st.integers(1, 14),
+    dtype=st.sampled_from(DTYPES),
+    weights=st.sampled_from(FORMATS),
+    bias=st.booleans(),
+    residual=st.booleans(),
+    activation=st.sampled_from(list(ACTIVATIONS)),
+    padding=st.integers(0, 2),
+    order=st.sampled_from(emulated.ORDERS),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape(
+    emulation: ModuleType,
+    rows: int,
+    columns: int,
+    steps: int,
+    dtype: torch.dtype,
+    weights: str,
+    bias: bool,
+    residual: bool,
+    activation: str,
+    padding: int,
+    order: str,
+    seed: int,
+) -> None:
+    emulation.set_order(order, seed=seed)
+    depth = steps * (32 if weights == "same" else 64)
+    case = make_case(
+        rows, columns, depth, dtype, weights=weights, bias=bias, residual=residual, activation=activation,
+        padding=padding, seed=seed,
+    )  # fmt: skip
+    case.run(emulation.linear)
+    assert case.error() <= 1
+    if padding and rows > 1:
+        assert case.out.as_strided((rows - 1, padding), case.out.stride(), columns).isnan().all()
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+def test_a_row_does_not_depend_on_the_others(emulation: ModuleType, weights: str) -> None:
+    case = make_case(19, 24, 384, torch.bfloat16, weights=weights)
+    together = case.run(emulation.linear).clone()
+    for row in range(len(together)):
+        alone = replace(case, x=case.x[row : row + 1], out=torch.full_like(together[:1], torch.nan))
+        assert torch.equal(alone.run(emulation.linear)[0], together[row])
+
+
+def test_nan_stays_in_its_row(emulation: ModuleType) -> None:
+    case = make_case(16, 8, 128, torch.float16)
+    expected = case.run(emulation.linear).clone()
+    case.x[7] = torch.nan
+    case.run(emulation.linear)
+    assert case.out[7].isnan().all()
+    assert torch.equal(case.out[torch.arange(16) != 7], expected[torch.arange(16) != 7])
+
+
+def test_the_output_may_be_the_residual(emulation: ModuleType, order: str) -> None:
+    case = make_case(9, 16, 64, torch.bfloat16, residual=True)
+    expected = case.run(emulation.linear).clone()
+    case.out = case.residual
+    assert torch.equal(case.run(emulation.linear), expected)
+
+
+def test_every_value_of_8_bits_is_multiplied_exactly(emulation: ModuleType) -> None:
+    for dtype in DTYPES:
+        for weights, integer in (("int8", torch.int8), ("float8", torch.uint8)):
+            case = make_case(1, 256, 64, dtype, weights=weights, bias=False)
+            case.x[:] = 0
+            case.x[0, 0] = 1
+            column = torch.arange(256).to(integer)
+            case.weight.data[:, 0, :, 0] = column.view(-1, 8)
+            case.weight.scales[:] = 1
+            values = column.view(torch.float8_e4m3fn).float() if weights == "float8" else column.float()
+            finite = values.isfinite()
+            case.run(emulation.linear)
+            assert torch.equal(case.out[0, finite].float(), values[finite])
+            assert case.out[0, ~finite].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 64)}, "out: expected dtype float32, got bfloat16"),
+        ({"x": torch.zeros(2, 96, dtype=torch.bfloat16)}, r"x: expected shape \(R=2, 64\), got \(2, 96\)"),
+        ({"x": torch.zeros(2 * 65, dtype=torch.bfloat16).as_strided((2, 64), (65, 1))}, "x: expected rows that start"),
+        ({"bias": torch.zeros(7, dtype=torch.bfloat16)}, r"bias: expected shape \(N=8,\), got \(7,\)"),
+        ({"residual": torch.zeros(2, 9, dtype=torch.bfloat16)}, r"residual: expected shape \(R=2, N=8\)"),
+        ({"out": torch.zeros(2, 9, dtype=torch.bfloat16)}, r"weight: expected shape \(2, steps"),
+        ({"out": torch.zeros(8, dtype=torch.bfloat16).expand(2, 8)}, "out: its rows overlap"),
+        ({"activation": "relu"}, "activation: expected none, gelu or quick_gelu, got relu"),
+    ],
+)
+def test_bad_arguments_are_named(emulation: ModuleType, change: dict[str, object], message: str) -> None:
+    case = make_case(2, 8, 64, torch.bfloat16)
+    with pytest.raises(ValueError, match=message):
+        replace(case, **change).run(emulation.linear)
+
+
+def test_bad_weights_are_named(emulation: ModuleType) -> None:
+    case = make_case(2, 8, 64, torch.bfloat16, weights="int8")
+    with pytest.raises(ValueError, match="scales: a weight of 8 bits needs them"):
+        replace(case, weight=replace(case.weight, scales=None)).run(emulation.linear)
+    wrong = make_case(2, 8, 64, torch.float16).weight
+    with pytest.raises(ValueError, match=r"weight: expected bfloat16, int8 or uint8 \(float8_e4m3\), got float16"):
+        replace(case, weight=wrong).run(emulation.linear)
