@@ -186,6 +186,7 @@ inline void bind_cuda_kernels(py::module_& m, Device device) {
   bind_bias_activation(m, device, "bias_quick_gelu", cuda::Activation::quick_gelu);
   bind_embed_layer_norm(m, device);
   bind_linear(m, device);
+  bind_head_select(m, device);
   m.def(
       "prefix_attention",
       [device](const py::object& q, const py::object& tiles, const py::object& k_prefix, const py::object& v_prefix,

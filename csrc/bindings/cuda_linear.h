@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "cuda/linear.h"
+#include "cuda/select.h"
 #include "cuda_arguments.h"
 
 namespace gitfast::bindings {
@@ -58,6 +59,65 @@ inline void linear(Device kind, const py::object& x, const py::object& weight, c
   args.overlap = overlap;
   py::gil_scoped_release release;
   cuda::linear(args, reinterpret_cast<CUstream_st*>(stream));
+}
+
+inline void head_select(Device kind, const py::object& x, const py::object& weight, const py::object& scales,
+                        int64_t vocab_size, const py::object& bias, float temperature, const py::object& tokens,
+                        const py::object& log_probs, const py::object& logits, const py::object& keys,
+                        const py::object& step, const py::object& drawn, const py::object& workspace, bool overlap,
+                        uintptr_t stream) {
+  const Array x_array(x, "x"), weight_array(weight, "weight"), tokens_array(tokens, "tokens"),
+      log_probs_array(log_probs, "log_probs"), workspace_array(workspace, "workspace");
+  const auto scales_array = optional_array(scales, "scales"), bias_array = optional_array(bias, "bias"),
+             logits_array = optional_array(logits, "logits"), keys_array = optional_array(keys, "keys"),
+             step_array = optional_array(step, "step"), drawn_array = optional_array(drawn, "drawn");
+  if (keys_array.has_value() != step_array.has_value() || keys_array.has_value() != drawn_array.has_value())
+    throw Error("keys, step, drawn: expected all or none of them");
+  Common common(kind, x_array);
+  cuda::HeadSelect args;
+  Dim columns(vocab_size), choices("choices"), one(1), bytes("bytes");
+  args.weight = packed_weight(common, weight_array, scales_array, columns);
+  Dim depth(args.weight.depth);
+  args.x = common.rows(x_array, "x", common.dtype, common.R, depth, args.x_stride);
+  if (bias_array) args.bias = common.dense(*bias_array, "bias", common.dtype, {&columns});
+  args.tokens = static_cast<int32_t*>(common.dense(tokens_array, "tokens", DType::i32, {&common.R, &choices}));
+  args.log_probs = static_cast<float*>(common.dense(log_probs_array, "log_probs", DType::f32, {&common.R, &choices}));
+  if (logits_array)
+    args.logits = static_cast<float*>(common.dense(*logits_array, "logits", DType::f32, {&common.R, &columns}));
+  if (keys_array) {
+    args.keys = static_cast<const int64_t*>(common.dense(*keys_array, "keys", DType::i64, {&common.R}));
+    args.step = static_cast<const int32_t*>(common.dense(*step_array, "step", DType::i32, {&one}));
+    args.drawn = static_cast<int32_t*>(common.dense(*drawn_array, "drawn", DType::i32, {&common.R}));
+  }
+  args.workspace = common.dense(workspace_array, "workspace", DType::u8, {&bytes});
+  args.dtype = common.dtype;
+  args.device = common.device;
+  args.rows = common.R.value;
+  args.choices = choices.value;
+  args.temperature = temperature;
+  args.overlap = overlap;
+  const int64_t needed = cuda::select_workspace(args.rows, columns.value, args.choices);
+  if (bytes.value < needed)
+    throw Error("workspace: expected at least " + std::to_string(needed) + " bytes, got " +
+                std::to_string(bytes.value));
+  py::gil_scoped_release release;
+  cuda::head_select(args, reinterpret_cast<CUstream_st*>(stream));
+}
+
+inline void bind_head_select(py::module_& m, Device device) {
+  m.def("select_workspace", &cuda::select_workspace, py::arg("rows"), py::arg("columns"), py::arg("choices"));
+  m.def(
+      "head_select",
+      [device](const py::object& x, const py::object& weight, const py::object& scales, int64_t vocab_size,
+               const py::object& bias, float temperature, const py::object& tokens, const py::object& log_probs,
+               const py::object& logits, const py::object& keys, const py::object& step, const py::object& drawn,
+               const py::object& workspace, bool overlap, uintptr_t stream) {
+        head_select(device, x, weight, scales, vocab_size, bias, temperature, tokens, log_probs, logits, keys, step,
+                    drawn, workspace, overlap, stream);
+      },
+      py::arg("x"), py::arg("weight"), py::arg("scales"), py::arg("vocab_size"), py::arg("bias"),
+      py::arg("temperature"), py::arg("tokens"), py::arg("log_probs"), py::arg("logits"), py::arg("keys"),
+      py::arg("step"), py::arg("drawn"), py::arg("workspace"), py::arg("overlap") = false, py::arg("stream") = 0);
 }
 
 inline void bind_linear(py::module_& m, Device device) {

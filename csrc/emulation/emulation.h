@@ -68,6 +68,8 @@ GITFAST_PLACED inline bool any(unsigned mask, bool yes) { return vote(mask, yes,
 GITFAST_PLACED inline bool all(unsigned mask, bool yes) { return vote(mask, yes, __builtin_return_address(0)) == mask; }
 
 inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
+inline int first_bit(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
+inline int leading_zeros(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }
 
 }  // namespace gitfast::emulation
 
@@ -85,6 +87,8 @@ inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
 #define __any_sync(...) ::gitfast::emulation::any(__VA_ARGS__)
 #define __all_sync(...) ::gitfast::emulation::all(__VA_ARGS__)
 #define __popc(bits) ::gitfast::emulation::count_bits(bits)
+#define __ffs(bits) ::gitfast::emulation::first_bit(bits)
+#define __clz(bits) ::gitfast::emulation::leading_zeros(bits)
 
 // As an array of its own it would have no red zone: use GITFAST_SHARED.
 #undef __shared__

@@ -4,25 +4,14 @@
 #include <cmath>
 
 #include "logits.h"
+#include "random.h"
 
 namespace gitfast::search {
-namespace {
-
-// splitmix64 (Steele, Lea and Flood 2014): a bijection whose outputs pass statistical tests on counters.
-uint64_t mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15ull;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return x ^ (x >> 31);
-}
-
-}  // namespace
 
 double uniform(uint64_t seed, const int32_t* prompt, size_t prompt_length, uint64_t sample, uint64_t step) {
   uint64_t bits = mix(seed);
   for (size_t i = 0; i < prompt_length; ++i) bits = mix(bits ^ static_cast<uint64_t>(prompt[i]));
-  bits = mix(mix(bits ^ sample) ^ step);
-  return static_cast<double>(bits >> 11) * 0x1p-53;
+  return gitfast::uniform(mix(bits ^ sample), step);
 }
 
 Sampler::Sampler(const SearchOptions& options, int32_t vocab_size)

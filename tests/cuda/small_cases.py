@@ -15,6 +15,7 @@ import activation_cases
 import attention_cases
 import embed_cases
 import linear_cases
+import select_cases
 import torch
 from emulated import ORDERS, load
 from norm_cases import make_case
@@ -104,6 +105,26 @@ def linear(emulation: ModuleType) -> Iterator[tuple[str, float]]:
         yield f"linear, {rows} x {columns} x {depth}", case.error()
 
 
+def select(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    for rows, vocab, choices, weights in (
+        (2, 5, 2, "same"),
+        (3, 270, 10, "int8"),
+        (17, 129, 1, "float8"),
+        (2, 4200, 2, "same"),
+    ):
+        case = select_cases.make_case(
+            rows, vocab, 64, torch.bfloat16, emulation.select_workspace, choices=choices, weights=weights, draw=True,
+            logits=vocab == 270, temperature=0.5, seed=rows,
+        )  # fmt: skip
+        yield f"select, {choices} of {vocab}, {rows} rows", case.run(emulation.head_select).error()
+    # Distributions on few tokens, each of which is the answer to some quantile; most parts have none.
+    for vocab, tokens in ((300, [2, 3, 127, 256, 299]), (4200, [1, 4110, 4199])):
+        case = select_cases.make_case(12, vocab, 64, torch.float16, emulation.select_workspace, choices=3, draw=True)
+        case.bias[:] = -torch.inf
+        case.bias[tokens] = 0
+        yield f"select, few tokens of {vocab}", case.run(emulation.head_select).error()
+
+
 CASES = {
     "norm": norm,
     "tile_product": tile_product,
@@ -111,6 +132,7 @@ CASES = {
     "embed": embed,
     "attention": attention,
     "linear": linear,
+    "select": select,
 }
 
 

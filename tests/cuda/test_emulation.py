@@ -19,6 +19,7 @@ KERNELS = {
     "embed": "csrc/cuda/norm.cu",
     "attention": "csrc/cuda/attention.cu",
     "linear": "csrc/cuda/linear.cuh",
+    "select": "csrc/cuda/select.cu",
 }
 
 
@@ -250,6 +251,45 @@ FAULTS |= {
     "linear: columns beyond the end stored": Fault(
         "linear", "    if (column >= args.weight.columns) continue;\n", "", OUT_OF_BOUNDS, file="csrc/cuda/linear.cu"
     ),
+}
+FAULTS |= {
+    "select: sums overwritten while read": Fault(
+        "select", "    __syncthreads();  // before", "    // before", RACE, "thread"
+    ),
+    "select: a token behind the last": Fault(
+        "select", "if (column < columns) {", "if (column <= columns) {", OUT_OF_BOUNDS
+    ),
+    "select: logits of tokens that are not there": Fault(
+        "select", "if (args.logits && column < args.weight.columns)", "if (args.logits)", OUT_OF_BOUNDS
+    ),
+    "select: a token chosen twice": Fault(
+        "select", "if (mine[i].token == top.token) mine[i]", "if (mine[i].token == -1) mine[i]", WRONG_VALUES
+    ),
+    "select: a part's best chosen twice": Fault("select", "++taken[from], from = -1", "++taken[from]", WRONG_VALUES),
+    "select: the previous kernel not waited for": Fault(
+        "select",
+        "  wait_for_previous_kernel();\n  const Workspace known(args.workspace, args.rows, args.weight.columns, "
+        "args.choices);\n  const int64_t row = blockIdx.x;\n  const int lane",
+        "  const Workspace known(args.workspace, "
+        "args.rows, args.weight.columns, args.choices);\n  const int64_t row = blockIdx.x;\n  const int lane",
+        "read before the previous kernel is waited for",
+    ),
+    "select: a part without tokens, and not a number": Fault(
+        "select", "peak == -INFINITY ? 0.0f : peak", "peak", WRONG_VALUES
+    ),
+    "select: weight of earlier parts forgotten": Fault(
+        "select", "    before += __shfl_sync(kAllLanes, upto, kWarpSize - 1);\n", "", WRONG_VALUES
+    ),
+    "select: the quantile within the row, not the part": Fault(
+        "select", "(target - before_found)", "(target - 0 * before_found)", WRONG_VALUES
+    ),
+    "select: the token after the drawn one": Fault(
+        "select", "if (left < 0) break;", "if (left < -1) break;", WRONG_VALUES
+    ),
+    "select: totals over the choices": Fault(
+        "select", "rows * parts * choices)", "rows * parts * (choices - 1))", WRONG_VALUES
+    ),
+    "select: too little shared memory": Fault("select", "(kPartial + kProductRows * kPart)", "kPartial", OUT_OF_BOUNDS),
 }
 
 

@@ -1,0 +1,169 @@
+"""The CUDA kernels of the head and the choice of tokens, thread by thread on the host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+
+import emulated
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from linear_cases import FORMATS
+from select_cases import Case, make_case
+
+DTYPES = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize(("rows", "vocab", "choices"), [(1, 5, 5), (3, 300, 2), (17, 130, 10)])
+def test_equals_float64(
+    emulation: ModuleType, order: str, dtype: torch.dtype, weights: str, rows: int, vocab: int, choices: int
+) -> None:
+    case = make_case(
+        rows, vocab, 64, dtype, emulation.select_workspace, choices=choices, weights=weights, logits=True, draw=True
+    )
+    assert case.run(emulation.head_select).error() <= 1
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(1, 18),
+    vocab=st.integers(1, 700),
+    steps=st.integers(1, 10),
+    choices=st.integers(1, 64),
+    dtype=st.sampled_from(DTYPES),
+    weights=st.sampled_from(FORMATS),
+    bias=st.booleans(),
+    temperature=st.sampled_from([0.05, 1.0, 3.0]),
+    logits=st.booleans(),
+    draw=st.booleans(),
+    order=st.sampled_from(emulated.ORDERS),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape(
+    emulation: ModuleType,
+    rows: int,
+    vocab: int,
+    steps: int,
+    choices: int,
+    dtype: torch.dtype,
+    weights: str,
+    bias: bool,
+    temperature: float,
+    logits: bool,
+    draw: bool,
+    order: str,
+    seed: int,
+) -> None:
+    emulation.set_order(order, seed=seed)
+    case = make_case(
+        rows, vocab, steps * 64, dtype, emulation.select_workspace, choices=min(choices, vocab), weights=weights,
+        bias=bias, temperature=temperature, logits=logits, draw=draw, seed=seed,
+    )  # fmt: skip
+    assert case.run(emulation.head_select).error() <= 1
+
+
+def constant(emulation: ModuleType, vocab: int, choices: int = 1, *, draw: bool = False) -> Case:
+    """One row whose logits are the bias, all zero."""
+    case = make_case(1, vocab, 64, torch.float16, emulation.select_workspace, choices=choices, draw=draw)
+    case.x[:] = 0
+    case.bias[:] = 0
+    return case
+
+
+def test_of_equal_ones_the_first_token_wins(emulation: ModuleType, order: str) -> None:
+    case = constant(emulation, 400, 6)
+    case.bias[[7, 131, 130, 399]] = 2.0
+    case.run(emulation.head_select)
+    assert case.tokens[0].tolist() == [7, 130, 131, 399, 0, 1]
+
+
+def test_as_many_choices_in_one_part_as_there_may_be(emulation: ModuleType, order: str) -> None:
+    case = constant(emulation, 300, 64)
+    best = torch.randperm(128)[:64]  # all among the first 128 tokens
+    case.bias[best] = torch.arange(64, 0, -1).half()
+    case.run(emulation.head_select)
+    assert case.tokens[0].tolist() == best.tolist()
+
+
+def test_draws_follow_the_distribution(emulation: ModuleType) -> None:
+    case = constant(emulation, 300, draw=True)
+    case.bias[:] = -torch.inf
+    weights = {3: 1.0, 127: 2.0, 128: 3.0, 299: 4.0}
+    for token, weight in weights.items():
+        case.bias[token] = torch.tensor(weight).log()
+    draws = 400
+    case = replace(
+        case,
+        x=case.x.expand(draws, -1).contiguous(),
+        tokens=case.tokens.expand(draws, -1).contiguous(),
+        log_probs=case.log_probs.expand(draws, -1).contiguous(),
+        keys=torch.arange(draws),
+        drawn=torch.empty(draws, dtype=torch.int32),
+        workspace=torch.empty(emulation.select_workspace(draws, 300, 1), dtype=torch.uint8),
+    )
+    case.run(emulation.head_select)
+    counts = {token: int((case.drawn == token).sum()) for token in weights}
+    assert sum(counts.values()) == draws, "a token of weight zero was drawn"
+    chi_square = sum((counts[t] - draws * w / 10) ** 2 / (draws * w / 10) for t, w in weights.items())
+    assert chi_square < 16.3  # of 3 degrees of freedom: exceeded once in a thousand
+
+
+def test_a_row_does_not_depend_on_the_others(emulation: ModuleType) -> None:
+    case = make_case(19, 300, 128, torch.bfloat16, emulation.select_workspace, choices=3, logits=True, draw=True)
+    case.run(emulation.head_select)
+    for row in range(0, 19, 3):
+        alone = make_case(1, 300, 128, torch.bfloat16, emulation.select_workspace, choices=3, logits=True, draw=True)
+        alone.weight, alone.bias, alone.step = case.weight, case.bias, case.step
+        alone.x, alone.keys = case.x[row : row + 1], case.keys[row : row + 1]
+        alone.run(emulation.head_select)
+        for name in ("tokens", "log_probs", "logits", "drawn"):
+            assert torch.equal(getattr(alone, name)[0], getattr(case, name)[row])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_is_marked(emulation: ModuleType, order: str, value: float) -> None:
+    case = make_case(3, 300, 64, torch.bfloat16, emulation.select_workspace, choices=2, draw=True)
+    case.run(emulation.head_select)
+    others = case.tokens[[0, 2]].clone()
+    case.x[1, 5] = value
+    case.run(emulation.head_select)
+    assert case.tokens[1].tolist() == [-1, -1]
+    assert case.log_probs[1].isnan().all()
+    assert case.drawn[1] == -1
+    assert torch.equal(case.tokens[[0, 2]], others)
+
+
+def test_tokens_that_cannot_be(emulation: ModuleType) -> None:
+    case = constant(emulation, 300, 3, draw=True)
+    case.bias[:] = -torch.inf
+    case.bias[200] = 1
+    case.run(emulation.head_select)
+    assert case.tokens[0, 0] == case.drawn[0] == 200
+    assert case.log_probs[0].tolist() == [0.0, -torch.inf, -torch.inf]
+    case.bias[200] = -torch.inf
+    case.run(emulation.head_select)
+    assert case.tokens[0].tolist() == [-1, -1, -1]
+    assert case.drawn[0] == -1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bias": torch.zeros(7, dtype=torch.bfloat16)}, r"bias: expected shape \(300,\), got \(7,\)"),
+        ({"temperature": 0.0}, "temperature: expected a positive number"),
+        ({"tokens": torch.zeros(2, 65, dtype=torch.int32), "log_probs": torch.zeros(2, 65),
+          "workspace": torch.zeros(9999, dtype=torch.uint8)}, "tokens: expected 1 to 64 choices per row, got 65"),
+        ({"log_probs": torch.zeros(2, 4)}, r"log_probs: expected shape \(R=2, choices=3\), got \(2, 4\)"),
+        ({"tokens": torch.zeros(2, 3, dtype=torch.int64)}, "tokens: expected dtype int32, got int64"),
+        ({"workspace": torch.zeros(9, dtype=torch.uint8)}, "workspace: expected at least 184 bytes, got 9"),
+        ({"keys": torch.zeros(2, dtype=torch.int64)}, "keys, step, drawn: expected all or none"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_named(emulation: ModuleType, change: dict[str, object], message: str) -> None:
+    case = make_case(2, 300, 64, torch.bfloat16, emulation.select_workspace, choices=3)
+    with pytest.raises(ValueError, match=message):
+        replace(case, **change).run(emulation.head_select)
