@@ -7,18 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from norm_cases import ROUNDING
 
+from gitfast.ops import reference
 from gitfast.ops.cuda_weights import PackedWeight
 
 # float16 or bfloat16 inputs, and what the weight is stored as beside them: the same, or 8 bits.
 FORMATS = ("same", "int8", "float8")
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "none": lambda y: y,
-    "gelu": F.gelu,
-    "quick_gelu": lambda y: y * torch.sigmoid(1.702 * y),
-}
+ACTIVATIONS = tuple(reference.ACTIVATIONS)
 
 
 @dataclass
@@ -44,13 +40,12 @@ class Case:
         Allowed is one rounding to the dtype of ``out`` and those of float32 sums.
         """
         x, weight = self.x.cpu().double(), self.weight.unpack().cpu().double()
-        sums, size = x @ weight.T, x.abs() @ weight.abs().T
-        if self.bias is not None:
-            sums, size = sums + self.bias.cpu().double(), size + self.bias.cpu().double().abs()
-        truth = ACTIVATIONS[self.activation](sums)
-        if self.residual is not None:
-            truth = truth + self.residual.cpu().double()
-            size = size + self.residual.cpu().double().abs()
+        bias, residual = (t if t is None else t.cpu().double() for t in (self.bias, self.residual))
+        truth = reference.linear(x, weight, bias, activation=self.activation, residual=residual)
+        size = reference.linear(
+            x.abs(), weight.abs(), None if bias is None else bias.abs(),
+            residual=None if residual is None else residual.abs(),
+        )  # fmt: skip
         allowed = ROUNDING[self.out.dtype] * truth.abs() + 4e-7 * size + 1e-7
         error = ((self.out.cpu().double() - truth).abs() / allowed).max().item()
         return float("inf") if np.isnan(error) else error

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gitfast.ops import reference
+
 # Half the distance of neighbouring numbers, relative to them: the error of one rounding.
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 # What sums in float32 may add, relative to the largest value.
@@ -33,12 +35,9 @@ class Case:
 
     def truth(self) -> torch.Tensor:
         """float64 (R, D), on the CPU."""
-        x, gamma, beta = (t.cpu().double() for t in (self.x, self.gamma, self.beta))
-        for added in (self.bias, self.residual):
-            if added is not None:
-                x = x + added.cpu().double()
-        centred = x - x.mean(-1, keepdim=True)
-        return centred / (centred.square().mean(-1, keepdim=True) + self.eps).sqrt() * gamma + beta
+        given = (self.x, self.gamma, self.beta, self.bias, self.residual)
+        x, gamma, beta, bias, residual = (t if t is None else t.cpu().double() for t in given)
+        return reference.add_layer_norm(x, gamma, beta, bias=bias, residual=residual, eps=self.eps)
 
     def error(self) -> float:
         """Largest difference of ``out`` from the truth, in units of what is allowed; NaN counts as infinite.

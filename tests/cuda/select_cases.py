@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gitfast.ops import reference
 from gitfast.ops.cuda_weights import PackedWeight
 
 _MASK = (1 << 64) - 1
@@ -49,10 +50,8 @@ class Case:
 
     def truth(self) -> torch.Tensor:
         """Logits over the temperature, float64 (R, V), on the CPU."""
-        logits = self.x.cpu().double() @ self.weight.unpack().cpu().double().T
-        if self.bias is not None:
-            logits = logits + self.bias.cpu().double()
-        return logits / self.temperature
+        weight, bias = self.weight.unpack().cpu().double(), None if self.bias is None else self.bias.cpu().double()
+        return reference.linear(self.x.cpu().double(), weight, bias) / self.temperature
 
     def error(self) -> float:
         """The largest error in units of what is allowed; infinite for a wrong token.

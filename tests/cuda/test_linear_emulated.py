@@ -42,7 +42,7 @@ def test_many_columns(emulation: ModuleType, order: str, columns: int) -> None:
     weights=st.sampled_from(FORMATS),
     bias=st.booleans(),
     residual=st.booleans(),
-    activation=st.sampled_from(list(ACTIVATIONS)),
+    activation=st.sampled_from(ACTIVATIONS),
     padding=st.integers(0, 2),
     order=st.sampled_from(emulated.ORDERS),
     seed=st.integers(0, 1000),

@@ -1,0 +1,166 @@
+"""The CUDA kernels as functions of torch tensors on one device, enqueued on torch's current stream.
+
+:mod:`gitfast.ops.reference` has the same functions in plain torch: what they compute. Tensors are float16 or bfloat16,
+where not said otherwise; their rows may be strided, and begin at multiples of 16 bytes. Results are new tensors. A
+row's result does not depend, to the bit, on the rows around it.
+
+Every function raises ``ValueError`` naming the argument, what came and what was expected, and ``RuntimeError`` where
+the build has no CUDA kernels or a launch fails.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Literal, NamedTuple
+
+import torch
+
+from gitfast import _C
+from gitfast.ops.cuda_weights import PackedWeight
+
+__all__ = [
+    "PackedWeight",
+    "Selection",
+    "add_layer_norm",
+    "bias_gelu",
+    "bias_quick_gelu",
+    "embed_layer_norm",
+    "head_select",
+    "linear",
+]
+
+
+class Selection(NamedTuple):
+    """What :func:`head_select` chose."""
+
+    tokens: torch.Tensor
+    log_probs: torch.Tensor
+    drawn: torch.Tensor | None
+    logits: torch.Tensor | None
+
+
+def add_layer_norm(
+    x: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """``LayerNorm(x + bias + residual)`` over rows: x, residual (R, D); bias, gamma, beta (D,) -> (R, D).
+
+    Also of float32. Mean and variance are taken in float32, in two passes.
+    """
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _kernels(x).add_layer_norm(x, bias, residual, gamma, beta, eps, out, _stream(x))
+    return out
+
+
+def bias_gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``gelu(x + bias)``, the exact one with erf: x (R, D), bias (D,) -> (R, D). Also of float32."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _kernels(x).bias_gelu(x, bias, out, _stream(x))
+    return out
+
+
+def bias_quick_gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``y * sigmoid(1.702 y)`` of ``y = x + bias``: x (R, D), bias (D,) -> (R, D). Also of float32."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _kernels(x).bias_quick_gelu(x, bias, out, _stream(x))
+    return out
+
+
+def embed_layer_norm(
+    ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    words: torch.Tensor,
+    positions: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    eps: float = 1e-12,
+) -> torch.Tensor:
+    """``LayerNorm(words[ids] + positions[position_ids])``: int32 ids (R,), tables (V, D) and (P, D) -> (R, D).
+
+    Also of float32. A row whose id lies outside its table is NaN.
+    """
+    out = words.new_empty((len(ids), words.shape[1]))
+    _kernels(words).embed_layer_norm(ids, position_ids, words, positions, gamma, beta, eps, out, _stream(words))
+    return out
+
+
+def linear(
+    x: torch.Tensor,
+    weight: PackedWeight,
+    bias: torch.Tensor | None = None,
+    *,
+    activation: Literal["none", "quick_gelu", "gelu"] = "none",
+    residual: torch.Tensor | None = None,
+    overlap: bool = False,
+) -> torch.Tensor:
+    """``activation(x @ weight.T + bias) + residual`` of few rows: x (R, K), bias (N,), residual (R, N) -> (R, N).
+
+    Made for up to 16 rows, which read the weight once; every 16 more read it again. Sums are float32.
+    ``overlap`` lets the kernel start while the one before it on the stream still runs, its weights on their way
+    (programmatic dependent launch, compute capability 9.0 and later).
+    """
+    out = x.new_empty((x.shape[0], weight.shape[0]))
+    data, scales = weight.data, weight.scales
+    _kernels(x).linear(x, data, scales, bias, activation, residual, out, overlap, _stream(x))
+    return out
+
+
+def head_select(
+    x: torch.Tensor,
+    weight: PackedWeight,
+    bias: torch.Tensor | None = None,
+    *,
+    choices: int = 1,
+    temperature: float = 1.0,
+    keys: torch.Tensor | None = None,
+    step: torch.Tensor | None = None,
+    logits: bool = False,
+    overlap: bool = False,
+) -> Selection:
+    """The likeliest tokens of each row by ``(x @ weight.T + bias) / temperature``, without logits in memory.
+
+    Args:
+        x: the last hidden states (R, K).
+        weight: the head, (V, K).
+        bias: (V,).
+        choices: how many tokens per row, 1 to 64.
+        temperature: what logits are divided by, positive.
+        keys: int64 (R,): also draw one token per row by chance, which depends on its key and ``step`` alone.
+        step: int32 (1,), with ``keys``; on the device, so that one captured graph serves all steps.
+        logits: also return the logits.
+        overlap: as in :func:`linear`.
+
+    Returns:
+        int32 tokens and float32 log-probabilities (R, choices) in descending order, of equal ones the lower token
+        first; drawn tokens (R,) and float32 logits (R, V) where asked for. Tokens of a row whose logits are not all
+        finite numbers, or -inf, are -1, its log-probabilities NaN.
+    """
+    rows, vocab = x.shape[0], weight.shape[0]
+    tokens = torch.empty((rows, choices), dtype=torch.int32, device=x.device)
+    log_probs = torch.empty((rows, choices), dtype=torch.float32, device=x.device)
+    drawn = None if keys is None else torch.empty(rows, dtype=torch.int32, device=x.device)
+    all_logits = torch.empty((rows, vocab), dtype=torch.float32, device=x.device) if logits else None
+    kernels = _kernels(x)
+    workspace = torch.empty(kernels.select_workspace(rows, vocab, choices), dtype=torch.uint8, device=x.device)
+    head = (weight.data, weight.scales, vocab, bias, temperature)
+    kernels.head_select(x, *head, tokens, log_probs, all_logits, keys, step, drawn, workspace, overlap, _stream(x))
+    return Selection(tokens, log_probs, drawn, all_logits)
+
+
+def _kernels(x: torch.Tensor) -> ModuleType:
+    if not hasattr(_C, "cuda"):
+        raise RuntimeError("this build of gitfast has no CUDA kernels: it was made without nvcc")
+    if not x.is_cuda:
+        raise ValueError(f"expected tensors of a CUDA device, got one of {x.device}")
+    module: ModuleType = _C.cuda
+    return module
+
+
+def _stream(x: torch.Tensor) -> int:
+    return torch.cuda.current_stream(x.device).cuda_stream

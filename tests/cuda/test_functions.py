@@ -1,0 +1,146 @@
+"""gitfast.ops.cuda against gitfast.ops.reference: on the emulation, and on a device where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from select_cases import quantile
+
+from gitfast import _C
+from gitfast.ops import cuda, reference
+from gitfast.ops.cuda_weights import PackedWeight
+
+ROUNDING = 2.0**-8
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the kernels run: "cpu" is their emulation."""
+    if request.param == "cuda":
+        if not hasattr(_C, "cuda") or not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device and a build with CUDA")
+    else:
+        emulation = request.getfixturevalue("emulation")
+        monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
+        monkeypatch.setattr(cuda, "_stream", lambda _: 0)
+    return request.param
+
+
+def random(device: str, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(device, torch.bfloat16)
+
+
+def doubles(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    return [t if t is None else t.double() for t in tensors]
+
+
+def agree(got: torch.Tensor, truth: torch.Tensor) -> None:
+    torch.testing.assert_close(got.double(), truth, rtol=ROUNDING, atol=1e-4)
+
+
+@pytest.mark.parametrize("terms", [False, True])
+def test_add_layer_norm(device: str, terms: bool) -> None:
+    x, gamma, beta = random(device, 5, 72), random(device, 72), random(device, 72)
+    bias, residual = (random(device, 72), random(device, 5, 72)) if terms else (None, None)
+    got = cuda.add_layer_norm(x, gamma, beta, bias=bias, residual=residual)
+    x, gamma, beta, bias, residual = doubles(x, gamma, beta, bias, residual)
+    agree(got, reference.add_layer_norm(x, gamma, beta, bias=bias, residual=residual))
+
+
+@pytest.mark.parametrize("function", ["bias_gelu", "bias_quick_gelu"])
+def test_activations(device: str, function: str) -> None:
+    x, bias = random(device, 72, 3).T.contiguous(), random(device, 72)
+    agree(getattr(cuda, function)(x, bias), getattr(reference, function)(*doubles(x, bias)))
+    agree(getattr(cuda, function)(x), getattr(reference, function)(x.double()))
+
+
+def test_embed_layer_norm(device: str) -> None:
+    tables = (random(device, 11, 40), random(device, 5, 40), random(device, 40), random(device, 40) + 1)
+    ids = torch.tensor([0, 10, 3, -1, 11], dtype=torch.int32, device=device)
+    places = torch.tensor([0, 4, 1, 1, 1], dtype=torch.int32, device=device)
+    got, truth = cuda.embed_layer_norm(ids, places, *tables), reference.embed_layer_norm(ids, places, *doubles(*tables))
+    assert torch.equal(got.isnan(), truth.isnan())
+    agree(got[:3], truth[:3])
+
+
+@pytest.mark.parametrize("stored", [None, "int8", "float8"])
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_linear(device: str, stored: str | None, activation: str) -> None:
+    x, weight = random(device, 5, 128), PackedWeight.pack(random(device, 21, 128) / 8, stored)
+    bias, residual = random(device, 21), random(device, 5, 21)
+    got = cuda.linear(x, weight, bias, activation=activation, residual=residual)
+    x, plain, bias, residual = doubles(x, weight.unpack(), bias, residual)
+    agree(got, reference.linear(x, plain, bias, activation=activation, residual=residual))
+    agree(cuda.linear(x.bfloat16(), weight), reference.linear(x, plain))
+
+
+@pytest.mark.parametrize("stored", [None, "int8", "float8"])
+def test_head_select(device: str, stored: str | None) -> None:
+    x, weight = random(device, 6, 128), PackedWeight.pack(random(device, 300, 128) / 8, stored)
+    bias, keys = random(device, 300), torch.arange(6, device=device) * 12345
+    step = torch.tensor([7], dtype=torch.int32, device=device)
+    got = cuda.head_select(x, weight, bias, choices=4, temperature=0.7, keys=keys, step=step, logits=True)
+    quantiles = torch.tensor([quantile(key, 7) for key in keys.tolist()], dtype=torch.float64, device=device)
+    x, plain, bias = doubles(x, weight.unpack(), bias)
+    tokens, log_probs, drawn, logits = reference.head_select(
+        x, plain, bias, choices=4, temperature=0.7, quantiles=quantiles
+    )
+    assert torch.equal(got.tokens.long(), tokens)
+    assert torch.equal(got.drawn.long(), drawn)
+    agree(got.log_probs, log_probs)
+    agree(got.logits, logits)
+    only = cuda.head_select(x.bfloat16(), weight)
+    assert only.drawn is None
+    assert only.logits is None
+    assert torch.equal(only.tokens.long(), reference.head_select(x, plain)[0])
+
+
+def test_draws_where_rounding_leaves_a_gap() -> None:
+    """A quantile behind the sum of all shares: the last token that has one."""
+    bias = torch.tensor([0.0, 1.0, 0.5, -torch.inf], dtype=torch.float64)
+    x, weight = torch.zeros(2, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64)
+    quantiles = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    assert reference.head_select(x, weight, bias, quantiles=quantiles)[2].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("weight", "dtype", "message"),
+    [
+        (torch.zeros(8, 64), None, r"weight: expected a 2-D float16 or bfloat16 tensor, got float32 \(8, 64\)"),
+        (torch.zeros(64).half(), None, r"weight: expected a 2-D"),
+        (torch.zeros(8, 48).half(), None, r"weight: expected rows of a multiple of 32 elements, got float16 \(8, 48\)"),
+        (torch.zeros(8, 96).half(), "int8", "weight: expected rows of a multiple of 64 elements"),
+        (torch.zeros(8, 64).half(), "int4", "dtype: expected 'int8', 'float8' or None, got 'int4'"),
+    ],
+)
+def test_weights_that_cannot_be_packed(weight: torch.Tensor, dtype: str | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PackedWeight.pack(weight, dtype)
+
+
+@pytest.mark.parametrize("stored", [None, "int8", "float8"])
+def test_packing_and_back(stored: str | None) -> None:
+    weight = random("cpu", 13, 128)
+    weight[3] = 0
+    packed = PackedWeight.pack(weight, stored)
+    assert packed.shape == (13, 128)
+    unpacked = packed.unpack()
+    if stored is None:
+        assert torch.equal(unpacked, weight)
+        return
+    step = (
+        packed.scales[:, None] / 2
+        if stored == "int8"
+        else weight.float().abs() * 2.0**-4 + packed.scales[:, None] / 512
+    )
+    assert ((unpacked - weight.float()).abs() <= step * 1.001).all()
+    assert (unpacked[3] == 0).all()
+
+
+def test_tensors_that_are_not_on_a_device() -> None:
+    if not hasattr(_C, "cuda"):
+        with pytest.raises(RuntimeError, match="this build of gitfast has no CUDA kernels"):
+            cuda.bias_gelu(torch.zeros(2, 8))
+    else:
+        with pytest.raises(ValueError, match="expected tensors of a CUDA device, got one of cpu"):
+            cuda.bias_gelu(torch.zeros(2, 8))
