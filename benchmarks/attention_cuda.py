@@ -57,7 +57,7 @@ def measure(images: int, rows: int, prefix: int, text: int, flush: torch.Tensor 
     def ours(i: int) -> None:
         stream, n = torch.cuda.current_stream().cuda_stream, i % copies
         _C.cuda.prefix_attention(
-            q[n], tiles, k[n], v[n], *arguments, None, None, HEAD_DIM**-0.5, tile_rows, out[n], stream
+            q[n], tiles, k[n], v[n], *arguments, None, None, HEAD_DIM**-0.5, tile_rows, out[n], stream=stream
         )
 
     # For torch: (sequences, H, rows, head_dim). Rows with text of their own are sequences of their own.

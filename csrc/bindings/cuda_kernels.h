@@ -124,7 +124,7 @@ inline void prefix_attention(Device kind, const py::object& q, const py::object&
                              const py::object& v_prefix, const py::object& k_text, const py::object& v_text,
                              const py::object& slots, const py::object& text_len, const py::object& k_new,
                              const py::object& v_new, float scale, int64_t tile_rows, const py::object& out,
-                             uintptr_t stream) {
+                             int64_t splits, const py::object& workspace, uintptr_t stream) {
   const Array q_array(q, "q"), tile_array(tiles, "tiles"), k_array(k_prefix, "k_prefix"), v_array(v_prefix, "v_prefix");
   const Array out_array(out, "out");
   Common common(kind, q_array);
@@ -136,7 +136,7 @@ inline void prefix_attention(Device kind, const py::object& q, const py::object&
   args.k_prefix = common.dense(k_array, "k_prefix", common.dtype, {&B, &H, &P, &D});
   args.v_prefix = common.dense(v_array, "v_prefix", common.dtype, {&B, &H, &P, &D});
   std::vector<Array> kept;  // their memory, until the kernel is enqueued
-  kept.reserve(6);
+  kept.reserve(7);
   const auto keep = [&](const py::object& object, const char* name) -> const Array& {
     return kept.emplace_back(object, name);
   };
@@ -169,9 +169,28 @@ inline void prefix_attention(Device kind, const py::object& q, const py::object&
   args.head_dim = D.value;
   args.prefix_len = P.value;
   args.tile_rows = tile_rows;
+  args.splits = splits;
   args.scale = scale;
+  if (!workspace.is_none()) {
+    Dim W("floats");
+    args.workspace = common.dense(keep(workspace, "workspace"), "workspace", DType::f32, {&W});
+    const size_t need = cuda::workspace_bytes(args) / sizeof(float);
+    if (W.value < static_cast<int64_t>(need))
+      throw Error("workspace: expected at least " + std::to_string(need) + " floats, got " + std::to_string(W.value));
+  }
   py::gil_scoped_release release;
   cuda::prefix_attention(args, reinterpret_cast<CUstream_st*>(stream));
+}
+
+// Floats of the workspace of prefix_attention.
+inline size_t attention_workspace(int64_t rows, int64_t tiles, int64_t heads, int64_t head_dim, int64_t splits) {
+  cuda::PrefixAttention args;
+  args.rows = rows;
+  args.tiles = tiles;
+  args.heads = heads;
+  args.head_dim = head_dim;
+  args.splits = splits;
+  return cuda::workspace_bytes(args) / sizeof(float);
 }
 
 inline void bind_cuda_kernels(py::module_& m, Device device) {
@@ -192,13 +211,15 @@ inline void bind_cuda_kernels(py::module_& m, Device device) {
       [device](const py::object& q, const py::object& tiles, const py::object& k_prefix, const py::object& v_prefix,
                const py::object& k_text, const py::object& v_text, const py::object& slots, const py::object& text_len,
                const py::object& k_new, const py::object& v_new, float scale, int64_t tile_rows, const py::object& out,
-               uintptr_t stream) {
+               int64_t splits, const py::object& workspace, uintptr_t stream) {
         prefix_attention(device, q, tiles, k_prefix, v_prefix, k_text, v_text, slots, text_len, k_new, v_new, scale,
-                         tile_rows, out, stream);
+                         tile_rows, out, splits, workspace, stream);
       },
       py::arg("q"), py::arg("tiles"), py::arg("k_prefix"), py::arg("v_prefix"), py::arg("k_text"), py::arg("v_text"),
       py::arg("slots"), py::arg("text_len"), py::arg("k_new"), py::arg("v_new"), py::arg("scale"), py::arg("tile_rows"),
-      py::arg("out"), py::arg("stream") = 0);
+      py::arg("out"), py::arg("splits") = 1, py::arg("workspace") = py::none(), py::arg("stream") = 0);
+  m.def("attention_workspace", &attention_workspace, py::arg("rows"), py::arg("tiles"), py::arg("heads"),
+        py::arg("head_dim"), py::arg("splits"));
 }
 
 }  // namespace gitfast::bindings

@@ -1,7 +1,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "cuda/attention.h"
+#include "cuda/attention.cuh"
 #include "cuda/platform.h"
 #include "cuda/ptx.h"
 
@@ -11,7 +11,6 @@ namespace {
 constexpr int kKeys = 64;      // keys of one tile of the prefix
 constexpr int kTextKeys = 32;  // text tokens of a row that are scored at once, one per lane
 constexpr int kPadding = 8;    // elements between rows in shared memory, which then start in different banks
-constexpr float kLog2E = 1.44269504f;
 
 template <class T>
 __device__ __forceinline__ uint32_t pair_of(float first, float second) {
@@ -97,7 +96,7 @@ __device__ void score_text(const PrefixAttention& args, const T* query, int firs
   }
 }
 
-// One block per tile of rows and head, one warp per 16 rows.
+// One block per tile of rows, head and split, one warp per 16 rows.
 template <class T, int D, int kWarps>
 __global__ void prefix_attention_kernel(PrefixAttention args) {
   GITFAST_SHARED(T, shared);
@@ -109,22 +108,11 @@ __global__ void prefix_attention_kernel(PrefixAttention args) {
   const int64_t image = args.tile_list[3 * blockIdx.x + 2];
   const int head = blockIdx.y, warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int64_t head_at = int64_t{head} * D, text_stride = args.heads * D;
+  if (has_text(args) && args.k_new) store_new<T>(args, first, count);
 
-  if (args.k_new)
-    for (int i = threadIdx.x; i < count * (D / 8); i += blockDim.x) {
-      const int64_t row = first + i / (D / 8), column = i % (D / 8) * 8;
-      const int64_t slot = args.slots[row * args.max_text + args.text_len[row] - 1];
-      const auto move = [&](const void* from, void* to) {
-        const T* source = static_cast<const T*>(from) + row * args.new_stride + head_at + column;
-        T* target = static_cast<T*>(to) + slot * text_stride + head_at + column;
-        store_vec(reinterpret_cast<Vec<T, 8>*>(target), load_vec(reinterpret_cast<const Vec<T, 8>*>(source)));
-      };
-      move(args.k_new, args.k_text);
-      move(args.v_new, args.v_text);
-    }
-
-  const int64_t prefix_at = (image * args.heads + head) * args.prefix_len * D;
-  const int prefix_len = static_cast<int>(args.prefix_len), steps = (prefix_len + kKeys - 1) / kKeys;
+  const KeyRange keys_here = keys_of_split(args, kKeys);
+  const int64_t prefix_at = ((image * args.heads + head) * args.prefix_len + keys_here.begin) * D;
+  const int prefix_len = keys_here.count, steps = (prefix_len + kKeys - 1) / kKeys;
   const auto load = [&](int step) {
     T* stage = stages + step % 2 * kStage;
     const int64_t at = prefix_at + int64_t{step} * kKeys * D;
@@ -189,7 +177,7 @@ __global__ void prefix_attention_kernel(PrefixAttention args) {
   const int row0 = first + warp * 16;
   float* scores = all_scores + warp * 16 * kTextKeys;
   int longest = 0;
-  for (int r = 0; r < own && args.text_len; ++r) {
+  for (int r = 0; r < own && has_text(args); ++r) {
     const int length = args.text_len[row0 + r];
     longest = length > longest ? length : longest;
   }
@@ -224,9 +212,18 @@ __global__ void prefix_attention_kernel(PrefixAttention args) {
 
   for (int half = 0; half < 2; ++half) {
     const float total = quad_sum(rows.total[half]);
-    const float inverse = total > 0 ? 1.0f / total : total == 0 ? 0.0f : total;  // NaN stays
     const int r = lane / 4 + half * 8;
     if (r >= own) continue;
+    if (gridDim.z > 1) {
+      float* state = state_of(args, blockIdx.z, row0 + r, head);
+      if (lane % 4 == 0) store_vec(reinterpret_cast<Vec<float, 2>*>(state), {rows.peak[half], total});
+#pragma unroll
+      for (int d = 0; d < D / 8; ++d)
+        store_vec(reinterpret_cast<Vec<float, 2>*>(state + kStateHead + d * 8 + lane % 4 * 2),
+                  {rows.out[d][2 * half], rows.out[d][2 * half + 1]});
+      continue;
+    }
+    const float inverse = inverse_of(total);
     T* out = static_cast<T*>(args.out) + (row0 + r) * args.out_stride + head_at + lane % 4 * 2;
 #pragma unroll
     for (int d = 0; d < D / 8; ++d) {
@@ -235,13 +232,14 @@ __global__ void prefix_attention_kernel(PrefixAttention args) {
       store_vec(reinterpret_cast<Vec<T, 2>*>(out + d * 8), pair);
     }
   }
+  if (gridDim.z > 1 && all_splits_stored(args, reinterpret_cast<int*>(shared))) merge_splits<T>(args, first, count);
 }
 
 template <class T, int D, int kWarps>
 void launch(const PrefixAttention& args, cudaStream_t stream) {
   constexpr size_t kStride = D + kPadding;
   constexpr size_t kShared = (16 * kWarps + 4 * kKeys) * kStride * sizeof(T) + 16 * kWarps * kTextKeys * sizeof(float);
-  const dim3 grid(args.tiles, args.heads);
+  const dim3 grid(args.tiles, args.heads, args.splits);
   launch_kernel({"prefix_attention_kernel", grid, dim3(kWarps * kWarpSize), kShared, stream},
                 prefix_attention_kernel<T, D, kWarps>, args);
 }
@@ -275,9 +273,20 @@ void check_aligned(const char* name, const void* pointer, int64_t stride) {
 
 }  // namespace
 
+size_t workspace_bytes(const PrefixAttention& args) {
+  if (args.splits < 1 || args.splits > kMaxSplits)
+    throw Error("splits: expected 1 to " + std::to_string(kMaxSplits) + ", got " + std::to_string(args.splits));
+  if (args.splits == 1) return 0;
+  if (args.tiles * args.heads > kCounters)
+    throw Error("splits: expected 1 for more than " + std::to_string(kCounters) + " tiles x heads, got " +
+                std::to_string(args.splits));
+  return (kCounters + args.splits * args.rows * args.heads * (args.head_dim + kStateHead)) * sizeof(float);
+}
+
 void prefix_attention(const PrefixAttention& args, CUstream_st* stream) {
   if (args.tile_rows != 16 && args.tile_rows != 64)
     throw Error("tile_rows: expected 16 or 64, got " + std::to_string(args.tile_rows));
+  if (workspace_bytes(args) > 0 && !args.workspace) throw Error("workspace: expected one for more than one split");
   check_aligned("q", args.q, args.q_stride);
   check_aligned("out", args.out, args.out_stride);
   check_aligned("k_new", args.k_new, args.new_stride);
@@ -286,6 +295,7 @@ void prefix_attention(const PrefixAttention& args, CUstream_st* stream) {
   check_aligned("v_prefix", args.v_prefix, 0);
   check_aligned("k_text", args.k_text, 0);
   check_aligned("v_text", args.v_text, 0);
+  check_aligned("workspace", args.workspace, 0);
   if (args.tiles == 0) return;
   const DeviceScope device(args.device);
   if (args.dtype == DType::f16) return choose_width<__half>(args, stream);

@@ -4,6 +4,11 @@
 // lists as its text) and decoding (one row per beam, question or image). Online softmax in base 2 as in
 // FlashAttention-2 (Dao, 2023); products with the prefix on tensor cores, with the few text tokens on the ordinary
 // ones; sums in float32.
+//
+// One image and one row give one block per head, which leaves most of a GPU idle. So the prefix may be split over
+// several blocks (as in Flash-Decoding): each leaves its peak, total and sums in float32 in a workspace, and the block
+// that ends last adds them up, in the order of the splits. A second kernel would need no counters and no fences, but
+// one launch more in every layer and step.
 #pragma once
 
 #include <cstdint>
@@ -36,10 +41,21 @@ struct PrefixAttention {
   void* out = nullptr;                                   // (R, H, head_dim); zeros for a row that sees no key
   int64_t q_stride = 0, new_stride = 0, out_stride = 0;  // elements between rows
   float scale = 0;
+  // 1 to kMaxSplits parts of the prefix, in tiles of keys; the last has the text too. Parts may be empty.
+  int64_t splits = 1;
+  // Not for one split: workspace_bytes() of it, zeros before its first use. Launches of any shapes may use it one after
+  // another.
+  void* workspace = nullptr;
 };
 
-// Enqueues the kernel. A row's result does not depend, to the bit, on the other rows, its tile or tile_rows. Throws
-// Error for a head_dim, tile_rows or alignment it does not take, CudaError when the launch fails.
+constexpr int64_t kMaxSplits = 32;
+
+// What `args` needs: 0 for one split. Throws Error for splits it does not take, or for too many tiles x heads.
+size_t workspace_bytes(const PrefixAttention& args);
+
+// Enqueues the kernel. A row's result depends, to the bit, on its own data and `splits` only: not on the other rows,
+// its tile or tile_rows. Throws Error for a head_dim, tile_rows, splits or alignment it does not take, CudaError when
+// the launch fails.
 void prefix_attention(const PrefixAttention& args, CUstream_st* stream);
 
 }  // namespace gitfast::cuda

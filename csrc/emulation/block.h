@@ -9,10 +9,12 @@
 // - Asynchronous copies land as late as they may, or as early.
 // - Built with GITFAST_SANITIZE=address: accesses outside of shared and global memory, and vectors that are not
 // aligned.
-// - Built with GITFAST_SANITIZE=thread: races between the threads of a block, whatever the order.
+// - Built with GITFAST_SANITIZE=thread: races between threads, whatever the order. Those of different blocks are
+// ordered
+//   only by a fence before an atomic operation and, in the other block, an atomic operation before a fence.
 //
-// Not covered: races between blocks, except that blocks also run backwards; what the compiler or the hardware does
-// (rounding of fast intrinsics, fences, occupancy).
+// Blocks run one after another, forwards or backwards. Not covered: atomic operations and fences by different threads
+// of a block, and what the compiler or the hardware does (rounding of fast intrinsics, occupancy).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,6 +23,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <stdexcept>
@@ -64,6 +67,8 @@ struct Thread {
   bool waited = false;         // for the kernel before this one
   std::vector<Copy> copies;    // issued, in order
   std::vector<size_t> groups;  // how many of them were issued when each group was committed
+  bool fenced = false;         // since its last atomic operation
+  void* seen = nullptr;        // what its last atomic operation read
 };
 
 struct Slot {
@@ -99,11 +104,15 @@ class Block {
         random_(settings.seed) {}
 
   void run(uint3 block_index);
+  // After the last run: what the threads did comes before what follows.
+  void join();
 
   // For the running thread.
   GITFAST_UNCHECKED void barrier(const void* site);
   GITFAST_UNCHECKED const Slot* exchange(unsigned mask, const void* value, size_t bytes, const void* site);
   GITFAST_UNCHECKED Thread& current() { return *current_; }
+  GITFAST_UNCHECKED void fence();
+  GITFAST_UNCHECKED void meet_others(void* address);
   [[noreturn]] GITFAST_UNCHECKED void fail(const char* fault);
 
   dim3 grid, block;
@@ -133,6 +142,7 @@ class Block {
 };
 
 inline thread_local Block* running = nullptr;
+GITFAST_UNCHECKED inline void set_running(Block* block) { running = block; }
 
 inline void Block::run(uint3 block_index) {
   index = block_index;
@@ -146,6 +156,9 @@ inline void Block::run(uint3 block_index) {
                   std::to_string(count(State::at_warp)) + " at warp operations, " + std::to_string(count(State::done)) +
                   " exited");
   }
+}
+
+inline void Block::join() {
   for (Thread& thread : threads_) thread.fiber.join();
 }
 
@@ -163,6 +176,8 @@ inline void Block::start() {
     thread.waited = false;
     thread.copies.clear();
     thread.groups.clear();
+    thread.fenced = false;
+    thread.seen = nullptr;
     thread.fiber.start([this, &thread] { run_thread(thread); });
   }
 }
@@ -265,6 +280,22 @@ inline const Slot* Block::exchange(unsigned mask, const void* value, size_t byte
   return slots;
 }
 
+// What this thread knows of comes before its next atomic operation; what those whose atomic operations it saw knew of
+// comes before what follows.
+inline void Block::fence() {
+  Thread& me = *current_;
+  if (me.seen) Meeting::acquire(me.seen);
+  me.fenced = true;
+}
+
+// Before an atomic operation on this address.
+inline void Block::meet_others(void* address) {
+  Thread& me = *current_;
+  if (me.fenced) Meeting::release(address);
+  me.fenced = false;
+  me.seen = address;
+}
+
 // A fault inside a fiber must not unwind into another stack: the thread stops here, run() throws.
 inline void Block::fail(const char* fault) {
   fault_ = fault;
@@ -287,17 +318,24 @@ inline void check_limits(dim3 grid, dim3 block, size_t shared_bytes) {
 // Runs all blocks one after another, backwards where threads run in reverse: nothing may depend on their order.
 inline void launch(std::function<void()> kernel, dim3 grid, dim3 block, size_t shared_bytes) {
   check_limits(grid, block, shared_bytes);
-  Block emulated(grid, block, shared_bytes, std::move(kernel));
-  running = &emulated;
+#ifdef __SANITIZE_THREAD__
+  constexpr bool kReuse = false;  // the memory of a block would order it after the one before
+#else
+  constexpr bool kReuse = true;
+#endif
+  std::vector<std::unique_ptr<Block>> ran;
   struct Restore {
-    ~Restore() { running = nullptr; }
+    ~Restore() { set_running(nullptr); }
   } restore;
   const size_t blocks = size_t{grid.x} * grid.y * grid.z;
   for (size_t i = 0; i < blocks; ++i) {
     const size_t n = settings.order == Order::reverse ? blocks - 1 - i : i;
-    emulated.run({static_cast<unsigned>(n % grid.x), static_cast<unsigned>(n / grid.x % grid.y),
+    if (ran.empty() || !kReuse) ran.push_back(std::make_unique<Block>(grid, block, shared_bytes, kernel));
+    set_running(ran.back().get());
+    running->run({static_cast<unsigned>(n % grid.x), static_cast<unsigned>(n / grid.x % grid.y),
                   static_cast<unsigned>(n / (size_t{grid.x} * grid.y))});
   }
+  for (const auto& emulated : ran) emulated->join();
 }
 
 }  // namespace gitfast::emulation

@@ -67,6 +67,16 @@ GITFAST_PLACED inline unsigned ballot(unsigned mask, bool yes) { return vote(mas
 GITFAST_PLACED inline bool any(unsigned mask, bool yes) { return vote(mask, yes, __builtin_return_address(0)) != 0; }
 GITFAST_PLACED inline bool all(unsigned mask, bool yes) { return vote(mask, yes, __builtin_return_address(0)) == mask; }
 
+GITFAST_UNCHECKED inline void thread_fence() { running->fence(); }
+
+GITFAST_UNCHECKED inline unsigned atomic_increment(unsigned* address, unsigned last) {
+  check_alignment(address, alignof(unsigned));
+  running->meet_others(address);
+  const unsigned before = *address;
+  *address = before >= last ? 0 : before + 1;
+  return before;
+}
+
 inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
 inline int first_bit(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 inline int leading_zeros(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }
@@ -86,6 +96,8 @@ inline int leading_zeros(unsigned bits) { return bits ? __builtin_clz(bits) : 32
 #define __ballot_sync(...) ::gitfast::emulation::ballot(__VA_ARGS__)
 #define __any_sync(...) ::gitfast::emulation::any(__VA_ARGS__)
 #define __all_sync(...) ::gitfast::emulation::all(__VA_ARGS__)
+#define __threadfence() ::gitfast::emulation::thread_fence()
+#define atomicInc(address, last) ::gitfast::emulation::atomic_increment(address, last)
 #define __popc(bits) ::gitfast::emulation::count_bits(bits)
 #define __ffs(bits) ::gitfast::emulation::first_bit(bits)
 #define __clz(bits) ::gitfast::emulation::leading_zeros(bits)

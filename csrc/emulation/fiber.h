@@ -33,12 +33,15 @@ namespace gitfast::emulation {
 
 // A place where threads meet: all that came before release() comes before what follows acquire().
 struct Meeting {
+  void release() { release(this); }
+  void acquire() { acquire(this); }
+  // At any address.
 #ifdef __SANITIZE_THREAD__
-  void release() { __tsan_release(this); }
-  void acquire() { __tsan_acquire(this); }
+  static void release(void* address) { __tsan_release(address); }
+  static void acquire(void* address) { __tsan_acquire(address); }
 #else
-  void release() {}
-  void acquire() {}
+  static void release(void*) {}
+  static void acquire(void*) {}
 #endif
   char address = 0;
 };

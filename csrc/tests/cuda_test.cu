@@ -1,63 +1,18 @@
 // The CUDA kernels on a device against float64, without Python: quick to run under compute-sanitizer.
-#include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <random>
 #include <vector>
 
 #include "cuda/activation.h"
+#include "cuda/attention.h"
 #include "cuda/embed.h"
-#include "cuda/linear.h"
 #include "cuda/norm.h"
-#include "cuda/platform.h"
-#include "cuda/select.h"
+#include "tests/cuda_test.cuh"
+#include "tests/cuda_test_linear.cuh"
 #include "tests/tile_product.h"
 
 namespace gitfast::cuda {
 namespace {
-
-// Memory of the device of exactly this many elements.
-template <class T>
-class DeviceArray {
- public:
-  explicit DeviceArray(const std::vector<T>& host) : size_(host.size()) {
-    check(cudaMalloc(&data_, size_ * sizeof(T)), "cudaMalloc");
-    check(cudaMemcpy(data_, host.data(), size_ * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
-  }
-  ~DeviceArray() { cudaFree(data_); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  T* data() const { return static_cast<T*>(data_); }
-  std::vector<T> host() const {
-    std::vector<T> copy(size_);
-    check(cudaMemcpy(copy.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost), "cudaMemcpy");
-    return copy;
-  }
-
- private:
-  size_t size_;
-  void* data_ = nullptr;
-};
-
-float value(float x) { return x; }
-float value(__half x) { return __half2float(x); }
-float value(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-template <class T>
-std::vector<T> normal(size_t n, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> distribution;
-  std::vector<T> values(n);
-  for (T& v : values) v = T(distribution(random));
-  return values;
-}
-
-bool report(const char* name, DType dtype, int a, int b, int c, double error) {
-  const bool right = error <= 1;  // and not NaN
-  std::printf("%-16s %-8s %4d %4d %4d  %.3f of the tolerance%s\n", name, dtype_name(dtype), a, b, c, error,
-              right ? "" : ": WRONG");
-  return right;
-}
 
 template <class T>
 bool test_norm(DType dtype, double rounding, int rows, int width) {
@@ -171,117 +126,72 @@ bool test_embed(DType dtype, double rounding, int width) {
   return report("embed_layer_norm", dtype, rows, width, 0, worst);
 }
 
-// A weight (columns, depth) in the layout of PackedWeight, and its columns rounded up with zeros.
-template <class W>
-std::vector<W> packed(const std::vector<W>& weight, int columns, int depth) {
-  const int step = 64 / static_cast<int>(sizeof(W)), padded = (columns + 7) / 8 * 8;
-  std::vector<W> data(size_t{1} * padded * depth, W(0));
-  for (int n = 0; n < columns; ++n)
-    for (int k = 0; k < depth; ++k)
-      data[((size_t{1} * (n / 8) * (depth / step) + k / step) * 8 + n % 8) * step + k % step] =
-          weight[size_t{1} * n * depth + k];
-  return data;
-}
-
-std::vector<int8_t> bytes(size_t n) {
-  std::mt19937 random(7);
-  std::vector<int8_t> values(n);
-  for (int8_t& v : values) v = static_cast<int8_t>(random() % 255 - 127);
-  return values;
-}
-
-// x (rows, depth) W^T, W (columns, depth), times the scales.
-template <class T, class W>
-std::vector<double> product(const std::vector<T>& x, const std::vector<W>& weight, const std::vector<float>& scales,
-                            int rows, int columns, int depth) {
-  std::vector<double> out(size_t{1} * rows * columns);
-  for (int r = 0; r < rows; ++r)
-    for (int n = 0; n < columns; ++n) {
-      double sum = 0;
-      for (int k = 0; k < depth; ++k)
-        sum += double{value(x[size_t{1} * r * depth + k])} * double(weight[size_t{1} * n * depth + k]);
-      out[size_t{1} * r * columns + n] = sum * double{scales[n]};
-    }
-  return out;
-}
-
-template <class W>
-PackedWeight weight_of(DType dtype, const DeviceArray<W>& data, const DeviceArray<float>& scales, int columns,
-                       int depth) {
-  return {dtype, columns, depth, data.data(), sizeof(W) == 1 ? scales.data() : nullptr};
-}
-
-template <class W>
-bool test_linear(DType weight_dtype, const std::vector<W>& weight, int rows, int columns, int depth, bool overlap) {
-  using T = __half;
-  const auto x = normal<T>(size_t{1} * rows * depth, 1);
-  const std::vector<float> scales(columns, sizeof(W) == 1 ? 0.01f : 1.0f);
-  const DeviceArray<T> dx(x), out(std::vector<T>(size_t{1} * rows * columns, T(NAN)));
-  const DeviceArray<W> dweight(packed(weight, columns, depth));
-  const DeviceArray<float> dscales(scales);
-  Linear args;
-  args.dtype = DType::f16;
-  args.rows = rows;
-  args.weight = weight_of(weight_dtype, dweight, dscales, columns, depth);
-  args.x = dx.data();
-  args.x_stride = depth;
+// Rows of two images, each with as many text tokens as its number; row r's tokens have slots of their own.
+template <class T>
+bool test_attention(DType dtype, double rounding, int width, int prefix, int splits) {
+  constexpr int kHeads = 2, kImages = 2, kRows = 5, kFirstRows = 3, kMaxText = kRows;
+  const std::vector<int32_t> tiles{0, kFirstRows, 0, kFirstRows, kRows - kFirstRows, 1};
+  std::vector<int32_t> slots, text_len;
+  for (int i = 0; i < kRows * kMaxText; ++i) slots.push_back(kRows * kMaxText - 1 - i);
+  for (int r = 0; r < kRows; ++r) text_len.push_back(r);
+  const size_t per_row = size_t{kHeads} * width, prefix_size = per_row * kImages * prefix;
+  const auto q = normal<T>(kRows * per_row, 1), k = normal<T>(prefix_size, 2), v = normal<T>(prefix_size, 3);
+  const auto k_text = normal<T>(slots.size() * per_row, 4), v_text = normal<T>(slots.size() * per_row, 5);
+  const DeviceArray<int32_t> dtiles(tiles), dslots(slots), dtext_len(text_len);
+  const DeviceArray<T> dq(q), dk(k), dv(v), dk_text(k_text), dv_text(v_text), out(std::vector<T>(q.size(), T(NAN)));
+  PrefixAttention args;
+  args.dtype = dtype;
+  args.rows = kRows;
+  args.tiles = args.images = kImages;
+  args.heads = kHeads;
+  args.head_dim = width;
+  args.prefix_len = prefix;
+  args.max_text = kMaxText;
+  args.num_slots = static_cast<int64_t>(slots.size());
+  args.q = dq.data();
+  args.tile_list = dtiles.data();
+  args.k_prefix = dk.data();
+  args.v_prefix = dv.data();
+  args.k_text = dk_text.data();
+  args.v_text = dv_text.data();
+  args.slots = dslots.data();
+  args.text_len = dtext_len.data();
   args.out = out.data();
-  args.out_stride = columns;
-  args.overlap = overlap;
-  linear(args, nullptr);
-  linear(args, nullptr);
-  const std::vector<T> result = out.host();
-  const std::vector<double> truth = product(x, weight, scales, rows, columns, depth);
-  double worst = 0;
-  for (size_t i = 0; i < truth.size(); ++i) {
-    const double error = std::fabs(value(result[i]) - truth[i]) / (std::fabs(truth[i]) / (1 << 11) + 1e-3);
-    worst = error <= worst ? worst : error;
-  }
-  return report("linear", weight_dtype, rows, columns, depth, worst);
-}
-
-template <class W>
-bool test_select(DType weight_dtype, const std::vector<W>& weight, int rows, int columns, int depth, int choices) {
-  using T = __half;
-  const auto x = normal<T>(size_t{1} * rows * depth, 1);
-  const std::vector<float> scales(columns, sizeof(W) == 1 ? 0.01f : 1.0f);
-  const DeviceArray<T> dx(x);
-  const DeviceArray<W> dweight(packed(weight, columns, depth));
-  const DeviceArray<float> dscales(scales), log_probs(std::vector<float>(size_t{1} * rows * choices, NAN));
-  const DeviceArray<int32_t> tokens(std::vector<int32_t>(size_t{1} * rows * choices, -9)), step({3});
-  const DeviceArray<int32_t> drawn(std::vector<int32_t>(rows, -9));
-  const DeviceArray<int64_t> keys(std::vector<int64_t>(rows, 12345));
-  const DeviceArray<uint8_t> workspace(std::vector<uint8_t>(select_workspace(rows, columns, choices), 0xff));
-  HeadSelect args;
-  args.dtype = DType::f16;
-  args.rows = rows;
-  args.choices = choices;
-  args.weight = weight_of(weight_dtype, dweight, dscales, columns, depth);
-  args.x = dx.data();
-  args.x_stride = depth;
-  args.tokens = tokens.data();
-  args.log_probs = log_probs.data();
-  args.keys = keys.data();
-  args.step = step.data();
-  args.drawn = drawn.data();
+  args.q_stride = args.out_stride = static_cast<int64_t>(per_row);
+  args.scale = 0.2f;
+  args.splits = splits;
+  const DeviceArray<float> workspace(std::vector<float>(workspace_bytes(args) / sizeof(float)));
   args.workspace = workspace.data();
-  args.overlap = true;
-  head_select(args, nullptr);
-  const std::vector<int32_t> result = tokens.host(), by_chance = drawn.host();
-  std::vector<double> logits = product(x, weight, scales, rows, columns, depth);
+  prefix_attention(args, nullptr);
+  const std::vector<T> result = out.host();
   double worst = 0;
-  for (int r = 0; r < rows; ++r) {
-    double* row = logits.data() + size_t{1} * r * columns;
-    if (by_chance[r] < 0 || by_chance[r] >= columns) worst = INFINITY;
-    for (int k = 0; k < choices; ++k) {
-      const int token = result[size_t{1} * r * choices + k];
-      const double best = *std::max_element(row, row + columns);
-      const double error = token < 0 || token >= columns ? INFINITY : (best - row[token]) / 1e-3;
-      worst = error <= worst ? worst : error;
-      if (error < INFINITY) row[token] = -INFINITY;
+  for (int r = 0; r < kRows; ++r)
+    for (int h = 0; h < kHeads; ++h) {
+      const int image = r < kFirstRows ? 0 : 1, keys = prefix + text_len[r];
+      // Where element d of key i lies, and whether it is text.
+      const auto at = [&](int i, int d) {
+        const size_t slot = i < prefix ? 0 : slots[r * kMaxText + i - prefix];
+        return i < prefix ? ((size_t{1} * image * kHeads + h) * prefix + i) * width + d
+                          : slot * per_row + h * width + d;
+      };
+      double total = 0;
+      std::vector<double> sums(width);
+      for (int i = 0; i < keys; ++i) {
+        double score = 0;
+        for (int d = 0; d < width; ++d)
+          score += double{value(q[r * per_row + h * width + d])} * value(i < prefix ? k[at(i, d)] : k_text[at(i, d)]);
+        const double weight = std::exp(score * args.scale);
+        total += weight;
+        for (int d = 0; d < width; ++d) sums[d] += weight * value(i < prefix ? v[at(i, d)] : v_text[at(i, d)]);
+      }
+      for (int d = 0; d < width; ++d) {
+        const double truth = keys > 0 ? sums[d] / total : 0;
+        const double got = value(result[r * per_row + h * width + d]);
+        const double error = std::fabs(got - truth) / (rounding * (std::fabs(truth) + 5) + 1e-5);
+        worst = error <= worst ? worst : error;
+      }
     }
-  }
-  return report("head_select", weight_dtype, rows, columns, choices, worst);
+  return report("prefix_attention", dtype, width, prefix, splits, worst);
 }
 
 template <class T>
@@ -320,18 +230,13 @@ bool test_all() {
     right &= test_embed<__half>(DType::f16, 1.0 / (1 << 11), width);
     right &= test_embed<__nv_bfloat16>(DType::bf16, 1.0 / (1 << 8), width);
   }
-  constexpr int kLinear[][3] = {{1, 8, 64}, {5, 13, 192}, {17, 24, 576}, {3, 8201, 64}};
-  for (const auto& [rows, columns, depth] : kLinear)
-    for (const bool overlap : {false, true}) {
-      const size_t n = size_t{1} * columns * depth;
-      right &= test_linear(DType::f16, normal<__half>(n, 3), rows, columns, depth, overlap);
-      right &= test_linear(DType::i8, bytes(n), rows, columns, depth, overlap);
-    }
-  constexpr int kSelect[][3] = {{1, 5, 5}, {17, 300, 10}, {2, 4200, 64}};
-  for (const auto& [rows, columns, choices] : kSelect) {
-    right &= test_select(DType::f16, normal<__half>(size_t{64} * columns, 3), rows, columns, 64, choices);
-    right &= test_select(DType::i8, bytes(size_t{64} * columns), rows, columns, 64, choices);
-  }
+  right &= test_packed_weights();
+  for (const int width : {16, 64, 128})
+    for (const int prefix : {0, 5, 200})
+      for (const int splits : {1, 3}) {
+        right &= test_attention<__half>(DType::f16, 1.0 / (1 << 11), width, prefix, splits);
+        right &= test_attention<__nv_bfloat16>(DType::bf16, 1.0 / (1 << 8), width, prefix, splits);
+      }
   constexpr int kShapes[][3] = {{1, 8, 8}, {32, 16, 32}, {33, 24, 104}, {70, 40, 200}};
   for (const auto& [M, N, K] : kShapes) {
     right &= test_tile_product<__half>(DType::f16, M, N, K);

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import numpy as np
 import torch
 
+COUNTERS = 16384  # at the beginning of a workspace
 # Half the distance of neighbouring numbers, relative to them.
 ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
@@ -31,12 +33,40 @@ class Case:
     k_new: torch.Tensor | None = None
     v_new: torch.Tensor | None = None
     before: dict[str, torch.Tensor] = field(default_factory=dict)  # text as it was
+    splits: int = 1
+    workspace: torch.Tensor | None = None
+
+    def split(self, module: ModuleType, splits: int) -> Case:
+        """The same with the prefix in ``splits`` parts; of the workspace only the counters are not NaN."""
+        rows, heads, head_dim = self.q.shape
+        floats = module.attention_workspace(rows, len(self.tiles), heads, head_dim, splits)
+        self.splits, self.workspace = splits, torch.full((floats,), torch.nan, device=self.q.device)
+        self.workspace[:COUNTERS] = 0
+        return self
 
     def run(self, kernel: Callable[..., None], stream: int = 0) -> torch.Tensor:
         text = (self.k_text, self.v_text, self.slots, self.text_len, self.k_new, self.v_new)
         prefix = (self.k_prefix, self.v_prefix)
-        kernel(self.q, self.tiles, *prefix, *text, self.scale, self.tile_rows, self.out, stream)
+        kernel(
+            self.q,
+            self.tiles,
+            *prefix,
+            *text,
+            self.scale,
+            self.tile_rows,
+            self.out,
+            self.splits,
+            self.workspace,
+            stream,
+        )
         return self.out
+
+    def cancel(self) -> Case:
+        """The same with rounding errors for results: the second half of the prefix takes away what the first gives."""
+        half = self.k_prefix.shape[2] // 2
+        self.k_prefix[:, :, half:] = self.k_prefix[:, :, :half]
+        self.v_prefix[:, :, half:] = -self.v_prefix[:, :, :half]
+        return self
 
     def keys_values(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         """All that a row sees, (H, tokens, head_dim), float64, on the CPU."""

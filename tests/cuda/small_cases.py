@@ -91,6 +91,18 @@ def attention(emulation: ModuleType) -> Iterator[tuple[str, float]]:
     case = attention_cases.make_case([34], 140, 16, torch.float16, tile_rows=64, heads=1)
     case.run(emulation.prefix_attention)
     yield "attention, rows of three warps", case.error()
+    for prefix, text in itertools.product((0, 65, 200), (None, [0, 1, 3, 2, 1])):
+        case = attention_cases.make_case([3, 2], prefix, 16, torch.bfloat16, text=text, heads=2).split(emulation, 3)
+        for launch in range(2):
+            case.out.fill_(torch.nan)
+            case.run(emulation.prefix_attention)
+            yield f"attention, prefix {prefix} in 3 parts, text {text}, launch {launch}", case.error()
+    case = attention_cases.make_case([3], 256, 16, torch.bfloat16).cancel().split(emulation, 4)
+    results = []
+    for order in ORDERS:
+        emulation.set_order(order)
+        results.append(case.run(emulation.prefix_attention).clone())
+        yield f"attention, merged the same in order {order}", float(not torch.equal(results[0], results[-1])) * 2
 
 
 def linear(emulation: ModuleType) -> Iterator[tuple[str, float]]:

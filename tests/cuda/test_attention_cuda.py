@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import Case, make_case, tiles_of
+from attention_cases import COUNTERS, Case, make_case, tiles_of
 
 from gitfast import _C
 
@@ -38,8 +38,36 @@ def test_beams_and_questions(dtype: torch.dtype, append: bool, rows: list[int]) 
     assert case.error() <= 1
 
 
-def test_is_the_same_every_time_and_in_every_tile() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 128])
+@pytest.mark.parametrize("splits", [2, 5, 32])
+@pytest.mark.parametrize("prefix", [0, 65, 901])
+def test_a_split_prefix(dtype: torch.dtype, head_dim: int, splits: int, prefix: int) -> None:
+    text = [1 + (7 * i) % 40 for i in range(26)]
+    case = make_case([1, 20, 5], prefix, head_dim, dtype, text=text, append=True, device="cuda").split(_C.cuda, splits)
+    for _ in range(2):
+        case.out.fill_(torch.nan)
+        run(case)
+        assert case.error() <= 1
+    assert not case.workspace[:COUNTERS].any()
+
+
+def test_a_graph_replays_a_split_prefix() -> None:
+    case = make_case([5], 901, 64, torch.bfloat16, text=[3] * 5, heads=12, device="cuda").split(_C.cuda, 8)
+    expected = run(case).clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        case.run(_C.cuda.prefix_attention, torch.cuda.current_stream().cuda_stream)
+    for _ in range(100):
+        case.out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(case.out, expected)
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_is_the_same_every_time_and_in_every_tile(splits: int) -> None:
     case = make_case([37, 2], 197, 64, torch.bfloat16, text=[i % 9 for i in range(39)], heads=12, device="cuda")
+    case.split(_C.cuda, splits)
     first = run(case).clone()
     for _ in range(20):
         assert torch.equal(run(case), first)

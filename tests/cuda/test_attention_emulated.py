@@ -7,7 +7,7 @@ from types import ModuleType
 import emulated
 import pytest
 import torch
-from attention_cases import make_case, tiles_of
+from attention_cases import COUNTERS, make_case, tiles_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +43,7 @@ def test_every_width_of_a_head(emulation: ModuleType, order: str, head_dim: int,
     dtype=st.sampled_from(DTYPES),
     tile_rows=st.sampled_from([16, 64]),
     append=st.booleans(),
+    splits=st.sampled_from([1, 2, 3, 32]),
     order=st.sampled_from(emulated.ORDERS),
     seed=st.integers(0, 1000),
 )
@@ -54,19 +55,59 @@ def test_any_rows_and_texts(
     dtype: torch.dtype,
     tile_rows: int,
     append: bool,
+    splits: int,
     order: str,
     seed: int,
 ) -> None:
     emulation.set_order(order, seed=seed)
     text = [max(n, int(append)) for n in lengths[: sum(rows)]]
     case = make_case(rows, prefix, 16, dtype, text=text, tile_rows=tile_rows, append=append, heads=1, seed=seed)
-    case.run(emulation.prefix_attention)
+    case.split(emulation, splits).run(emulation.prefix_attention)
     assert case.error() <= 1
 
 
-def test_new_keys_and_values_are_stored(emulation: ModuleType) -> None:
-    case = make_case([2, 3], 5, 16, torch.float16, text=[3, 1, 2, 4, 2], append=True)
-    case.run(emulation.prefix_attention)
+@pytest.mark.parametrize("late_copies", [True, False])
+@pytest.mark.parametrize("text", [None, [0, 1, 40, 2]], ids=["alone", "with text"])
+@pytest.mark.parametrize("prefix", [0, 1, 64, 65, 200])
+def test_a_split_prefix(
+    emulation: ModuleType, order: str, prefix: int, text: list[int] | None, late_copies: bool
+) -> None:
+    emulation.set_order(order, seed=3, late_copies=late_copies)
+    case = make_case([3, 1], prefix, 16, torch.bfloat16, text=text)
+    whole = case.run(emulation.prefix_attention).double()
+    for splits in (2, 3, 7):
+        case.out = torch.full_like(case.out, torch.nan)
+        first = case.split(emulation, splits).run(emulation.prefix_attention).clone()
+        assert case.error() <= 1
+        assert not case.workspace[:COUNTERS].any(), "the next launch counts from zero"
+        assert torch.equal(case.run(emulation.prefix_attention), first)
+        assert (first.double() - whole).abs().max() <= 2.0**-7 * whole.abs().max()
+
+
+def test_a_split_prefix_is_merged_in_one_order(emulation: ModuleType) -> None:
+    case = make_case([3, 20], 512, 32, torch.bfloat16).cancel().split(emulation, 5)
+    results = []
+    for order in emulated.ORDERS:  # another block comes last
+        emulation.set_order(order, seed=4)
+        results.append(case.run(emulation.prefix_attention).clone())
+    assert results[0].any()
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+def test_launches_of_other_shapes_share_a_workspace(emulation: ModuleType) -> None:
+    large = make_case([2, 20, 3], 130, 32, torch.bfloat16, heads=3).split(emulation, 3)
+    small = make_case([1], 70, 16, torch.float16, heads=1).split(emulation, 2)
+    small.workspace = large.workspace
+    for case in (small, large, small, large):
+        case.out.fill_(torch.nan)
+        case.run(emulation.prefix_attention)
+        assert case.error() <= 1
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_new_keys_and_values_are_stored(emulation: ModuleType, splits: int) -> None:
+    case = make_case([2, 3], 70, 16, torch.float16, text=[3, 1, 2, 4, 2], append=True)
+    case.split(emulation, splits).run(emulation.prefix_attention)
     for row, length in enumerate(case.text_len.tolist()):
         slot = case.slots[row, length - 1]
         assert torch.equal(case.k_text[slot], case.k_new[row])
@@ -75,15 +116,18 @@ def test_new_keys_and_values_are_stored(emulation: ModuleType) -> None:
     assert torch.equal(case.k_text.isnan(), case.before["k"].isnan()), "nothing else was written"
 
 
+@pytest.mark.parametrize("splits", [1, 2, 5])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_row_does_not_depend_on_the_others_or_its_tile(emulation: ModuleType, dtype: torch.dtype) -> None:
+def test_a_row_does_not_depend_on_the_others_or_its_tile(
+    emulation: ModuleType, dtype: torch.dtype, splits: int
+) -> None:
     case = make_case([18, 2], 67, 16, dtype, text=[(7 * i) % 35 for i in range(20)], heads=1)
-    together = case.run(emulation.prefix_attention).clone()
+    together = case.split(emulation, splits).run(emulation.prefix_attention).clone()
     case.tile_rows, case.tiles = 64, tiles_of(case.images, 64)
     assert torch.equal(case.run(emulation.prefix_attention), together)
     case.tiles = torch.tensor([[row, 1, image] for row, image in enumerate(case.images)], dtype=torch.int32)
     case.tile_rows = 16
-    assert torch.equal(case.run(emulation.prefix_attention), together)
+    assert torch.equal(case.split(emulation, splits).run(emulation.prefix_attention), together)
 
 
 def test_large_scores_do_not_overflow(emulation: ModuleType) -> None:
@@ -100,6 +144,14 @@ def test_large_scores_do_not_overflow(emulation: ModuleType) -> None:
         ({"tiles": torch.zeros(1, 2, dtype=torch.int32)}, r"tiles: expected shape \(T, 3\), got \(1, 2\)"),
         ({"tiles": torch.zeros(1, 3)}, "tiles: expected dtype int32, got float32"),
         ({"tile_rows": 17}, "tile_rows: expected 16 or 64, got 17"),
+        ({"splits": 0}, "splits: expected 1 to 32, got 0"),
+        ({"splits": 33}, "splits: expected 1 to 32, got 33"),
+        ({"splits": 2}, "workspace: expected one for more than one split"),
+        ({"splits": 2, "workspace": torch.zeros(16384 + 2 * 3 * 2 * 20 - 1)},
+         "workspace: expected at least 16624 floats, got 16623"),
+        ({"splits": 2, "workspace": torch.zeros(20000, dtype=torch.float64)}, "workspace: "),
+        ({"splits": 2, "workspace": torch.zeros(20001)[1:]},
+         "workspace: expected rows that start at multiples of 16 bytes"),
         ({"scale": 0.0}, "scale: expected a positive number"),
         ({"v_text": None}, "k_text, v_text, slots, text_len: expected all or none"),
         ({"k_new": torch.zeros(3, 2, 16, dtype=torch.bfloat16)}, "k_new, v_new: expected both"),
@@ -120,4 +172,11 @@ def test_bad_arguments_are_named(emulation: ModuleType, change: dict[str, object
 def test_a_width_there_is_not(emulation: ModuleType) -> None:
     case = make_case([3], 5, 24, torch.bfloat16)
     with pytest.raises(ValueError, match="q: expected a head_dim of 16, 32, 64, 80 or 128, got 24"):
+        case.run(emulation.prefix_attention)
+
+
+def test_more_tiles_and_heads_than_there_are_counters(emulation: ModuleType) -> None:
+    case = make_case([1], 1, 16, torch.bfloat16, heads=COUNTERS + 1)
+    case.splits, case.workspace = 2, torch.zeros(1)
+    with pytest.raises(ValueError, match="splits: expected 1 for more than 16384 tiles x heads, got 2"):
         case.run(emulation.prefix_attention)

@@ -171,6 +171,7 @@ FAULTS |= {
     ),
     "embed: a missing word unmarked": Fault("embed", "exists ? args.eps : NAN", "args.eps", WRONG_VALUES),
 }
+ATTENTION_PARTS = "csrc/cuda/attention.cuh"
 FAULTS |= {
     "attention: keys not waited for": Fault("attention", "    cp_async_wait<1>();\n", "", WRONG_VALUES),
     "attention: queries not waited for": Fault("attention", "    cp_async_wait<0>();\n", "", WRONG_VALUES),
@@ -215,7 +216,56 @@ FAULTS |= {
         "attention", " + 16 * kWarps * kTextKeys * sizeof(float)", "", OUT_OF_BOUNDS
     ),
     "attention: the new token's slot is the one before": Fault(
-        "attention", "args.text_len[row] - 1];", "args.text_len[row] - 2 + (args.text_len[row] == 1)];", WRONG_VALUES
+        "attention",
+        "args.text_len[row] - 1];",
+        "args.text_len[row] - 2 + (args.text_len[row] == 1)];",
+        WRONG_VALUES,
+        file=ATTENTION_PARTS,
+    ),
+    "attention: keys lost where they do not divide": Fault(
+        "attention",
+        "tiles * (blockIdx.z + 1) / gridDim.z",
+        "tiles / gridDim.z * (blockIdx.z + 1)",
+        WRONG_VALUES,
+        file=ATTENTION_PARTS,
+    ),
+    "attention: text in every part": Fault(
+        "attention", "blockIdx.z == gridDim.z - 1", "true", WRONG_VALUES, file=ATTENTION_PARTS
+    ),
+    "attention: the total of one lane": Fault(
+        "attention", "{rows.peak[half], total}", "{rows.peak[half], rows.total[half]}", WRONG_VALUES
+    ),
+    "attention: a workspace for one part": Fault("attention", "args.splits * args.rows", "args.rows", OUT_OF_BOUNDS),
+    "attention: a fence before the other threads are there": Fault(
+        "attention", "  __syncthreads();  // before the fence", "  // before the fence", RACE, "thread", ATTENTION_PARTS
+    ),
+    "attention: no fence before counting": Fault(
+        "attention", "    __threadfence();\n    const", "    const", RACE, "thread", ATTENTION_PARTS
+    ),
+    "attention: no fence after counting": Fault(
+        "attention", "    __threadfence();\n    *shared", "    *shared", RACE, "thread", ATTENTION_PARTS
+    ),
+    "attention: the count read before a barrier": Fault(
+        "attention", "  __syncthreads();\n  return", "  return", RACE, "thread", ATTENTION_PARTS
+    ),
+    "attention: counters left as they are": Fault(
+        "attention", "atomicInc(counter, last)", "atomicInc(counter, ~0u)", WRONG_VALUES, file=ATTENTION_PARTS
+    ),
+    "attention: parts merged by whoever comes first": Fault(
+        "attention", "before == last", "before == 0", WRONG_VALUES, file=ATTENTION_PARTS
+    ),
+    "attention: parts merged from one's own": Fault(
+        "attention",
+        "state_of(args, split, row",
+        "state_of(args, (split + blockIdx.z) % splits, row",
+        WRONG_VALUES,
+        file=ATTENTION_PARTS,
+    ),
+    "attention: no part has a key, and not a number": Fault(
+        "attention", "top == -INFINITY ? 0.0f : top", "top", WRONG_VALUES, file=ATTENTION_PARTS
+    ),
+    "attention: parts not rescaled": Fault(
+        "attention", "part.at[1] * part_factor", "part.at[1]", WRONG_VALUES, file=ATTENTION_PARTS
     ),
 }
 FAULTS |= {

@@ -1,0 +1,56 @@
+// What tests on a device share: memory of exact size, random values, and a line per case.
+#pragma once
+
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "cuda/platform.h"
+
+namespace gitfast::cuda {
+
+// Memory of the device of exactly this many elements.
+template <class T>
+class DeviceArray {
+ public:
+  explicit DeviceArray(const std::vector<T>& host) : size_(host.size()) {
+    check(cudaMalloc(&data_, size_ * sizeof(T)), "cudaMalloc");
+    check(cudaMemcpy(data_, host.data(), size_ * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
+  }
+  ~DeviceArray() { cudaFree(data_); }
+  DeviceArray(const DeviceArray&) = delete;
+  DeviceArray& operator=(const DeviceArray&) = delete;
+  T* data() const { return static_cast<T*>(data_); }
+  std::vector<T> host() const {
+    std::vector<T> copy(size_);
+    check(cudaMemcpy(copy.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost), "cudaMemcpy");
+    return copy;
+  }
+
+ private:
+  size_t size_;
+  void* data_ = nullptr;
+};
+
+inline float value(float x) { return x; }
+inline float value(__half x) { return __half2float(x); }
+inline float value(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <class T>
+std::vector<T> normal(size_t n, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> distribution;
+  std::vector<T> values(n);
+  for (T& v : values) v = T(distribution(random));
+  return values;
+}
+
+inline bool report(const char* name, DType dtype, int a, int b, int c, double error) {
+  const bool right = error <= 1;  // and not NaN
+  std::printf("%-16s %-8s %4d %4d %4d  %.3f of the tolerance%s\n", name, dtype_name(dtype), a, b, c, error,
+              right ? "" : ": WRONG");
+  return right;
+}
+
+}  // namespace gitfast::cuda
