@@ -10,6 +10,7 @@ the build has no CUDA kernels or a launch fails.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Literal, NamedTuple
 
@@ -22,11 +23,13 @@ __all__ = [
     "PackedWeight",
     "Selection",
     "add_layer_norm",
+    "attention_tiles",
     "bias_gelu",
     "bias_quick_gelu",
     "embed_layer_norm",
     "head_select",
     "linear",
+    "prefix_attention",
 ]
 
 
@@ -151,6 +154,68 @@ def head_select(
     head = (weight.data, weight.scales, vocab, bias, temperature)
     kernels.head_select(x, *head, tokens, log_probs, all_logits, keys, step, drawn, workspace, overlap, _stream(x))
     return Selection(tokens, log_probs, drawn, all_logits)
+
+
+def attention_tiles(images: Sequence[int], tile_rows: Literal[16, 64] = 16) -> torch.Tensor:
+    """Rows that :func:`prefix_attention` computes together: int32 (T, 3) of first row, number of rows, image.
+
+    ``images``: the image of every row. Neighbours of one image share a tile, ``tile_rows`` of them at most.
+    """
+    tiles: list[list[int]] = []
+    for row, image in enumerate(images):
+        if tiles and tiles[-1][2] == image and tiles[-1][1] < tile_rows:
+            tiles[-1][1] += 1
+        else:
+            tiles.append([row, 1, image])
+    return torch.tensor(tiles, dtype=torch.int32).view(-1, 3)
+
+
+def prefix_attention(
+    q: torch.Tensor,
+    k_prefix: torch.Tensor,
+    v_prefix: torch.Tensor,
+    tiles: torch.Tensor,
+    *,
+    k_text: torch.Tensor | None = None,
+    v_text: torch.Tensor | None = None,
+    slots: torch.Tensor | None = None,
+    text_len: torch.Tensor | None = None,
+    k_new: torch.Tensor | None = None,
+    v_new: torch.Tensor | None = None,
+    scale: float | None = None,
+    tile_rows: Literal[16, 64] = 16,
+    splits: int = 1,
+    workspace: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of rows that share the prefix of their image and see some text each, one softmax over both.
+
+    Args:
+        q: queries (R, H, head_dim), one row per beam, question or image token; also float32.
+        k_prefix: keys of the prefixes of B images (B, H, P, head_dim); P may be 0. Dense.
+        v_prefix: their values.
+        tiles: int32 (T, 3), on the device: ``attention_tiles``. Rows of no tile are not computed.
+        k_text: keys of a store of S text tokens (S, H, head_dim); v_text: its values. Dense.
+        slots: int32 (R, max_text): for each row the numbers of the text tokens it sees; what no row names is not read.
+        text_len: int32 (R,): how many of them.
+        k_new: keys (R, H, head_dim) of each row's last text token, written to its slot in ``k_text`` first; v_new: the
+            values. No row may name a slot that another row's tile writes.
+        scale: factor of the scores, positive; default ``head_dim ** -0.5``.
+        tile_rows: the most rows of a tile: 16 for decoding, 64 for image rows.
+        splits: parts of the prefix, 1 to 32, computed by blocks of their own: for few rows on a large device.
+        workspace: float32, for ``splits``, zeros at first; may be shared by calls on one stream. None makes a new one.
+
+    Returns:
+        (R, H, head_dim); zeros for a row that sees no key at all.
+    """
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    kernels, (rows, heads, head_dim) = _kernels(q), q.shape
+    if splits > 1 and workspace is None:
+        floats = kernels.attention_workspace(rows, len(tiles), heads, head_dim, splits)
+        workspace = torch.zeros(floats, device=q.device)
+    text = (k_text, v_text, slots, text_len, k_new, v_new)
+    scale = max(head_dim, 1) ** -0.5 if scale is None else scale
+    kernels.prefix_attention(q, tiles, k_prefix, v_prefix, *text, scale, tile_rows, out, splits, workspace, _stream(q))
+    return out
 
 
 def _kernels(x: torch.Tensor) -> ModuleType:

@@ -5,7 +5,7 @@ Arguments and results are those of :mod:`gitfast.ops.cuda`; weights are plain (N
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +86,32 @@ def linear(
 ) -> torch.Tensor:
     """``activation(x @ weight.T + bias) + residual``: (R, N)."""
     return _plus(ACTIVATIONS[activation](_plus(x @ weight.T, bias)), residual)
+
+
+def prefix_attention(
+    q: torch.Tensor,
+    k_prefix: torch.Tensor,
+    v_prefix: torch.Tensor,
+    images: Sequence[int],
+    *,
+    k_text: torch.Tensor | None = None,
+    v_text: torch.Tensor | None = None,
+    slots: Sequence[Sequence[int]] | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Attention of rows (R, H, head_dim), row r over the prefix of ``images[r]`` and the text tokens ``slots[r]``."""
+    scale = max(q.shape[2], 1) ** -0.5 if scale is None else scale
+    out = torch.zeros_like(q)
+    for row, image in enumerate(images):
+        k, v = k_prefix[image], v_prefix[image]
+        if slots is not None and k_text is not None and v_text is not None:
+            named = torch.as_tensor(slots[row], dtype=torch.long, device=q.device)
+            k = torch.cat([k, k_text[named].transpose(0, 1)], 1)
+            v = torch.cat([v, v_text[named].transpose(0, 1)], 1)
+        if k.shape[1]:
+            weights = (torch.einsum("hd,htd->ht", q[row], k) * scale).softmax(-1)
+            out[row] = torch.einsum("ht,htd->hd", weights, v)
+    return out
 
 
 def head_select(

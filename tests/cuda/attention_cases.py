@@ -9,6 +9,8 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from gitfast.ops.cuda import attention_tiles
+
 COUNTERS = 16384  # at the beginning of a workspace
 # Half the distance of neighbouring numbers, relative to them.
 ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -106,17 +108,6 @@ class Case:
         return float("inf") if np.isnan(error) else error
 
 
-def tiles_of(images: Sequence[int], tile_rows: int) -> torch.Tensor:
-    """(T, 3): neighbouring rows of one image, at most ``tile_rows`` together."""
-    tiles: list[list[int]] = []
-    for row, image in enumerate(images):
-        if tiles and tiles[-1][2] == image and tiles[-1][1] < tile_rows:
-            tiles[-1][1] += 1
-        else:
-            tiles.append([row, 1, image])
-    return torch.tensor(tiles, dtype=torch.int32).view(-1, 3)
-
-
 def make_case(
     rows_per_image: Sequence[int],
     prefix: int,
@@ -140,7 +131,7 @@ def make_case(
     rows = len(images)
     case = Case(
         q=random(rows, heads, head_dim),
-        tiles=tiles_of(images, tile_rows).to(device),
+        tiles=attention_tiles(images, tile_rows).to(device),
         k_prefix=random(len(rows_per_image), heads, prefix, head_dim),
         v_prefix=random(len(rows_per_image), heads, prefix, head_dim),
         out=torch.full((rows, heads, head_dim), torch.nan, device=device, dtype=dtype),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import COUNTERS, Case, make_case, tiles_of
+from attention_cases import COUNTERS, Case, make_case
 
 from gitfast import _C
+from gitfast.ops.cuda import attention_tiles
 
 pytestmark = pytest.mark.skipif(
     not hasattr(_C, "cuda") or not torch.cuda.is_available(), reason="needs a CUDA device and a build with CUDA"
@@ -71,5 +72,5 @@ def test_is_the_same_every_time_and_in_every_tile(splits: int) -> None:
     first = run(case).clone()
     for _ in range(20):
         assert torch.equal(run(case), first)
-    case.tile_rows, case.tiles = 64, tiles_of(case.images, 64).cuda()
+    case.tile_rows, case.tiles = 64, attention_tiles(case.images, 64).cuda()
     assert torch.equal(run(case), first)

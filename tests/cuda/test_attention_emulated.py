@@ -7,9 +7,11 @@ from types import ModuleType
 import emulated
 import pytest
 import torch
-from attention_cases import COUNTERS, make_case, tiles_of
+from attention_cases import COUNTERS, make_case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from gitfast.ops.cuda import attention_tiles
 
 DTYPES = [torch.float16, torch.bfloat16]
 
@@ -123,7 +125,7 @@ def test_a_row_does_not_depend_on_the_others_or_its_tile(
 ) -> None:
     case = make_case([18, 2], 67, 16, dtype, text=[(7 * i) % 35 for i in range(20)], heads=1)
     together = case.split(emulation, splits).run(emulation.prefix_attention).clone()
-    case.tile_rows, case.tiles = 64, tiles_of(case.images, 64)
+    case.tile_rows, case.tiles = 64, attention_tiles(case.images, 64)
     assert torch.equal(case.run(emulation.prefix_attention), together)
     case.tiles = torch.tensor([[row, 1, image] for row, image in enumerate(case.images)], dtype=torch.int32)
     case.tile_rows = 16

@@ -95,6 +95,39 @@ def test_head_select(device: str, stored: str | None) -> None:
     assert torch.equal(only.tokens.long(), reference.head_select(x, plain)[0])
 
 
+@pytest.mark.parametrize("splits", [1, 3])
+def test_prefix_attention(device: str, splits: int) -> None:
+    images, lengths = [0, 0, 0, 1, 1], [2, 1, 3, 0, 2]
+    q, k, v = random(device, 5, 2, 16), random(device, 2, 2, 70, 16), random(device, 2, 2, 70, 16) + 1
+    store = [random(device, 9, 2, 16), random(device, 9, 2, 16) - 1]
+    slots = torch.tensor([[8, 1, -1], [8, -1, -1], [8, 1, 5], [-1, -1, -1], [0, 2, -1]], dtype=torch.int32)
+    tiles = cuda.attention_tiles(images).to(device)
+    assert tiles.tolist() == [[0, 3, 0], [3, 2, 1]]
+    text = {"k_text": store[0], "v_text": store[1]}
+    text_len = torch.tensor(lengths, dtype=torch.int32, device=device)
+    got = cuda.prefix_attention(q, k, v, tiles, **text, slots=slots.to(device), text_len=text_len, splits=splits)
+    named = [row[:n] for row, n in zip(slots.tolist(), lengths, strict=True)]
+    doubled = {name: x.double() for name, x in text.items()}
+    agree(got, reference.prefix_attention(*doubles(q, k, v), images, **doubled, slots=named))
+    agree(cuda.prefix_attention(q, k, v, tiles), reference.prefix_attention(*doubles(q, k, v), images))
+
+
+def test_prefix_attention_stores_new_keys(device: str) -> None:
+    q, k_new = random(device, 2, 2, 16), random(device, 2, 2, 16) * 2
+    v_new = k_new + 1
+    empty = torch.empty(1, 2, 0, 16, dtype=torch.bfloat16, device=device)
+    k_text, v_text = torch.zeros(2, 4, 2, 16, dtype=torch.bfloat16, device=device)
+    slots = torch.tensor([[3], [1]], dtype=torch.int32, device=device)
+    ones = torch.ones(2, dtype=torch.int32, device=device)
+    got = cuda.prefix_attention(
+        q, empty, empty, cuda.attention_tiles([0, 0]).to(device), k_text=k_text, v_text=v_text, slots=slots,
+        text_len=ones, k_new=k_new, v_new=v_new,
+    )  # fmt: skip
+    assert torch.equal(got, v_new)
+    assert torch.equal(k_text[[3, 1]], k_new)
+    assert torch.equal(v_text[[3, 1]], v_new)
+
+
 def test_draws_where_rounding_leaves_a_gap() -> None:
     """A quantile behind the sum of all shares: the last token that has one."""
     bias = torch.tensor([0.0, 1.0, 0.5, -torch.inf], dtype=torch.float64)
