@@ -12,7 +12,7 @@ from gitfast.engines.base import Engine
 from gitfast.errors import EngineError
 
 ENGINES = ("cpu", "cuda", "reference")
-DTYPES = ("float32", "float16", "bfloat16", "int8")
+DTYPES = ("float32", "float16", "bfloat16", "int8", "float8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def create_engine(name: str, checkpoint: Checkpoint, *, dtype: str = "auto", num
         return _create_cpu(checkpoint, dtype, num_threads)
     if num_threads is not None:
         raise ValueError(f"num_threads: the {name} engine has no threads of its own; use torch.set_num_threads")
-    return _create_reference(checkpoint, dtype)
+    return _create_cuda(checkpoint, dtype) if name == "cuda" else _create_reference(checkpoint, dtype)
 
 
 def _create_cpu(checkpoint: Checkpoint, dtype: str, num_threads: int | None) -> Engine:
@@ -66,13 +66,27 @@ def _create_cpu(checkpoint: Checkpoint, dtype: str, num_threads: int | None) -> 
     return CpuEngine.from_weights(checkpoint.config, checkpoint.weights, dtype=chosen, num_threads=num_threads or 0)
 
 
+def _create_cuda(checkpoint: Checkpoint, dtype: str) -> Engine:
+    import torch
+
+    from gitfast.engines.cuda import DTYPES as SUPPORTED
+    from gitfast.engines.cuda import CudaEngine
+
+    chosen = "bfloat16" if dtype == "auto" else dtype
+    if chosen not in SUPPORTED:
+        raise EngineError(f"cuda engine: takes {', '.join(SUPPORTED)}, not {dtype}")
+    if not torch.cuda.is_available():
+        raise EngineError(f"cuda engine: torch {torch.__version__} has no CUDA, or finds no device")
+    return CudaEngine.from_weights(checkpoint.config, checkpoint.weights, dtype=chosen)
+
+
 def _create_reference(checkpoint: Checkpoint, dtype: str) -> Engine:
     import torch
 
     from gitfast.engines.reference import ReferenceEngine
 
-    if dtype == "int8":
-        raise EngineError("reference engine: takes float32, float16, bfloat16, not int8")
+    if dtype in ("int8", "float8"):
+        raise EngineError(f"reference engine: takes float32, float16, bfloat16, not {dtype}")
     chosen = getattr(torch, "float32" if dtype == "auto" else dtype)
     engine = ReferenceEngine.from_weights(checkpoint.config, checkpoint.weights, dtype=chosen)
     return cast(Engine, engine)  # it takes prefixes of its own kind only
@@ -100,7 +114,9 @@ def _cuda_status() -> EngineStatus:
     if found["problem"]:
         return EngineStatus(name="cuda", usable=False, detail=found["problem"])
     names = ", ".join(device["name"] for device in found["devices"])
-    return EngineStatus(name="cuda", usable=False, detail=f"{names}: there are kernels, but no engine made of them yet")
+    if importlib.util.find_spec("torch") is None:
+        return EngineStatus(name="cuda", usable=False, detail=f'{names}, but no torch: pip install "gitfast[torch]"')
+    return EngineStatus(name="cuda", usable=True, detail=names)
 
 
 def _reference_status() -> EngineStatus:

@@ -24,6 +24,7 @@ __all__ = [
     "Selection",
     "add_layer_norm",
     "attention_tiles",
+    "attention_workspace",
     "bias_gelu",
     "bias_quick_gelu",
     "embed_layer_norm",
@@ -170,6 +171,12 @@ def attention_tiles(images: Sequence[int], tile_rows: Literal[16, 64] = 16) -> t
     return torch.tensor(tiles, dtype=torch.int32).view(-1, 3)
 
 
+def attention_workspace(q: torch.Tensor, tiles: int, splits: int) -> torch.Tensor:
+    """What :func:`prefix_attention` needs for queries of this shape, so many tiles and splits, or fewer of each."""
+    rows, heads, head_dim = q.shape
+    return torch.zeros(_kernels(q).attention_workspace(rows, tiles, heads, head_dim, splits), device=q.device)
+
+
 def prefix_attention(
     q: torch.Tensor,
     k_prefix: torch.Tensor,
@@ -186,6 +193,7 @@ def prefix_attention(
     tile_rows: Literal[16, 64] = 16,
     splits: int = 1,
     workspace: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of rows that share the prefix of their image and see some text each, one softmax over both.
 
@@ -202,16 +210,16 @@ def prefix_attention(
         scale: factor of the scores, positive; default ``head_dim ** -0.5``.
         tile_rows: the most rows of a tile: 16 for decoding, 64 for image rows.
         splits: parts of the prefix, 1 to 32, computed by blocks of their own: for few rows on a large device.
-        workspace: float32, for ``splits``, zeros at first; may be shared by calls on one stream. None makes a new one.
+        workspace: ``attention_workspace`` for ``splits`` above 1; may be shared by calls on one stream. None makes one.
+        out: (R, H, head_dim), of which only the rows of tiles are written; None makes a new one.
 
     Returns:
         (R, H, head_dim); zeros for a row that sees no key at all.
     """
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    kernels, (rows, heads, head_dim) = _kernels(q), q.shape
+    out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+    kernels, head_dim = _kernels(q), q.shape[2]
     if splits > 1 and workspace is None:
-        floats = kernels.attention_workspace(rows, len(tiles), heads, head_dim, splits)
-        workspace = torch.zeros(floats, device=q.device)
+        workspace = attention_workspace(q, len(tiles), splits)
     text = (k_text, v_text, slots, text_len, k_new, v_new)
     scale = max(head_dim, 1) ** -0.5 if scale is None else scale
     kernels.prefix_attention(q, tiles, k_prefix, v_prefix, *text, scale, tile_rows, out, splits, workspace, _stream(q))
