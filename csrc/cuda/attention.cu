@@ -266,8 +266,8 @@ void choose_width(const PrefixAttention& args, cudaStream_t stream) {
   throw Error("q: expected a head_dim of 16, 32, 64, 80 or 128, got " + std::to_string(args.head_dim));
 }
 
-void check_aligned(const char* name, const void* pointer, int64_t stride) {
-  if (reinterpret_cast<uintptr_t>(pointer) % 16 || stride % 8)
+void check_aligned(const char* name, const void* pointer, int64_t stride_bytes) {
+  if (!aligned(pointer, stride_bytes, 16))
     throw Error(std::string(name) + ": expected rows that start at multiples of 16 bytes");
 }
 
@@ -287,10 +287,11 @@ void prefix_attention(const PrefixAttention& args, CUstream_st* stream) {
   if (args.tile_rows != 16 && args.tile_rows != 64)
     throw Error("tile_rows: expected 16 or 64, got " + std::to_string(args.tile_rows));
   if (workspace_bytes(args) > 0 && !args.workspace) throw Error("workspace: expected one for more than one split");
-  check_aligned("q", args.q, args.q_stride);
-  check_aligned("out", args.out, args.out_stride);
-  check_aligned("k_new", args.k_new, args.new_stride);
-  check_aligned("v_new", args.v_new, args.new_stride);
+  const auto size = static_cast<int64_t>(dtype_size(args.dtype));
+  check_aligned("q", args.q, args.q_stride * size);
+  check_aligned("out", args.out, args.out_stride * size);
+  check_aligned("k_new", args.k_new, args.new_stride * size);
+  check_aligned("v_new", args.v_new, args.new_stride * size);
   check_aligned("k_prefix", args.k_prefix, 0);
   check_aligned("v_prefix", args.v_prefix, 0);
   check_aligned("k_text", args.k_text, 0);
@@ -298,9 +299,10 @@ void prefix_attention(const PrefixAttention& args, CUstream_st* stream) {
   check_aligned("workspace", args.workspace, 0);
   if (args.tiles == 0) return;
   const DeviceScope device(args.device);
+  if (args.dtype == DType::f32) return prefix_attention_f32(args, stream);
   if (args.dtype == DType::f16) return choose_width<__half>(args, stream);
   if (args.dtype == DType::bf16) return choose_width<__nv_bfloat16>(args, stream);
-  throw Error(std::string("q: expected float16 or bfloat16, got ") + dtype_name(args.dtype));
+  throw Error(std::string("q: expected float32, float16 or bfloat16, got ") + dtype_name(args.dtype));
 }
 
 }  // namespace gitfast::cuda

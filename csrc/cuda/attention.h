@@ -3,7 +3,7 @@
 // One kernel serves the rows of an image (all of them over all of them, no text), prompts (causal, by what each row
 // lists as its text) and decoding (one row per beam, question or image). Online softmax in base 2 as in
 // FlashAttention-2 (Dao, 2023); products with the prefix on tensor cores, with the few text tokens on the ordinary
-// ones; sums in float32.
+// ones; sums in float32. A second kernel serves float32, exact and slower: all its products are fused multiply-adds.
 //
 // One image and one row give one block per head, which leaves most of a GPU idle. So the prefix may be split over
 // several blocks (as in Flash-Decoding): each leaves its peak, total and sums in float32 in a workspace, and the block
@@ -21,7 +21,7 @@ namespace gitfast::cuda {
 
 // Everything is dense but for rows whose stride is given. R rows, T tiles, B images, H heads, P prefix tokens, S slots.
 struct PrefixAttention {
-  DType dtype = DType::bf16;  // float16 or bfloat16
+  DType dtype = DType::bf16;  // float32, float16 or bfloat16
   int device = 0;
   int64_t rows = 0, tiles = 0, images = 0, heads = 0, head_dim = 0, prefix_len = 0, max_text = 0, num_slots = 0;
   int64_t tile_rows = 16;   // the most rows of one tile: 16, for decoding, or 64

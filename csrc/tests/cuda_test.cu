@@ -234,6 +234,7 @@ bool test_all() {
   for (const int width : {16, 64, 128})
     for (const int prefix : {0, 5, 200})
       for (const int splits : {1, 3}) {
+        right &= test_attention<float>(DType::f32, 1.0 / (1 << 21), width, prefix, splits);
         right &= test_attention<__half>(DType::f16, 1.0 / (1 << 11), width, prefix, splits);
         right &= test_attention<__nv_bfloat16>(DType::bf16, 1.0 / (1 << 8), width, prefix, splits);
       }

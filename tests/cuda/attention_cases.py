@@ -13,7 +13,8 @@ from gitfast.ops.cuda import attention_tiles
 
 COUNTERS = 16384  # at the beginning of a workspace
 # Half the distance of neighbouring numbers, relative to them.
-ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+# In float32 sums and scores are rounded as well: more.
+ROUNDING = {torch.float32: 2.0**-21, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
 @dataclass
@@ -70,27 +71,27 @@ class Case:
         self.v_prefix[:, :, half:] = -self.v_prefix[:, :, :half]
         return self
 
-    def keys_values(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys_values(self, row: int, prefixes: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """All that a row sees, (H, tokens, head_dim), float64, on the CPU."""
-        image = self.images[row]
-        k, v = (x[image].cpu().double() for x in (self.k_prefix, self.v_prefix))
+        prefix = [x[self.images[row]] for x in prefixes]
         if self.slots is None:
-            return k, v
+            return prefix
         named = self.slots[row, : self.text_len[row]].long().cpu()
-        text = []
-        for name in ("k", "v"):
+        both = []
+        for name, own in zip(("k", "v"), prefix, strict=True):
             seen = self.before[name][named].double()
             new = getattr(self, f"{name}_new")
             if new is not None and len(named):
                 seen[-1] = new[row].cpu().double()
-            text.append(seen.transpose(0, 1))
-        return torch.cat([k, text[0]], 1), torch.cat([v, text[1]], 1)
+            both.append(torch.cat([own, seen.transpose(0, 1)], 1))
+        return both
 
     def truth(self) -> torch.Tensor:
         """float64 (R, H, head_dim), on the CPU."""
         out = torch.zeros(self.q.shape, dtype=torch.float64)
+        prefixes = [x.cpu().double() for x in (self.k_prefix, self.v_prefix)]
         for row, q in enumerate(self.q.cpu().double()):
-            k, v = self.keys_values(row)
+            k, v = self.keys_values(row, prefixes)
             if k.shape[1]:
                 weights = (torch.einsum("hd,htd->ht", q, k) * self.scale).softmax(-1)
                 out[row] = torch.einsum("ht,htd->hd", weights, v)

@@ -88,9 +88,10 @@ def attention(emulation: ModuleType) -> Iterator[tuple[str, float]]:
     case = attention_cases.make_case([19], 7, 16, torch.bfloat16, text=[(5 * i) % 37 for i in range(19)], heads=1)
     case.run(emulation.prefix_attention)
     yield "attention, two tiles, text beyond one chunk", case.error()
-    case = attention_cases.make_case([34], 140, 16, torch.float16, tile_rows=64, heads=1)
-    case.run(emulation.prefix_attention)
-    yield "attention, rows of three warps", case.error()
+    for splits in (1, 2):
+        case = attention_cases.make_case([34], 140, 16, torch.float16, tile_rows=64, heads=1).split(emulation, splits)
+        case.run(emulation.prefix_attention)
+        yield f"attention, rows of three warps, {splits} parts", case.error()
     for prefix, text in itertools.product((0, 65, 200), (None, [0, 1, 3, 2, 1])):
         case = attention_cases.make_case([3, 2], prefix, 16, torch.bfloat16, text=text, heads=2).split(emulation, 3)
         for launch in range(2):
@@ -137,12 +138,25 @@ def select(emulation: ModuleType) -> Iterator[tuple[str, float]]:
         yield f"select, few tokens of {vocab}", case.run(emulation.head_select).error()
 
 
+def attention_f32(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    for prefix, splits, (text, append) in itertools.product(
+        (0, 5, 33, 96), (1, 3), ((None, False), ([0, 1, 35, 2, 1], False), ([1, 2, 3, 2, 1], True))
+    ):
+        case = attention_cases.make_case([3, 2], prefix, 12, torch.float32, text=text, append=append)
+        case.split(emulation, splits).run(emulation.prefix_attention)
+        yield f"attention, float32, prefix {prefix} in {splits} parts, text {text}, append {append}", case.error()
+    case = attention_cases.make_case([18], 40, 44, torch.float32, tile_rows=64, heads=1)
+    case.run(emulation.prefix_attention)
+    yield "attention, float32, rows of five warps", case.error()
+
+
 CASES = {
     "norm": norm,
     "tile_product": tile_product,
     "activation": activation,
     "embed": embed,
     "attention": attention,
+    "attention_f32": attention_f32,
     "linear": linear,
     "select": select,
 }

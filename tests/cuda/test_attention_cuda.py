@@ -13,6 +13,8 @@ pytestmark = pytest.mark.skipif(
     not hasattr(_C, "cuda") or not torch.cuda.is_available(), reason="needs a CUDA device and a build with CUDA"
 )
 
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
 
 def run(case: Case) -> torch.Tensor:
     out = case.run(_C.cuda.prefix_attention, torch.cuda.current_stream().cuda_stream)
@@ -20,7 +22,7 @@ def run(case: Case) -> torch.Tensor:
     return out
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 128])
 @pytest.mark.parametrize("prefix", [0, 1, 63, 65, 197, 901])
 def test_rows_of_an_image(dtype: torch.dtype, head_dim: int, prefix: int) -> None:
@@ -29,7 +31,7 @@ def test_rows_of_an_image(dtype: torch.dtype, head_dim: int, prefix: int) -> Non
     assert case.error() <= 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("append", [False, True])
 @pytest.mark.parametrize("rows", [[1], [5] * 8, [1, 20, 3]], ids=str)
 def test_beams_and_questions(dtype: torch.dtype, append: bool, rows: list[int]) -> None:
@@ -39,7 +41,7 @@ def test_beams_and_questions(dtype: torch.dtype, append: bool, rows: list[int]) 
     assert case.error() <= 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 128])
 @pytest.mark.parametrize("splits", [2, 5, 32])
 @pytest.mark.parametrize("prefix", [0, 65, 901])
@@ -65,9 +67,10 @@ def test_a_graph_replays_a_split_prefix() -> None:
         assert torch.equal(case.out, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("splits", [1, 4])
-def test_is_the_same_every_time_and_in_every_tile(splits: int) -> None:
-    case = make_case([37, 2], 197, 64, torch.bfloat16, text=[i % 9 for i in range(39)], heads=12, device="cuda")
+def test_is_the_same_every_time_and_in_every_tile(splits: int, dtype: torch.dtype) -> None:
+    case = make_case([37, 2], 197, 64, dtype, text=[i % 9 for i in range(39)], heads=12, device="cuda")
     case.split(_C.cuda, splits)
     first = run(case).clone()
     for _ in range(20):

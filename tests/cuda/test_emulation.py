@@ -18,6 +18,7 @@ KERNELS = {
     "activation": "csrc/cuda/activation.cu",
     "embed": "csrc/cuda/norm.cu",
     "attention": "csrc/cuda/attention.cu",
+    "attention_f32": "csrc/cuda/attention_f32.cu",
     "linear": "csrc/cuda/linear.cuh",
     "select": "csrc/cuda/select.cu",
 }
@@ -340,6 +341,38 @@ FAULTS |= {
         "select", "rows * parts * choices)", "rows * parts * (choices - 1))", WRONG_VALUES
     ),
     "select: too little shared memory": Fault("select", "(kPartial + kProductRows * kPart)", "kPartial", OUT_OF_BOUNDS),
+}
+FAULTS |= {
+    "attention_f32: queries read before a barrier": Fault(
+        "attention_f32", "  if (range.count == 0) __syncthreads();\n", "", RACE, "thread"
+    ),
+    "attention_f32: keys read before a barrier": Fault(
+        "attention_f32", "    __syncthreads();\n#pragma", "#pragma", RACE, "thread"
+    ),
+    "attention_f32: keys overwritten while read": Fault(
+        "attention_f32", "    __syncthreads();  // before", "    // before", RACE, "thread"
+    ),
+    "attention_f32: a key too many": Fault("attention_f32", "lane < here ? dot", "lane <= here ? dot", WRONG_VALUES),
+    "attention_f32: a token too many": Fault(
+        "attention_f32", "if (lane < here)", "if (lane <= here)", "AddressSanitizer"
+    ),
+    "attention_f32: rows beyond the tile stored": Fault(
+        "attention_f32", "    if (r >= own) break;\n", "", OUT_OF_BOUNDS
+    ),
+    "attention_f32: columns beyond a row stored": Fault(
+        "attention_f32", "if (lane + i * kWarpSize < width) to", "to", OUT_OF_BOUNDS
+    ),
+    "attention_f32: totals not rescaled": Fault(
+        "attention_f32", "fmaf(total, factor, weight)", "total + weight", WRONG_VALUES
+    ),
+    "attention_f32: sums not rescaled": Fault("attention_f32", "sum *= factor;", "sum *= 1;", WRONG_VALUES),
+    "attention_f32: no key yet, and not a number": Fault(
+        "attention_f32", "top == -INFINITY ? 0.0f : top", "top", WRONG_VALUES
+    ),
+    "attention_f32: a peak for each lane": Fault(
+        "attention_f32", "fmaxf(top, __shfl_xor_sync(kAllLanes, top, lanes))", "fmaxf(top, top)", WRONG_VALUES
+    ),
+    "attention_f32: no shared memory for values": Fault("attention_f32", "2 * kKeys", "kKeys", OUT_OF_BOUNDS),
 }
 
 
