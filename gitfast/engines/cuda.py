@@ -14,12 +14,15 @@ from torch import Tensor
 from gitfast import _C
 from gitfast.config import GitConfig
 from gitfast.engines.base import EngineStats, Generation, GenerationOptions, ImagePrefix, TokenCallback
-from gitfast.engines.cuda_decoder import Decoder, PrefixGroup, TextRows, TextStore, WeightFormat
+from gitfast.engines.cuda_decoder import Decoder, PrefixGroup, WeightFormat
 from gitfast.engines.cuda_encoder import fuse_layers
+from gitfast.engines.cuda_greedy import GreedyPlan
+from gitfast.engines.cuda_text import CudaPrefix, Place, TextBatch, group_prefixes, tiles_of_group
 from gitfast.engines.reference import GitModel, load_weights
 from gitfast.errors import EngineError
-from gitfast.ops import cuda
 from gitfast.search import generate_with, native_options
+
+_PLANS_KEPT = 8
 
 DTYPES: dict[str, tuple[torch.dtype, WeightFormat]] = {
     "bfloat16": (torch.bfloat16, None),
@@ -27,23 +30,6 @@ DTYPES: dict[str, tuple[torch.dtype, WeightFormat]] = {
     "int8": (torch.bfloat16, "int8"),
     "float8": (torch.bfloat16, "float8"),
 }
-
-
-class CudaPrefix:
-    """Keys and values of one image in every layer, (layers, H, P, head_dim) each, on the device of their engine."""
-
-    def __init__(self, keys: Tensor, values: Tensor, engine: int) -> None:
-        self.keys, self.values, self.engine = keys, values, engine
-
-    @property
-    def num_tokens(self) -> int:
-        """P, the number of image tokens."""
-        return self.keys.shape[2]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.keys.nbytes + self.values.nbytes
 
 
 class CudaEngine:
@@ -61,6 +47,7 @@ class CudaEngine:
         self.stats = EngineStats()
         self._id = next(self._ids)
         self._lock = threading.Lock()
+        self._plans: dict[object, GreedyPlan] = {}  # the last used is last
         self._model = model.eval().requires_grad_(False)
         self._decoder = Decoder(model, weights)
         fuse_layers(model)
@@ -129,33 +116,27 @@ class CudaEngine:
         config = self.config
         given = self._checked(prefixes, prompts, options.max_new_tokens)
         with self._lock, _memory_errors():
-            rows = len(prompts) * max(options.num_beams, options.num_return_sequences, 1)
-            text = _Text(self._decoder, given, prompts, rows, options.max_new_tokens)
             self.stats.prefill_tokens += sum(map(len, prompts))
+            if on_token is None and prompts and _is_greedy(options):
+                _C.Search(native_options(options, config.eos_token_id), prompts, config.vocab_size)  # checks them
+                return self._greedy(given, prompts, options.max_new_tokens)
+            rows = len(prompts) * max(options.num_beams, options.num_return_sequences, 1)
+            text = TextBatch(self._decoder, given, prompts, rows, options.max_new_tokens)
 
             def step(ids: Sequence[Sequence[int]], parents: Sequence[int] | None, items: Sequence[int]) -> Tensor:
                 self.stats.decode_steps += parents is not None
                 hidden = text.prompts(ids) if parents is None else text.step([i for (i,) in ids], parents, items)
                 return self._decoder.logits(hidden).cpu()
 
-            if on_token is None and _is_greedy(options):
-                _C.Search(native_options(options, config.eos_token_id), prompts, config.vocab_size)  # checks them
-                return self._greedy(text, prompts, options)
-            return generate_with(
-                step,
-                prompts,
-                options,
-                vocab_size=config.vocab_size,
-                eos_token_id=config.eos_token_id,
-                on_token=on_token,
-            )
+            vocab_size, eos = config.vocab_size, config.eos_token_id
+            return generate_with(step, prompts, options, vocab_size=vocab_size, eos_token_id=eos, on_token=on_token)
 
     @torch.inference_mode()
     def score(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""
         given = self._checked(prefixes, sequences, 0, name="sequences")
         with self._lock, _memory_errors():
-            text = _Text(self._decoder, given, sequences, len(sequences), 0)
+            text = TextBatch(self._decoder, given, sequences, len(sequences), 0)
             log_probs = self._decoder.logits(text.prompts(sequences, every_token=True)).log_softmax(-1)
             scores, first = [], 0
             for ids in sequences:
@@ -166,26 +147,22 @@ class CudaEngine:
             return scores
 
     def _greedy(
-        self, text: _Text, prompts: Sequence[Sequence[int]], options: GenerationOptions
+        self, prefixes: Sequence[CudaPrefix | None], prompts: Sequence[Sequence[int]], limit: int
     ) -> list[list[Generation]]:
-        """Steps follow one another on the device: whether all rows have ended is asked for and not waited for."""
-        eos, count, limit = self.config.eos_token_id, len(prompts), options.max_new_tokens
-        hidden = text.prompts(prompts)
-        device = hidden.device
-        tokens = torch.full((limit, count), eos, dtype=torch.int32, device=device)
-        log_probs = torch.zeros((limit, count), device=device)
-        ended = torch.zeros(count, dtype=torch.bool, device=device)
-        all_ended = _Flag(device)
-        for i in range(limit):
-            chosen, log_probs[i] = self._decoder.greedy(hidden)
-            tokens[i] = chosen
-            ended |= (chosen == eos) | (chosen < 0)  # below 0: the logits were no numbers
-            all_ended.ask(ended)
-            if i + 1 == limit or all_ended.seen():
-                break
-            self.stats.decode_steps += 1
-            hidden = text.step_on_device(chosen.clamp(min=0))
-        return [[g] for g in _sequences(tokens.T.cpu(), log_probs.T.cpu(), eos)]
+        groups, places = group_prefixes(prefixes, self._decoder)
+        longest = max(map(len, prompts)) + limit
+        key = GreedyPlan.key(places, groups, longest)
+        plan = self._plans.pop(key, None) or GreedyPlan(self._decoder, groups, self._tiles(places, groups), key[-1])
+        self._plans[key] = plan
+        if len(self._plans) > _PLANS_KEPT:
+            self._plans.pop(next(iter(self._plans)))
+        of_tokens = [place for place, ids in zip(places, prompts, strict=True) for _ in ids]
+        tokens, log_probs = plan.run(groups, prompts, self._tiles(of_tokens, groups), limit, self.config.eos_token_id)
+        self.stats.decode_steps += tokens.shape[1] - 1
+        return [[g] for g in _sequences(tokens, log_probs, self.config.eos_token_id)]
+
+    def _tiles(self, places: Sequence[Place], groups: Sequence[PrefixGroup]) -> list[Tensor]:
+        return [tiles_of_group(places, group).to(self._decoder.like.device) for group in range(len(groups))]
 
     def _checked(
         self,
@@ -213,123 +190,10 @@ class CudaEngine:
         return [cast("CudaPrefix | None", prefix) for prefix in prefixes]
 
 
-class _Text:
-    """The rows of one call: which text tokens and which prefix each of them sees."""
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        prefixes: Sequence[CudaPrefix | None],
-        prompts: Sequence[Sequence[int]],
-        rows: int,
-        new_tokens: int,
-    ) -> None:
-        self._decoder = decoder
-        self._groups, self._places = _group(prefixes, decoder)
-        total = sum(map(len, prompts))
-        self._longest = max(map(len, prompts), default=0) + new_tokens
-        self._store = TextStore(decoder, total + rows * new_tokens, max(total, rows))
-        self._next_slot = 0
-        self._slots: list[list[int]] = []  # of every row: those of its tokens, in order
-        self._rows: TextRows | None = None
-
-    def prompts(self, ids: Sequence[Sequence[int]], *, every_token: bool = False) -> Tensor:
-        """Hidden states (R, D) of the last token of each prompt, or of all tokens one prompt after another."""
-        self._slots = [[self._slot() for _ in row] for row in ids]
-        slots = [row[: n + 1] for row in self._slots for n in range(len(row))]
-        items = [item for item, row in enumerate(ids) for _ in row]
-        flat = [token for row in ids for token in row]
-        hidden = self._run(flat, slots, items, apart=all(len(row) == 1 for row in ids))
-        if every_token:
-            return hidden
-        last = torch.tensor([len(row) for row in ids], device=hidden.device).cumsum(0) - 1
-        return hidden[last]
-
-    def step(self, ids: Sequence[int], parents: Sequence[int], items: Sequence[int]) -> Tensor:
-        """Hidden states (R, D) of rows that continue rows ``parents`` of the call before by one token each."""
-        self._slots = [[*self._slots[parent], self._slot()] for parent in parents]
-        return self._run(ids, self._slots, items, apart=True)
-
-    def step_on_device(self, ids: Tensor) -> Tensor:
-        """As ``step``, every row by its own next token, int32 (R,), which the host does not know."""
-        self._slots = [[*row, self._slot()] for row in self._slots]
-        rows = self._text_rows(self._slots, range(len(self._slots)))
-        return self._decoder.hidden(TextRows(ids, *rows, apart=True), self._groups, self._store)
-
-    def _run(self, ids: Sequence[int], slots: list[list[int]], items: Sequence[int], *, apart: bool) -> Tensor:
-        on_device = torch.tensor(ids, dtype=torch.int32).to(self._device, non_blocking=True)
-        rows = TextRows(on_device, *self._text_rows(slots, items), apart=apart)
-        return self._decoder.hidden(rows, self._groups, self._store)
-
-    def _text_rows(self, slots: list[list[int]], items: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Positions, slots, text_len and tiles of rows with these slots, of these items."""
-        table = torch.zeros((len(slots), self._longest), dtype=torch.int32)
-        for row, own in zip(table, slots, strict=True):
-            row[: len(own)] = torch.tensor(own, dtype=torch.int32)
-        text_len = torch.tensor([len(own) for own in slots], dtype=torch.int32)
-        places = [self._places[item] for item in items]
-        tiles = [_tiles(places, group) for group in range(len(self._groups))]
-        positions, slots_there, len_there = (x.to(self._device) for x in (text_len - 1, table, text_len))
-        return positions, slots_there, len_there, [x.to(self._device) for x in tiles]
-
-    def _slot(self) -> int:
-        self._next_slot += 1
-        return self._next_slot - 1
-
-    @property
-    def _device(self) -> torch.device:
-        return self._store.keys.device
-
-
-def _group(prefixes: Sequence[CudaPrefix | None], decoder: Decoder) -> tuple[list[PrefixGroup], list[tuple[int, int]]]:
-    """Groups of prefixes of one length, each object once; and of every item its group and image within."""
-    members: dict[int, dict[int, CudaPrefix | None]] = {}
-    for prefix in prefixes:
-        members.setdefault(0 if prefix is None else prefix.num_tokens, {}).setdefault(id(prefix), prefix)
-    order = {length: (group, list(images)) for group, (length, images) in enumerate(members.items())}
-    places = []
-    for prefix in prefixes:
-        group, images = order[0 if prefix is None else prefix.num_tokens]
-        places.append((group, images.index(id(prefix))))
-    return [_stack(list(images.values()), decoder) for images in members.values()], places
-
-
-def _stack(prefixes: list[CudaPrefix | None], decoder: Decoder) -> PrefixGroup:
-    present = [prefix for prefix in prefixes if prefix is not None]
-    if not present:
-        config = decoder.config
-        heads = config.num_attention_heads
-        none = decoder.like.new_empty((config.num_hidden_layers, 1, heads, 0, config.hidden_size // heads))
-        return PrefixGroup(none, none)
-    if len(present) == 1:
-        return PrefixGroup(present[0].keys[:, None], present[0].values[:, None])
-    return PrefixGroup(torch.stack([p.keys for p in present], 1), torch.stack([p.values for p in present], 1))
-
-
-def _tiles(places: Sequence[tuple[int, int]], group: int) -> Tensor:
-    """Tiles of the rows of one group."""
-    tiles = cuda.attention_tiles([image if own == group else -1 for own, image in places])
-    return tiles[tiles[:, 2] >= 0]
-
-
 def _is_greedy(options: GenerationOptions) -> bool:
     """Whether nothing but the likeliest token is asked for."""
     plain = GenerationOptions(max_new_tokens=options.max_new_tokens, seed=options.seed)
     return options == plain and options.max_new_tokens > 0
-
-
-class _Flag:
-    """Whether all of some booleans on a device are true, told to the host when it is known."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._value = torch.zeros(1, dtype=torch.bool, pin_memory=device.type == "cuda")
-
-    def ask(self, values: Tensor) -> None:
-        self._value.copy_(values.all()[None], non_blocking=True)
-
-    def seen(self) -> bool:
-        """What has arrived by now: late, but never wrong when true, for what has ended stays so."""
-        return bool(self._value)
 
 
 def _sequences(tokens: Tensor, log_probs: Tensor, eos: int) -> list[Generation]:

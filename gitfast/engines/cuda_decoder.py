@@ -46,15 +46,30 @@ class TextRows:
     apart: bool  # no row sees another's token of this step
 
 
+@dataclass(frozen=True)
 class TextStore:
-    """Keys and values of text tokens, (layers, S, H, head_dim) each, and the scratch memory of steps of ``rows``."""
+    """Keys and values of text tokens, (layers, S, H, head_dim) each, and the scratch memory of a step."""
 
-    def __init__(self, decoder: Decoder, slots: int, rows: int) -> None:
+    keys: Tensor
+    values: Tensor
+    workspace: Tensor
+
+    @classmethod
+    def empty(cls, decoder: Decoder, slots: int, rows: int) -> TextStore:
+        """For so many tokens, and steps of ``rows``."""
         config, like = decoder.config, decoder.like
         heads = config.num_attention_heads
         shape = (config.num_hidden_layers, slots, heads, config.hidden_size // heads)
-        self.keys, self.values = (like.new_empty(shape) for _ in range(2))
-        self.workspace = cuda.attention_workspace(like.new_empty((rows, *shape[2:])), rows, _MOST_SPLITS)
+        keys, values = like.new_empty(shape), like.new_empty(shape)
+        return cls(keys, values, _workspace(keys, rows))
+
+    def for_rows(self, rows: int) -> TextStore:
+        """The same store, for steps of more rows."""
+        return TextStore(self.keys, self.values, _workspace(self.keys, rows))
+
+
+def _workspace(keys: Tensor, rows: int) -> Tensor:
+    return cuda.attention_workspace(keys.new_empty((rows, *keys.shape[2:])), rows, _MOST_SPLITS)
 
 
 class PackedLayer:

@@ -86,6 +86,19 @@ def test_captions(
     assert engine.stats.encoded_images == len(IMAGES)
 
 
+def test_a_plan_serves_calls_of_one_shape(
+    device: str, processor: Processor, pixels: np.ndarray, captioned: list[list[Generation]]
+) -> None:
+    engine, options = make_engine(device), GenerationOptions(max_new_tokens=3)
+    for image in (0, 1, 0):
+        results = engine.generate(engine.encode(pixels[image : image + 1]), [processor.tokenizer.prompt()], options)
+        assert tokens(results) == [[captioned[image][0].token_ids[:3]]]
+        assert results[0][0].finish_reason == "length"
+    assert len(engine._plans) == 1
+    engine.generate([None], [processor.tokenizer.prompt("a red")], options)
+    assert len(engine._plans) == 2
+
+
 def test_the_search_on_the_host_agrees_with_the_device(device: str, processor: Processor, pixels: np.ndarray) -> None:
     engine, told = make_engine(device), []
     prefix, prompt = engine.encode(pixels[:1]), [processor.tokenizer.prompt()]

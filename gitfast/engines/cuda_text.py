@@ -1,0 +1,125 @@
+"""The rows of one call on a CUDA device: which text tokens and which prefix each of them sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gitfast.engines.cuda_decoder import Decoder, PrefixGroup, TextRows, TextStore
+from gitfast.ops import cuda
+
+Place = tuple[int, int]  # a row's prefix: its group, and its image within
+
+
+class CudaPrefix:
+    """Keys and values of one image in every layer, (layers, H, P, head_dim) each, on the device of their engine."""
+
+    def __init__(self, keys: Tensor, values: Tensor, engine: int) -> None:
+        self.keys, self.values, self.engine = keys, values, engine
+
+    @property
+    def num_tokens(self) -> int:
+        """P, the number of image tokens."""
+        return self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.keys.nbytes + self.values.nbytes
+
+
+class TextBatch:
+    """The rows of one call: which text tokens and which prefix each of them sees."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prefixes: Sequence[CudaPrefix | None],
+        prompts: Sequence[Sequence[int]],
+        rows: int,
+        new_tokens: int,
+    ) -> None:
+        self._decoder = decoder
+        self._groups, self._places = group_prefixes(prefixes, decoder)
+        total = sum(map(len, prompts))
+        self._longest = max(map(len, prompts), default=0) + new_tokens
+        self._store = TextStore.empty(decoder, total + rows * new_tokens, max(total, rows))
+        self._next_slot = 0
+        self._slots: list[list[int]] = []  # of every row: those of its tokens, in order
+        self._rows: TextRows | None = None
+
+    def prompts(self, ids: Sequence[Sequence[int]], *, every_token: bool = False) -> Tensor:
+        """Hidden states (R, D) of the last token of each prompt, or of all tokens one prompt after another."""
+        self._slots = [[self._slot() for _ in row] for row in ids]
+        slots = [row[: n + 1] for row in self._slots for n in range(len(row))]
+        items = [item for item, row in enumerate(ids) for _ in row]
+        flat = [token for row in ids for token in row]
+        hidden = self._run(flat, slots, items, apart=all(len(row) == 1 for row in ids))
+        if every_token:
+            return hidden
+        last = torch.tensor([len(row) for row in ids], device=hidden.device).cumsum(0) - 1
+        return hidden[last]
+
+    def step(self, ids: Sequence[int], parents: Sequence[int], items: Sequence[int]) -> Tensor:
+        """Hidden states (R, D) of rows that continue rows ``parents`` of the call before by one token each."""
+        self._slots = [[*self._slots[parent], self._slot()] for parent in parents]
+        return self._run(ids, self._slots, items, apart=True)
+
+    def _run(self, ids: Sequence[int], slots: list[list[int]], items: Sequence[int], *, apart: bool) -> Tensor:
+        on_device = torch.tensor(ids, dtype=torch.int32).to(self._device, non_blocking=True)
+        rows = TextRows(on_device, *self._text_rows(slots, items), apart=apart)
+        return self._decoder.hidden(rows, self._groups, self._store)
+
+    def _text_rows(self, slots: list[list[int]], items: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Positions, slots, text_len and tiles of rows with these slots, of these items."""
+        table = torch.zeros((len(slots), self._longest), dtype=torch.int32)
+        for row, own in zip(table, slots, strict=True):
+            row[: len(own)] = torch.tensor(own, dtype=torch.int32)
+        text_len = torch.tensor([len(own) for own in slots], dtype=torch.int32)
+        places = [self._places[item] for item in items]
+        tiles = [tiles_of_group(places, group) for group in range(len(self._groups))]
+        positions, slots_there, len_there = (x.to(self._device) for x in (text_len - 1, table, text_len))
+        return positions, slots_there, len_there, [x.to(self._device) for x in tiles]
+
+    def _slot(self) -> int:
+        self._next_slot += 1
+        return self._next_slot - 1
+
+    @property
+    def _device(self) -> torch.device:
+        return self._store.keys.device
+
+
+def group_prefixes(
+    prefixes: Sequence[CudaPrefix | None], decoder: Decoder
+) -> tuple[list[PrefixGroup], list[tuple[int, int]]]:
+    """Groups of prefixes of one length, each object once; and of every item its group and image within."""
+    members: dict[int, dict[int, CudaPrefix | None]] = {}
+    for prefix in prefixes:
+        members.setdefault(0 if prefix is None else prefix.num_tokens, {}).setdefault(id(prefix), prefix)
+    order = {length: (group, list(images)) for group, (length, images) in enumerate(members.items())}
+    places = []
+    for prefix in prefixes:
+        group, images = order[0 if prefix is None else prefix.num_tokens]
+        places.append((group, images.index(id(prefix))))
+    return [_stack(list(images.values()), decoder) for images in members.values()], places
+
+
+def _stack(prefixes: list[CudaPrefix | None], decoder: Decoder) -> PrefixGroup:
+    present = [prefix for prefix in prefixes if prefix is not None]
+    if not present:
+        config = decoder.config
+        heads = config.num_attention_heads
+        none = decoder.like.new_empty((config.num_hidden_layers, 1, heads, 0, config.hidden_size // heads))
+        return PrefixGroup(none, none)
+    if len(present) == 1:
+        return PrefixGroup(present[0].keys[:, None], present[0].values[:, None])
+    return PrefixGroup(torch.stack([p.keys for p in present], 1), torch.stack([p.values for p in present], 1))
+
+
+def tiles_of_group(places: Sequence[Place], group: int) -> Tensor:
+    """Tiles of the rows of one group."""
+    tiles = cuda.attention_tiles([image if own == group else -1 for own, image in places])
+    return tiles[tiles[:, 2] >= 0]
