@@ -3,8 +3,8 @@
 Each result is checked against float64 before it is timed; sides take turns inside CUDA graphs (benchmarks/gpu.py).
 Images attend to themselves in one case, in the other one token per row over its image's prefix and ten tokens of its
 own, as in decoding with beams. Beside it run torch's scaled_dot_product_attention on keys and values copied for every
-row (the copying is not timed) and plain matrix products with a softmax. GB/s counts every key and value of a prefix
-once.
+row (the copying is not timed) and plain matrix products with a softmax; for one image also the prefix split over
+several blocks. GB/s counts every key and value of a prefix once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from gitfast import _C
 
 HEADS, HEAD_DIM, TEXT = 12, 64, 10
 IMAGES = [(images, prefix) for prefix in (197, 901) for images in (1, 8, 64)]
+SPLITS = (2, 4, 8)
 DECODE = [(images, rows, prefix) for prefix in (197, 901) for images in (1, 64) for rows in (1, 5)]
 
 Call = Callable[[int], object]
@@ -53,11 +55,17 @@ def measure(images: int, rows: int, prefix: int, text: int, flush: torch.Tensor 
     lengths = torch.full((total,), text, dtype=torch.int32, device="cuda")
     tiles = tile_list(images, rows, tile_rows)
     arguments = (k_text, v_text, slots, lengths) if text else (None,) * 4
+    parts = SPLITS if text and images == 1 else ()
+    floats = _C.cuda.attention_workspace(total, len(tiles), HEADS, HEAD_DIM, SPLITS[-1]) if parts else 0
+    workspace = torch.zeros(floats, device="cuda")
 
-    def ours(i: int) -> None:
+    def ours(i: int, splits: int = 1) -> None:
         stream, n = torch.cuda.current_stream().cuda_stream, i % copies
         _C.cuda.prefix_attention(
-            q[n], tiles, k[n], v[n], *arguments, None, None, HEAD_DIM**-0.5, tile_rows, out[n], stream=stream
+            *(q[n], tiles, k[n], v[n], *arguments, None, None, HEAD_DIM**-0.5, tile_rows, out[n]),
+            splits=splits,
+            workspace=workspace,
+            stream=stream,
         )
 
     # For torch: (sequences, H, rows, head_dim). Rows with text of their own are sequences of their own.
@@ -71,14 +79,16 @@ def measure(images: int, rows: int, prefix: int, text: int, flush: torch.Tensor 
     given = [for_torch(n) for n in range(copies)]
     calls: dict[str, Call] = {
         "gitfast": ours,
+        **{f"{splits} parts": partial(ours, splits=splits) for splits in parts},
         "sdpa": lambda i: F.scaled_dot_product_attention(*given[i % copies]),
         "matmul + softmax": lambda i: matmul_softmax(*given[i % copies]),
     }
-    ours(0)
     truth = matmul_softmax(*(x.double() for x in given[0])).transpose(1, 2).reshape(total, HEADS, HEAD_DIM)
-    error = ((out[0].double() - truth).abs() / (2.0**-8 * (truth.abs() + v[0].abs().max().double()))).max().item()
-    if not error <= 1:
-        sys.exit(f"{images} images, {rows} rows, prefix {prefix}: {error} times the tolerance")
+    for splits in (*parts, 1):
+        ours(0, splits)
+        error = ((out[0].double() - truth).abs() / (2.0**-8 * (truth.abs() + v[0].abs().max().double()))).max().item()
+        if not error <= 1:
+            sys.exit(f"{images} images, {rows} rows, prefix {prefix} in {splits} parts: {error} times the tolerance")
     graphs = {name: graph_of(call) for name, call in calls.items()}
     rounds = [{name: microseconds(graph, flush) for name, graph in graphs.items()} for _ in range(ROUNDS)]
     median = {name: statistics.median(r[name] for r in rounds) for name in graphs}
