@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "bindings.h"
@@ -124,7 +125,8 @@ inline void prefix_attention(Device kind, const py::object& q, const py::object&
                              const py::object& v_prefix, const py::object& k_text, const py::object& v_text,
                              const py::object& slots, const py::object& text_len, const py::object& k_new,
                              const py::object& v_new, float scale, int64_t tile_rows, const py::object& out,
-                             int64_t splits, const py::object& workspace, uintptr_t stream) {
+                             int64_t splits, const py::object& workspace, const py::object& k_scale,
+                             const py::object& v_scale, uintptr_t stream) {
   const Array q_array(q, "q"), tile_array(tiles, "tiles"), k_array(k_prefix, "k_prefix"), v_array(v_prefix, "v_prefix");
   const Array out_array(out, "out");
   Common common(kind, q_array);
@@ -133,13 +135,21 @@ inline void prefix_attention(Device kind, const py::object& q, const py::object&
   args.q = head_rows(common, q_array, "q", {&R, &H, &D}, args.q_stride);
   args.out = head_rows(common, out_array, "out", {&R, &H, &D}, args.out_stride);
   args.tile_list = static_cast<const int32_t*>(common.dense(tile_array, "tiles", DType::i32, {&T, &three}));
-  args.k_prefix = common.dense(k_array, "k_prefix", common.dtype, {&B, &H, &P, &D});
-  args.v_prefix = common.dense(v_array, "v_prefix", common.dtype, {&B, &H, &P, &D});
+  if (k_scale.is_none() != v_scale.is_none()) throw Error("k_scale, v_scale: expected both or none of them");
+  const DType prefix_dtype = k_scale.is_none() ? common.dtype : DType::i8;
+  args.k_prefix = common.dense(k_array, "k_prefix", prefix_dtype, {&B, &H, &P, &D});
+  args.v_prefix = common.dense(v_array, "v_prefix", prefix_dtype, {&B, &H, &P, &D});
   std::vector<Array> kept;  // their memory, until the kernel is enqueued
-  kept.reserve(7);
+  kept.reserve(9);
   const auto keep = [&](const py::object& object, const char* name) -> const Array& {
     return kept.emplace_back(object, name);
   };
+  if (!k_scale.is_none()) {
+    args.k_scale =
+        static_cast<const float*>(common.dense(keep(k_scale, "k_scale"), "k_scale", DType::f32, {&B, &H, &P}));
+    args.v_scale =
+        static_cast<const float*>(common.dense(keep(v_scale, "v_scale"), "v_scale", DType::f32, {&B, &H, &P}));
+  }
   if (slots.is_none() != k_text.is_none() || slots.is_none() != v_text.is_none() ||
       slots.is_none() != text_len.is_none())
     throw Error("k_text, v_text, slots, text_len: expected all or none of them");
@@ -184,6 +194,8 @@ inline void prefix_attention(Device kind, const py::object& q, const py::object&
 
 // Floats of the workspace of prefix_attention.
 inline size_t attention_workspace(int64_t rows, int64_t tiles, int64_t heads, int64_t head_dim, int64_t splits) {
+  for (const auto& [name, size] : {std::pair{"rows", rows}, {"tiles", tiles}, {"heads", heads}, {"head_dim", head_dim}})
+    if (size < 0) throw Error(std::string(name) + ": expected a size, got " + std::to_string(size));
   cuda::PrefixAttention args;
   args.rows = rows;
   args.tiles = tiles;
@@ -211,13 +223,15 @@ inline void bind_cuda_kernels(py::module_& m, Device device) {
       [device](const py::object& q, const py::object& tiles, const py::object& k_prefix, const py::object& v_prefix,
                const py::object& k_text, const py::object& v_text, const py::object& slots, const py::object& text_len,
                const py::object& k_new, const py::object& v_new, float scale, int64_t tile_rows, const py::object& out,
-               int64_t splits, const py::object& workspace, uintptr_t stream) {
+               int64_t splits, const py::object& workspace, const py::object& k_scale, const py::object& v_scale,
+               uintptr_t stream) {
         prefix_attention(device, q, tiles, k_prefix, v_prefix, k_text, v_text, slots, text_len, k_new, v_new, scale,
-                         tile_rows, out, splits, workspace, stream);
+                         tile_rows, out, splits, workspace, k_scale, v_scale, stream);
       },
       py::arg("q"), py::arg("tiles"), py::arg("k_prefix"), py::arg("v_prefix"), py::arg("k_text"), py::arg("v_text"),
       py::arg("slots"), py::arg("text_len"), py::arg("k_new"), py::arg("v_new"), py::arg("scale"), py::arg("tile_rows"),
-      py::arg("out"), py::arg("splits") = 1, py::arg("workspace") = py::none(), py::arg("stream") = 0);
+      py::arg("out"), py::arg("splits") = 1, py::arg("workspace") = py::none(), py::arg("k_scale") = py::none(),
+      py::arg("v_scale") = py::none(), py::arg("stream") = 0);
   m.def("attention_workspace", &attention_workspace, py::arg("rows"), py::arg("tiles"), py::arg("heads"),
         py::arg("head_dim"), py::arg("splits"));
 }

@@ -1,5 +1,6 @@
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "cuda/attention.cuh"
 #include "cuda/platform.h"
@@ -10,7 +11,9 @@ namespace {
 
 constexpr int kKeys = 64;      // keys of one tile of the prefix
 constexpr int kTextKeys = 32;  // text tokens of a row that are scored at once, one per lane
-constexpr int kPadding = 8;    // elements between rows in shared memory, which then start in different banks
+// Elements between rows in shared memory, which then start in different banks.
+template <class E>
+constexpr int kPadding = 16 / sizeof(E);
 
 template <class T>
 __device__ __forceinline__ uint32_t pair_of(float first, float second) {
@@ -66,12 +69,30 @@ struct Rows {
 };
 
 // Rows [0, limit) of D elements, `stride` apart, into `rows` rows of shared memory; zeros beyond the limit.
+template <class E, int D>
+__device__ __forceinline__ void load_rows(E* shared, int rows, const E* from, int64_t stride, int limit) {
+  constexpr int N = 16 / sizeof(E);
+  for (int i = threadIdx.x; i < rows * (D / N); i += blockDim.x) {
+    const int row = i / (D / N), column = i % (D / N) * N;
+    const bool valid = row < limit;
+    cp_async16(shared + row * (D + kPadding<E>)+column, valid ? from + row * stride + column : from, valid);
+  }
+}
+
+// kKeys scales; zeros beyond the limit, so that what they multiply is no NaN.
+__device__ __forceinline__ void load_scales(float* shared, const float* from, int limit) {
+  for (int i = threadIdx.x; i < kKeys; i += blockDim.x) cp_async4(shared + i, i < limit ? from + i : from, i < limit);
+}
+
+// Rows of D integers times their scales.
 template <class T, int D>
-__device__ __forceinline__ void load_rows(T* shared, int rows, const T* from, int64_t stride, int limit) {
+__device__ __forceinline__ void dequantize(T* to, const int8_t* from, const float* scales, int rows) {
   for (int i = threadIdx.x; i < rows * (D / 8); i += blockDim.x) {
     const int row = i / (D / 8), column = i % (D / 8) * 8;
-    const bool valid = row < limit;
-    cp_async16(shared + row * (D + kPadding) + column, valid ? from + row * stride + column : from, valid);
+    const auto integers = load_vec(reinterpret_cast<const Vec<int8_t, 8>*>(from + row * (D + kPadding<int8_t>)+column));
+    Vec<T, 8> values;
+    for (int j = 0; j < 8; ++j) values.at[j] = from_float<T>(integers.at[j] * scales[row]);
+    store_vec(reinterpret_cast<Vec<T, 8>*>(to + row * (D + kPadding<T>)+column), values);
   }
 }
 
@@ -87,7 +108,7 @@ __device__ void score_text(const PrefixAttention& args, const T* query, int firs
       score = 0;
       for (int d = 0; d < D; d += 8) {
         const Vec<T, 8> k = load_vec(reinterpret_cast<const Vec<T, 8>*>(key + d));
-        const Vec<T, 8> q = load_vec(reinterpret_cast<const Vec<T, 8>*>(query + r * (D + kPadding) + d));
+        const Vec<T, 8> q = load_vec(reinterpret_cast<const Vec<T, 8>*>(query + r * (D + kPadding<T>)+d));
         for (int i = 0; i < 8; ++i) score += to_float(q.at[i]) * to_float(k.at[i]);
       }
       score *= args.scale * kLog2E;
@@ -96,14 +117,31 @@ __device__ void score_text(const PrefixAttention& args, const T* query, int firs
   }
 }
 
+// Shared memory of a block, in this order, in elements of each part's type. P is T, or int8_t.
+template <class T, class P, int D, int kWarps>
+struct Shared {
+  static constexpr bool kQuantized = !std::is_same_v<T, P>;
+  static constexpr int kStride = D + kPadding<T>, kPrefixStride = D + kPadding<P>;
+  static constexpr int kQueries = 16 * kWarps * kStride;              // T [16 kWarps][kStride]
+  static constexpr int kStage = 2 * kKeys * kPrefixStride;            // P [2][keys, values][kKeys][kPrefixStride]
+  static constexpr int kTile = kQuantized ? 2 * kKeys * kStride : 0;  // T [keys, values][kKeys][kStride]
+  static constexpr int kScales = kQuantized ? 2 * kKeys : 0;          // float [2][keys, values][kKeys]
+  static constexpr int kScores = 16 * kWarps * kTextKeys;             // float [16 kWarps][kTextKeys]
+  static constexpr size_t kBytes =
+      (kQueries + kTile) * sizeof(T) + 2 * kStage * sizeof(P) + (2 * kScales + kScores) * sizeof(float);
+};
+
 // One block per tile of rows, head and split, one warp per 16 rows.
-template <class T, int D, int kWarps>
+template <class T, class P, int D, int kWarps>
 __global__ void prefix_attention_kernel(PrefixAttention args) {
   GITFAST_SHARED(T, shared);
-  constexpr int kStride = D + kPadding, kStage = 2 * kKeys * kStride;
-  T* queries = shared;                                                // [16 kWarps][kStride]
-  T* stages = shared + 16 * kWarps * kStride;                         // [2][keys, values][kKeys][kStride]
-  float* all_scores = reinterpret_cast<float*>(stages + 2 * kStage);  // [16 kWarps][kTextKeys]
+  using Parts = Shared<T, P, D, kWarps>;
+  constexpr int kStride = Parts::kStride, kPrefixStride = Parts::kPrefixStride, kStage = Parts::kStage;
+  T* queries = shared;
+  P* stages = reinterpret_cast<P*>(shared + Parts::kQueries);
+  T* tile = reinterpret_cast<T*>(stages + 2 * kStage);
+  float* scales = reinterpret_cast<float*>(tile + Parts::kTile);
+  float* all_scores = scales + 2 * Parts::kScales;
   const int first = args.tile_list[3 * blockIdx.x], count = args.tile_list[3 * blockIdx.x + 1];
   const int64_t image = args.tile_list[3 * blockIdx.x + 2];
   const int head = blockIdx.y, warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
@@ -111,14 +149,19 @@ __global__ void prefix_attention_kernel(PrefixAttention args) {
   if (has_text(args) && args.k_new) store_new<T>(args, first, count);
 
   const KeyRange keys_here = keys_of_split(args, kKeys);
-  const int64_t prefix_at = ((image * args.heads + head) * args.prefix_len + keys_here.begin) * D;
+  const int64_t token_at = (image * args.heads + head) * args.prefix_len + keys_here.begin, prefix_at = token_at * D;
   const int prefix_len = keys_here.count, steps = (prefix_len + kKeys - 1) / kKeys;
   const auto load = [&](int step) {
-    T* stage = stages + step % 2 * kStage;
+    P* stage = stages + step % 2 * kStage;
     const int64_t at = prefix_at + int64_t{step} * kKeys * D;
-    load_rows<T, D>(stage, kKeys, static_cast<const T*>(args.k_prefix) + at, D, prefix_len - step * kKeys);
-    load_rows<T, D>(stage + kKeys * kStride, kKeys, static_cast<const T*>(args.v_prefix) + at, D,
-                    prefix_len - step * kKeys);
+    const int left = prefix_len - step * kKeys;
+    load_rows<P, D>(stage, kKeys, static_cast<const P*>(args.k_prefix) + at, D, left);
+    load_rows<P, D>(stage + kKeys * kPrefixStride, kKeys, static_cast<const P*>(args.v_prefix) + at, D, left);
+    if constexpr (Parts::kQuantized) {
+      float* stage_scales = scales + step % 2 * Parts::kScales;
+      load_scales(stage_scales, args.k_scale + token_at + step * kKeys, left);
+      load_scales(stage_scales + kKeys, args.v_scale + token_at + step * kKeys, left);
+    }
   };
   load_rows<T, D>(queries, 16 * kWarps, static_cast<const T*>(args.q) + first * args.q_stride + head_at, args.q_stride,
                   count);
@@ -133,7 +176,17 @@ __global__ void prefix_attention_kernel(PrefixAttention args) {
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();
-    const T* keys = stages + step % 2 * kStage;
+    const P* stage = stages + step % 2 * kStage;
+    const T* keys;
+    if constexpr (Parts::kQuantized) {
+      const float* stage_scales = scales + step % 2 * Parts::kScales;
+      dequantize<T, D>(tile, stage, stage_scales, kKeys);
+      dequantize<T, D>(tile + kKeys * kStride, stage + kKeys * kPrefixStride, stage_scales + kKeys, kKeys);
+      __syncthreads();
+      keys = tile;
+    } else {
+      keys = stage;
+    }
     const T* values = keys + kKeys * kStride;
     float s[kKeys / 8][4] = {};
 #pragma unroll
@@ -235,22 +288,25 @@ __global__ void prefix_attention_kernel(PrefixAttention args) {
   if (gridDim.z > 1 && all_splits_stored(args, reinterpret_cast<int*>(shared))) merge_splits<T>(args, first, count);
 }
 
-template <class T, int D, int kWarps>
+template <class T, class P, int D, int kWarps>
 void launch(const PrefixAttention& args, cudaStream_t stream) {
-  constexpr size_t kStride = D + kPadding;
-  constexpr size_t kShared = (16 * kWarps + 4 * kKeys) * kStride * sizeof(T) + 16 * kWarps * kTextKeys * sizeof(float);
   const dim3 grid(args.tiles, args.heads, args.splits);
-  launch_kernel({"prefix_attention_kernel", grid, dim3(kWarps * kWarpSize), kShared, stream},
-                prefix_attention_kernel<T, D, kWarps>, args);
+  launch_kernel({"prefix_attention_kernel", grid, dim3(kWarps * kWarpSize), Shared<T, P, D, kWarps>::kBytes, stream},
+                prefix_attention_kernel<T, P, D, kWarps>, args);
 }
 
-template <class T, int D>
+template <class T, int D, class P = T>
 void choose_tile(const PrefixAttention& args, cudaStream_t stream) {
-  args.tile_rows == 16 ? launch<T, D, 1>(args, stream) : launch<T, D, 4>(args, stream);
+  args.tile_rows == 16 ? launch<T, P, D, 1>(args, stream) : launch<T, P, D, 4>(args, stream);
 }
 
 template <class T>
 void choose_width(const PrefixAttention& args, cudaStream_t stream) {
+  if (args.k_scale) {
+    if (args.head_dim != 64)
+      throw Error("k_prefix: expected a head_dim of 64 for int8, got " + std::to_string(args.head_dim));
+    return choose_tile<T, 64, int8_t>(args, stream);
+  }
   switch (args.head_dim) {
     case 16:
       return choose_tile<T, 16>(args, stream);
@@ -299,6 +355,7 @@ void prefix_attention(const PrefixAttention& args, CUstream_st* stream) {
   check_aligned("workspace", args.workspace, 0);
   if (args.tiles == 0) return;
   const DeviceScope device(args.device);
+  if (args.dtype == DType::f32 && args.k_scale) throw Error("k_prefix: int8 is for float16 and bfloat16 only");
   if (args.dtype == DType::f32) return prefix_attention_f32(args, stream);
   if (args.dtype == DType::f16) return choose_width<__half>(args, stream);
   if (args.dtype == DType::bf16) return choose_width<__nv_bfloat16>(args, stream);

@@ -28,8 +28,12 @@ struct PrefixAttention {
   const void* q = nullptr;  // (R, H, head_dim)
   // (T, 3): a tile's first row, its number of rows, and its image. Every row is in one tile.
   const int32_t* tile_list = nullptr;
-  const void* k_prefix = nullptr;  // (B, H, P, head_dim)
+  const void* k_prefix = nullptr;  // (B, H, P, head_dim); int8 where there are scales
   const void* v_prefix = nullptr;
+  // (B, H, P) or null: what the integers of a token are multiplied with; the products are rounded to dtype. For float16
+  // and bfloat16, and a head_dim of 64, that of every GIT model.
+  const float* k_scale = nullptr;
+  const float* v_scale = nullptr;
   void* k_text = nullptr;  // (S, H, head_dim): an append-only store
   void* v_text = nullptr;
   const int32_t* slots = nullptr;     // (R, max_text): the slots of a row's text tokens, in order

@@ -24,6 +24,12 @@ __device__ __forceinline__ void cp_async16(void* shared, const void* global, boo
                "r"(valid ? 16 : 0)
                : "memory");
 }
+// The same of 4 bytes.
+__device__ __forceinline__ void cp_async4(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(valid ? 4 : 0)
+               : "memory");
+}
 // Ends a group of the copies this thread has started.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits for this thread's groups, all but the newest `kPending`.

@@ -50,10 +50,11 @@ inline thread_local Settings settings;
 
 enum class State { ready, at_barrier, at_warp, failed, done };
 
-// An asynchronous copy of 16 bytes that has not landed.
+// An asynchronous copy that has not landed.
 struct Copy {
   void* to;
   const void* from;  // null: zeros
+  size_t bytes;
 };
 
 struct Thread {

@@ -8,20 +8,26 @@
 
 namespace gitfast::cuda {
 
-// Late copies leave NaN until they are waited for.
-inline void cp_async16(void* shared, const void* global, bool valid) {
-  emulation::Thread& me = emulation::running->current();
-  emulation::check_alignment(shared, 16);
-  emulation::check_alignment(global, 16);
-  if (valid) {
-    std::memcpy(shared, global, 16);
+inline void land(const emulation::Copy& copy) {
+  if (copy.from) {
+    std::memcpy(copy.to, copy.from, copy.bytes);
   } else {
-    std::memset(shared, 0, 16);
+    std::memset(copy.to, 0, copy.bytes);
   }
-  if (!emulation::settings.late_copies) return;
-  std::memset(shared, 0xff, 16);
-  me.copies.push_back({shared, valid ? global : nullptr});
 }
+
+// Late copies leave NaN until they are waited for.
+inline void cp_async(void* shared, const void* global, bool valid, size_t bytes) {
+  emulation::check_alignment(shared, bytes);
+  emulation::check_alignment(global, bytes);
+  const emulation::Copy copy{shared, valid ? global : nullptr, bytes};
+  land(copy);
+  if (!emulation::settings.late_copies) return;
+  std::memset(shared, 0xff, bytes);
+  emulation::running->current().copies.push_back(copy);
+}
+inline void cp_async16(void* shared, const void* global, bool valid) { cp_async(shared, global, valid, 16); }
+inline void cp_async4(void* shared, const void* global, bool valid) { cp_async(shared, global, valid, 4); }
 
 inline void cp_async_commit() {
   emulation::Thread& me = emulation::running->current();
@@ -33,13 +39,7 @@ void cp_async_wait() {
   emulation::Thread& me = emulation::running->current();
   if (me.groups.size() <= kPending) return;
   const size_t groups = me.groups.size() - kPending, landing = me.groups[groups - 1];
-  for (size_t i = 0; i < landing; ++i) {
-    if (me.copies[i].from) {
-      std::memcpy(me.copies[i].to, me.copies[i].from, 16);
-    } else {
-      std::memset(me.copies[i].to, 0, 16);
-    }
-  }
+  for (size_t i = 0; i < landing; ++i) land(me.copies[i]);
   me.copies.erase(me.copies.begin(), me.copies.begin() + landing);
   me.groups.erase(me.groups.begin(), me.groups.begin() + groups);
   for (size_t& group : me.groups) group -= landing;

@@ -38,6 +38,8 @@ class Case:
     before: dict[str, torch.Tensor] = field(default_factory=dict)  # text as it was
     splits: int = 1
     workspace: torch.Tensor | None = None
+    k_scale: torch.Tensor | None = None
+    v_scale: torch.Tensor | None = None
 
     def split(self, module: ModuleType, splits: int) -> Case:
         """The same with the prefix in ``splits`` parts; of the workspace only the counters are not NaN."""
@@ -49,20 +51,29 @@ class Case:
 
     def run(self, kernel: Callable[..., None], stream: int = 0) -> torch.Tensor:
         text = (self.k_text, self.v_text, self.slots, self.text_len, self.k_new, self.v_new)
-        prefix = (self.k_prefix, self.v_prefix)
-        kernel(
-            self.q,
-            self.tiles,
-            *prefix,
-            *text,
-            self.scale,
-            self.tile_rows,
-            self.out,
-            self.splits,
-            self.workspace,
-            stream,
-        )
+        prefix, scales = (self.k_prefix, self.v_prefix), (self.k_scale, self.v_scale)
+        split = (self.splits, self.workspace)
+        kernel(self.q, self.tiles, *prefix, *text, self.scale, self.tile_rows, self.out, *split, *scales, stream)
         return self.out
+
+    def quantize(self) -> Case:
+        """The same with a prefix of int8, as near as that is."""
+        for name in ("k", "v"):
+            exact = getattr(self, f"{name}_prefix").float()
+            scale = exact.abs().amax(-1) / 127
+            setattr(self, f"{name}_prefix", (exact / scale[..., None]).round().to(torch.int8))
+            setattr(self, f"{name}_scale", scale)
+        return self
+
+    def prefixes(self) -> list[torch.Tensor]:
+        """Keys and values of the prefixes in the dtype of ``q``."""
+        both = (self.k_prefix, self.k_scale), (self.v_prefix, self.v_scale)
+        return [x if scale is None else (x * scale[..., None]).to(self.q.dtype) for x, scale in both]
+
+    def dequantize(self) -> Case:
+        self.k_prefix, self.v_prefix = self.prefixes()
+        self.k_scale = self.v_scale = None
+        return self
 
     def cancel(self) -> Case:
         """The same with rounding errors for results: the second half of the prefix takes away what the first gives."""
@@ -89,7 +100,7 @@ class Case:
     def truth(self) -> torch.Tensor:
         """float64 (R, H, head_dim), on the CPU."""
         out = torch.zeros(self.q.shape, dtype=torch.float64)
-        prefixes = [x.cpu().double() for x in (self.k_prefix, self.v_prefix)]
+        prefixes = [x.cpu().double() for x in self.prefixes()]
         for row, q in enumerate(self.q.cpu().double()):
             k, v = self.keys_values(row, prefixes)
             if k.shape[1]:
@@ -103,7 +114,7 @@ class Case:
         Allowed is one rounding of the result, and one of each weight, whose sum is one.
         """
         truth = self.truth()
-        largest = self.v_prefix.abs().amax().item() if self.v_prefix.numel() else 0.0
+        largest = self.prefixes()[1].abs().amax().item() if self.v_prefix.numel() else 0.0
         allowed = ROUNDING[self.out.dtype] * (truth.abs() + largest) + 1e-6
         error = ((self.out.cpu().double() - truth).abs() / allowed).max().item()
         return float("inf") if np.isnan(error) else error

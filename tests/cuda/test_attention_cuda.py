@@ -55,6 +55,18 @@ def test_a_split_prefix(dtype: torch.dtype, head_dim: int, splits: int, prefix: 
     assert not case.workspace[:COUNTERS].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tile_rows", [16, 64])
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("prefix", [0, 65, 901])
+def test_an_int8_prefix(dtype: torch.dtype, tile_rows: int, splits: int, prefix: int) -> None:
+    text = [i % 40 for i in range(26)]
+    case = make_case([1, 20, 5], prefix, 64, dtype, text=text, tile_rows=tile_rows, device="cuda").quantize()
+    result = run(case.split(_C.cuda, splits)).clone()
+    assert case.error() <= 1
+    assert torch.equal(run(case.dequantize()), result)
+
+
 def test_a_graph_replays_a_split_prefix() -> None:
     case = make_case([5], 901, 64, torch.bfloat16, text=[3] * 5, heads=12, device="cuda").split(_C.cuda, 8)
     expected = run(case).clone()

@@ -118,6 +118,41 @@ def test_launches_of_other_shapes_share_a_workspace(emulation: ModuleType) -> No
         assert case.error() <= 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("prefix", [0, 1, 63, 130])
+@pytest.mark.parametrize(("tile_rows", "splits", "late_copies"), [(16, 1, True), (16, 2, False), (64, 1, False)])
+def test_an_int8_prefix(
+    emulation: ModuleType, order: str, dtype: torch.dtype, prefix: int, tile_rows: int, splits: int, late_copies: bool
+) -> None:
+    emulation.set_order(order, seed=5, late_copies=late_copies)
+    case = make_case([3, 2], prefix, 64, dtype, text=[0, 1, 2, 3, 1], tile_rows=tile_rows).quantize()
+    result = case.split(emulation, splits).run(emulation.prefix_attention).clone()
+    assert case.error() <= 1
+    assert torch.equal(case.dequantize().run(emulation.prefix_attention), result)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "change", "message"),
+    [
+        (torch.float32, 64, {}, "k_prefix: int8 is for float16 and bfloat16 only"),
+        (torch.float16, 16, {}, "k_prefix: expected a head_dim of 64 for int8, got 16"),
+        (torch.float16, 64, {"k_scale": None}, "k_scale, v_scale: expected both or none of them"),
+        (torch.float16, 64, {"k_scale": None, "v_scale": None}, "k_prefix: expected dtype float16, got int8"),
+        (torch.float16, 64, {"v_prefix": torch.zeros(1, 2, 5, 64).half()}, "v_prefix: expected dtype int8"),
+        (torch.float16, 64, {"k_scale": torch.zeros(1, 2, 4)}, r"k_scale: expected shape \(B=1, H=2, P=5\)"),
+        (torch.float16, 64, {"v_scale": torch.zeros(1, 2, 5).half()}, "v_scale: expected dtype float32, got float16"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_of_an_int8_prefix(
+    emulation: ModuleType, dtype: torch.dtype, head_dim: int, change: dict[str, object], message: str
+) -> None:
+    case = make_case([3], 5, head_dim, dtype).quantize()
+    for name, value in change.items():
+        setattr(case, name, value)
+    with pytest.raises(ValueError, match=message):
+        case.run(emulation.prefix_attention)
+
+
 @pytest.mark.parametrize("splits", [1, 3])
 def test_new_keys_and_values_are_stored(emulation: ModuleType, splits: int) -> None:
     case = make_case([2, 3], 70, 16, torch.float16, text=[3, 1, 2, 4, 2], append=True)
@@ -203,6 +238,17 @@ def test_a_dtype_there_is_not(emulation: ModuleType) -> None:
         setattr(case, name, torch.zeros_like(getattr(case, name), dtype=torch.int8))
     with pytest.raises(ValueError, match="q: expected float32, float16 or bfloat16, got int8"):
         case.run(emulation.prefix_attention)
+
+
+def test_sizes_of_a_workspace(emulation: ModuleType) -> None:
+    sizes = {"rows": 5, "tiles": 1, "heads": 12, "head_dim": 64}
+    assert emulation.attention_workspace(**sizes, splits=1) == 0
+    assert emulation.attention_workspace(**sizes, splits=4) == COUNTERS + 4 * 5 * 12 * (64 + 4)
+    for name in sizes:
+        with pytest.raises(ValueError, match=f"{name}: expected a size, got -1"):
+            emulation.attention_workspace(**(sizes | {name: -1}), splits=4)
+    with pytest.raises(ValueError, match="splits: expected 1 to 32, got 33"):
+        emulation.attention_workspace(**sizes, splits=33)
 
 
 def test_more_tiles_and_heads_than_there_are_counters(emulation: ModuleType) -> None:

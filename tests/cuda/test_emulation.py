@@ -21,6 +21,7 @@ KERNELS = {
     "attention_f32": "csrc/cuda/attention_f32.cu",
     "linear": "csrc/cuda/linear.cuh",
     "select": "csrc/cuda/select.cu",
+    "attention_int8": "csrc/cuda/attention.cu",
 }
 
 
@@ -177,7 +178,7 @@ FAULTS |= {
     "attention: keys not waited for": Fault("attention", "    cp_async_wait<1>();\n", "", WRONG_VALUES),
     "attention: queries not waited for": Fault("attention", "    cp_async_wait<0>();\n", "", WRONG_VALUES),
     "attention: keys read before a barrier": Fault(
-        "attention", "    __syncthreads();\n    const T* keys", "    const T* keys", RACE, "thread"
+        "attention", "    __syncthreads();\n    const P* stage", "    const P* stage", RACE, "thread"
     ),
     "attention: keys overwritten while read": Fault(
         "attention", "    __syncthreads();  // before", "    // before", RACE, "thread"
@@ -214,7 +215,7 @@ FAULTS |= {
         "attention", "lane / 16 * 8 + lane % 8) * kStride", "lane / 8 % 2 * 8 + lane % 8) * kStride", WRONG_VALUES
     ),
     "attention: too little shared memory for scores": Fault(
-        "attention", " + 16 * kWarps * kTextKeys * sizeof(float)", "", OUT_OF_BOUNDS
+        "attention", "(2 * kScales + kScores)", "2 * kScales", OUT_OF_BOUNDS
     ),
     "attention: the new token's slot is the one before": Fault(
         "attention",
@@ -373,6 +374,20 @@ FAULTS |= {
         "attention_f32", "fmaxf(top, __shfl_xor_sync(kAllLanes, top, lanes))", "fmaxf(top, top)", WRONG_VALUES
     ),
     "attention_f32: no shared memory for values": Fault("attention_f32", "2 * kKeys", "kKeys", OUT_OF_BOUNDS),
+}
+FAULTS |= {
+    "attention_int8: keys read before a barrier": Fault(
+        "attention_int8", "      __syncthreads();\n      keys", "      keys", RACE, "thread"
+    ),
+    "attention_int8: scales read beyond their end": Fault(
+        "attention_int8", "from + i : from, i < limit)", "from + i : from + i, true)", OUT_OF_BOUNDS
+    ),
+    "attention_int8: values times the scales of keys": Fault(
+        "attention_int8", "kPrefixStride, stage_scales + kKeys", "kPrefixStride, stage_scales", WRONG_VALUES
+    ),
+    "attention_int8: scales of one stage": Fault(
+        "attention_int8", "(2 * kScales + kScores)", "(kScales + kScores)", OUT_OF_BOUNDS
+    ),
 }
 
 
