@@ -193,6 +193,8 @@ def prefix_attention(
     tile_rows: Literal[16, 64] = 16,
     splits: int = 1,
     workspace: torch.Tensor | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of rows that share the prefix of their image and see some text each, one softmax over both.
@@ -211,6 +213,8 @@ def prefix_attention(
         tile_rows: the most rows of a tile: 16 for decoding, 64 for image rows.
         splits: parts of the prefix, 1 to 32, computed by blocks of their own: for few rows on a large device.
         workspace: ``attention_workspace`` for ``splits`` above 1; may be shared by calls on one stream. None makes one.
+        k_scale: float32 (B, H, P), for keys of the prefix stored as int8: what a token's integers are multiplied with.
+            For a head_dim of 64. v_scale: the same of the values.
         out: (R, H, head_dim), of which only the rows of tiles are written; None makes a new one.
 
     Returns:
@@ -222,7 +226,8 @@ def prefix_attention(
         workspace = attention_workspace(q, len(tiles), splits)
     text = (k_text, v_text, slots, text_len, k_new, v_new)
     scale = max(head_dim, 1) ** -0.5 if scale is None else scale
-    kernels.prefix_attention(q, tiles, k_prefix, v_prefix, *text, scale, tile_rows, out, splits, workspace, _stream(q))
+    split = (splits, workspace, k_scale, v_scale)
+    kernels.prefix_attention(q, tiles, k_prefix, v_prefix, *text, scale, tile_rows, out, *split, _stream(q))
     return out
 
 
