@@ -24,10 +24,10 @@ import numpy as np
 import torch
 import transformers
 from captioners import SHAPES, Captioner, Gitfast, make_captioner, random_model, random_pixels
-from machine import machine_facts
 from stream import Stream
 
 from gitfast import _C
+from gitfast.bench.machine import machine_facts
 
 DEFAULT = ["transformers:float32", "transformers:bfloat16", "gitfast:float32", "gitfast:bfloat16", "gitfast:int8"]
 

@@ -29,31 +29,31 @@ step() {
 
 architecture=$($python -c 'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}{b}" + "a" * (a == 9))')
 export CMAKE_CUDA_ARCHITECTURES=$architecture-real GITFAST_CUDA=on
-step build 120 $python setup.py build_ext --inplace
-step build-test 60 cmake --build build/cmake --target gitfast_cuda_test
+step build 100 $python setup.py build_ext --inplace
+step build-test 40 cmake --build build/cmake --target gitfast_cuda_test
 step info 10 $python -m gitfast info
 # The tests skip where there is no device, so that must not go unseen here.
-step devices 20 $python -c 'from gitfast import _C; found = _C.cuda.devices(); print(found); assert found["devices"]'
+step devices 10 $python -c 'from gitfast import _C; found = _C.cuda.devices(); print(found); assert found["devices"]'
 step kernels 10 build/cmake/gitfast_cuda_test
-step tests 90 $python -m pytest -q -p no:cacheprovider tests/cuda/test_device.py \
+step tests 80 $python -m pytest -q -p no:cacheprovider tests/cuda/test_device.py \
   tests/cuda/test_arguments.py tests/cuda/test_norm.py tests/cuda/test_activation.py tests/cuda/test_embed.py \
   tests/cuda/test_attention_cuda.py
 for tool in memcheck racecheck synccheck; do
-  step "sanitizer-$tool" 40 compute-sanitizer --tool $tool --error-exitcode 1 build/cmake/gitfast_cuda_test
+  step "sanitizer-$tool" 30 compute-sanitizer --tool $tool --error-exitcode 1 build/cmake/gitfast_cuda_test
 done
-step norm 70 $python benchmarks/norm_cuda.py --json "$results/norm.json"
-step attention 90 $python benchmarks/attention_cuda.py --json "$results/attention.json"
+# What is done when the time is up is in the JSON and counts as failed.
+step bench 190 $python -m gitfast bench kernels --device cuda --json "$results/kernels.json"
 
 took=$(for name in "${!seconds[@]}"; do echo "$name=${seconds[$name]}"; done)
 TOOK=$took $python - "$results" ${failed[@]+"${failed[@]}"} <<'PY'
 import json, os, sys, time
-sys.path.insert(0, "benchmarks")
-from gpu import gpu_facts
+import torch
+from gitfast.bench.machine import gpu_facts
 folder, *failed = sys.argv[1:]
 seconds = {name: int(value) for name, value in (line.split("=") for line in os.environ["TOOK"].split())}
 date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 with open(f"{folder}/summary.json", "w") as file:
-    json.dump({"gpu": gpu_facts(), "date": date, "seconds": seconds, "failed": failed}, file, indent=1)
+    json.dump({"gpu": gpu_facts(torch), "date": date, "seconds": seconds, "failed": failed}, file, indent=1)
 PY
 echo "results in $results after $SECONDS s; failed: ${failed[*]:-none}"
 [ ${#failed[@]} = 0 ]

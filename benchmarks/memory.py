@@ -76,7 +76,8 @@ def main() -> None:
     import torch
     import transformers
     from captioners import SHAPES
-    from machine import machine_facts
+
+    from gitfast.bench.machine import machine_facts
 
     config = transformers.GitConfig(**SHAPES[arguments.shape])
     with torch.device("meta"):

@@ -10,7 +10,7 @@ import pytest
 
 import gitfast
 
-HEAVY = ("torch", "transformers", "av", "huggingface_hub", "PIL", "tokenizers")
+HEAVY = ("torch", "transformers", "av", "huggingface_hub", "PIL", "tokenizers", "matplotlib", "gitfast.bench")
 
 
 def loaded_after(code: str) -> set[str]:

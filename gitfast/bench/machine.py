@@ -6,7 +6,9 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
+from typing import Any
 
 
 def cpu_name() -> str:
@@ -20,7 +22,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def machine_facts(*packages: str) -> dict[str, object]:
+def machine_facts(*packages: str) -> dict[str, Any]:
     """Processor, CPUs this process may use, system, date, and the versions of ``packages``."""
     return {
         "cpu": cpu_name(),
@@ -29,4 +31,23 @@ def machine_facts(*packages: str) -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def gpu_facts(torch: Any) -> dict[str, Any]:
+    """Device, driver and the commit that GITFAST_COMMIT names."""
+    properties = torch.cuda.get_device_properties(0)
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, check=False, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        driver = "unknown"
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "driver": driver,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "commit": os.environ.get("GITFAST_COMMIT", "unknown"),
     }

@@ -1,0 +1,31 @@
+"""The rates that no kernel can beat, measured in the same run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """The fastest large product of matrices, and whose it was."""
+
+    tflop_per_s: float
+    by: str
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """``stream`` says what moved the bytes: "read" on a CPU, "copy" on a GPU. ``gemm`` by dtype of the factors."""
+
+    stream: str
+    gb_per_s: float
+    gemm: dict[str, Gemm]
+
+    def tflop_per_s(self, dtype: str) -> float:
+        """int8 weights are multiplied as bfloat16."""
+        return self.gemm["bfloat16" if dtype == "int8" else dtype].tflop_per_s
+
+    def least_seconds(self, flops: float, num_bytes: float, dtype: str) -> tuple[float, str]:
+        """How fast work could be at most, and which of the two ceilings says so."""
+        memory, compute = num_bytes / self.gb_per_s / 1e9, flops / self.tflop_per_s(dtype) / 1e12
+        return (memory, "memory") if memory > compute else (compute, "compute")

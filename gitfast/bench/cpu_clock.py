@@ -1,0 +1,106 @@
+"""How the CPU is timed: cold and warm caches, and the rates that no kernel can beat."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gitfast import ops
+from gitfast.bench.case import OURS, Case, Operands
+from gitfast.bench.ceilings import Ceilings, Gemm
+
+PAUSE = 0.02  # seconds after which the threads of the other side have stopped spinning
+CALL_TIME, MOST_CALLS = 0.005, 20  # a round takes about as long, and has no more calls
+FLUSH_BYTES = (64 << 20, 512 << 20)  # at least and at most
+GEMM = (1024, 3072, 3072)
+
+
+class CpuClock:
+    """Times sides on ``pool`` and on as many threads of torch."""
+
+    def __init__(self, pool: ops.ThreadPool, torch: Any | None) -> None:
+        self._pool, self._torch = pool, torch
+        self.cache_bytes = last_level_cache()
+        size = min(max(2 * self.cache_bytes, FLUSH_BYTES[0]), FLUSH_BYTES[1])
+        self._memory = np.array_split(np.ones(size // 4, np.float32), pool.num_threads)
+        self._readers = ThreadPoolExecutor(pool.num_threads)
+        self._packed = ops.PackedWeight(np.ones((64 * pool.num_threads, 8), np.float32))
+        self._few = np.ones((1, 8), np.float32)
+
+    def ceilings(self, rounds: int) -> Ceilings:
+        """The fastest of the rounds, and one more that warms up."""
+        size = sum(part.nbytes for part in self._memory)
+        reading = min(seconds(self._read) for _ in range(rounds + 1))
+        return Ceilings("read", size / reading / 1e9, {d: self._gemm(d, rounds) for d in ("float32", "bfloat16")})
+
+    def _gemm(self, dtype: str, rounds: int) -> Gemm:
+        m, n, k = GEMM
+        x, weight = np.ones((m, k), np.float32), np.ones((n, k), np.float32)
+        packed, out = ops.PackedWeight(weight, dtype=dtype), np.empty((m, n), np.float32)
+        sides: dict[str, Callable[[], object]] = {
+            OURS: lambda: ops.linear(x, packed, out=out, pool=self._pool, tiles=True)
+        }
+        if torch := self._torch:
+            given = [torch.from_numpy(a).to(getattr(torch, dtype)) for a in (x, weight)]
+            sides["torch"] = lambda: torch.nn.functional.linear(*given)
+        best = {name: min(seconds(call) for _ in range(rounds + 1)) for name, call in sides.items()}
+        name = min(best, key=lambda name: best[name])
+        return Gemm(2 * m * n * k / best[name] / 1e12, name)
+
+    def copies(self, case: Case) -> int:
+        """How many operands a cold measurement needs: the caches are flushed before each call instead."""
+        return 1
+
+    def prepare(self, name: str, copies: Sequence[Operands], cache: str) -> Callable[[], float]:
+        """What measures one round of a side: seconds of its median call."""
+        call = copies[0].sides[name].call
+        calls = int(min(max(CALL_TIME / seconds(call), 1), MOST_CALLS))
+        return (lambda: self._cold(name, call, min(calls, 3))) if cache == "cold" else (lambda: _warm(call, calls))
+
+    def _cold(self, name: str, call: Callable[[], object], calls: int) -> float:
+        samples = []
+        for _ in range(calls):
+            self._read()
+            self._wake(name)
+            samples.append(seconds(call))
+        return statistics.median(samples)
+
+    def _read(self) -> None:
+        """All of a memory larger than the caches, on all threads: nothing else is left in them."""
+        for _ in self._readers.map(np.maximum.reduce, self._memory):
+            pass
+
+    def _wake(self, name: str) -> None:
+        """The threads of a side, by work too small to fill a cache: in a model they are awake too."""
+        if name == OURS:
+            ops.linear(self._few, self._packed, pool=self._pool)
+        elif self._torch:
+            self._torch.ones(1 << 16)
+
+
+def _warm(call: Callable[[], object], calls: int) -> float:
+    time.sleep(PAUSE)
+    call()
+    return statistics.median(seconds(call) for _ in range(calls))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def last_level_cache() -> int:
+    """Bytes, as Linux tells; 32 MB where it does not."""
+    sizes = [32 << 20]
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text().strip()
+        if text.endswith("K") and text[:-1].isdecimal():
+            sizes.append(int(text[:-1]) << 10)
+    return max(sizes[1:], default=sizes[0])

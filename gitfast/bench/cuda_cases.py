@@ -1,0 +1,219 @@
+"""What is run on a GPU: one function per kernel, which gives its cases. ``KERNELS`` lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gitfast.bench import peers, truth
+from gitfast.bench.case import OURS, Case, Operands, Side
+from gitfast.bench.models import MODELS, Attention, attentions, layer_rows
+
+Tensor = Any  # torch's: nothing here imports torch
+
+
+@dataclass(frozen=True)
+class Context:
+    """``kernels`` is ``_C.cuda``. Without ``compile`` (torch.compile) and ``flex`` their sides are left out."""
+
+    kernels: Any
+    torch: Any
+    device: str = "cuda"
+    compile: Callable[..., Any] | None = None
+    flex: Callable[..., Any] | None = None
+
+    def normal(self, *shape: int, dtype: str) -> Tensor:
+        return self.torch.randn(shape, device=self.device).to(getattr(self.torch, dtype))
+
+    def stream(self) -> int:
+        """Asked at every call: a graph is captured on a stream of its own."""
+        return self.torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0
+
+    def sides(self, ours: Callable[[], Any], plain: Callable[..., Any], given: Sequence[Tensor]) -> dict[str, Side]:
+        """Beside ours torch's operators, and what torch.compile makes of them."""
+        dtype = str(given[-1].dtype).removeprefix("torch.")
+        sides = {OURS: Side(ours, dtype), "torch": Side(partial(plain, *given), dtype)}
+        if self.compile:
+            sides["torch.compile"] = Side(partial(self.compile(plain), *given), dtype)
+        return sides
+
+
+def _size(dtype: str) -> int:
+    return {"float32": 4, "bfloat16": 2}[dtype]
+
+
+def _doubles(x: Tensor) -> np.ndarray:
+    doubles: np.ndarray = x.double().cpu().numpy()
+    return doubles
+
+
+def add_layer_norm(context: Context, models: Sequence[str]) -> Iterator[Case]:
+    for rows in layer_rows(models):
+        for dtype in ("bfloat16", "float32"):
+            yield Case(
+                "add_layer_norm",
+                rows.label,
+                f"{rows.rows} x {rows.width}",
+                dtype,
+                flops=10 * rows.rows * rows.width,
+                bytes=_size(dtype) * (3 * rows.rows + 3) * rows.width,  # x and residual read, out written
+                build=partial(_add_layer_norm, context, rows.rows, rows.width, dtype),
+            )
+
+
+def _add_layer_norm(context: Context, rows: int, width: int, dtype: str) -> Operands:
+    torch, eps = context.torch, 1e-5
+    x, residual, out = (context.normal(rows, width, dtype=dtype) for _ in range(3))
+    bias, gamma, beta = (context.normal(width, dtype=dtype) for _ in range(3))
+
+    def ours() -> Tensor:
+        context.kernels.add_layer_norm(x, bias, residual, gamma, beta, eps, out, context.stream())
+        return out
+
+    def plain(x: Tensor, bias: Tensor, residual: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return torch.nn.functional.layer_norm(x + bias + residual, (width,), gamma, beta, eps)
+
+    def some_rows(some: np.ndarray) -> np.ndarray:
+        added = _doubles(x[some]) + _doubles(bias) + _doubles(residual[some])
+        return truth.layer_norm(added, _doubles(gamma), _doubles(beta), eps)
+
+    return Operands(context.sides(ours, plain, (x, bias, residual, gamma, beta)), rows, some_rows)
+
+
+def bias_gelu(context: Context, models: Sequence[str]) -> Iterator[Case]:
+    return _activation(context, models, "gelu")
+
+
+def bias_quick_gelu(context: Context, models: Sequence[str]) -> Iterator[Case]:
+    return _activation(context, models, "quick_gelu")
+
+
+def _activation(context: Context, models: Sequence[str], name: str) -> Iterator[Case]:
+    for rows in layer_rows(models, ("vision",) if name == "quick_gelu" else ("prefix", "decode")):
+        yield Case(
+            f"bias_{name}",
+            rows.label,
+            f"{rows.rows} x {rows.mlp}",
+            "bfloat16",
+            flops=10 * rows.rows * rows.mlp,
+            bytes=_size("bfloat16") * (2 * rows.rows + 1) * rows.mlp,
+            build=partial(_bias_activation, context, rows.rows, rows.mlp, name),
+        )
+
+
+def _bias_activation(context: Context, rows: int, width: int, name: str) -> Operands:
+    x, out = (context.normal(rows, width, dtype="bfloat16") for _ in range(2))
+    bias, kernel = context.normal(width, dtype="bfloat16"), getattr(context.kernels, f"bias_{name}")
+
+    def ours() -> Tensor:
+        kernel(x, bias, out, context.stream())
+        return out
+
+    def plain(x: Tensor, bias: Tensor) -> Tensor:
+        return peers.activate(context.torch, name, x + bias)
+
+    return Operands(
+        context.sides(ours, plain, (x, bias)),
+        rows,
+        lambda some: truth.activation(name, _doubles(x[some]) + _doubles(bias)),
+    )
+
+
+def embed_layer_norm(context: Context, models: Sequence[str]) -> Iterator[Case]:
+    for rows in layer_rows(models, ("decode",)):
+        yield Case(
+            "embed_layer_norm",
+            rows.label,
+            f"{rows.rows} x {rows.width}",
+            "bfloat16",
+            flops=9 * rows.rows * rows.width,
+            bytes=_size("bfloat16") * (3 * rows.rows + 2) * rows.width,
+            build=partial(_embed_layer_norm, context, rows.rows, rows.model),
+        )
+
+
+def _embed_layer_norm(context: Context, rows: int, model: str) -> Operands:
+    torch, config = context.torch, MODELS[model]
+    width, eps = config.hidden_size, config.layer_norm_eps
+    words, positions = (
+        context.normal(count, width, dtype="bfloat16") for count in (config.vocab_size, config.max_position_embeddings)
+    )
+    ids, places = (
+        torch.randint(len(table), (rows,), dtype=torch.int32, device=context.device) for table in (words, positions)
+    )
+    gamma, beta = (context.normal(width, dtype="bfloat16") for _ in range(2))
+    out = torch.empty(rows, width, dtype=torch.bfloat16, device=context.device)
+
+    def ours() -> Tensor:
+        context.kernels.embed_layer_norm(ids, places, words, positions, gamma, beta, eps, out, context.stream())
+        return out
+
+    def plain(ids: Tensor, places: Tensor, words: Tensor, positions: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        embed = torch.nn.functional.embedding
+        return torch.nn.functional.layer_norm(embed(ids, words) + embed(places, positions), (width,), gamma, beta, eps)
+
+    def some_rows(some: np.ndarray) -> np.ndarray:
+        added = _doubles(words[ids[some].long()]) + _doubles(positions[places[some].long()])
+        return truth.layer_norm(added, _doubles(gamma), _doubles(beta), eps)
+
+    return Operands(context.sides(ours, plain, (ids, places, words, positions, gamma, beta)), rows, some_rows)
+
+
+def prefix_attention(context: Context, models: Sequence[str]) -> Iterator[Case]:
+    for shape in attentions(models):
+        per_token, text = shape.heads * shape.head_dim, f" + {shape.text}" if shape.text else ""
+        yield Case(
+            "prefix_attention",
+            shape.label,
+            f"{shape.images} x {shape.rows} over {shape.prefix}{text}, {shape.heads} heads",
+            "bfloat16",
+            flops=4 * shape.keys * per_token,
+            bytes=_size("bfloat16") * 2 * (shape.tokens + shape.images * shape.rows) * per_token,
+            build=partial(_prefix_attention, context, shape),
+        )
+
+
+def _prefix_attention(context: Context, shape: Attention) -> Operands:
+    torch, total, size = context.torch, shape.images * shape.rows, (shape.heads, shape.head_dim)
+    q, out = (context.normal(total, *size, dtype="bfloat16") for _ in range(2))
+    k, v = (context.normal(shape.images, size[0], shape.prefix, size[1], dtype="bfloat16") for _ in range(2))
+    stored = tuple(context.normal(shape.text, total, *size, dtype="bfloat16") for _ in range(2)) if shape.text else None
+    tile_rows = 64 if shape.rows > 16 else 16
+    tiles = [
+        (image * shape.rows + first, min(tile_rows, shape.rows - first), image)
+        for image in range(shape.images)
+        for first in range(0, shape.rows, tile_rows)
+    ]
+    arguments: list[Tensor] = [None] * 4
+    int32 = {"dtype": torch.int32, "device": context.device}
+    if stored:  # step by step, as decoding writes
+        slots = torch.arange(shape.text * total, **int32).view(shape.text, total).t().contiguous()
+        arguments = [*(t.flatten(0, 1) for t in stored), slots, torch.full((total,), shape.text, **int32)]
+    tile_list, scale = torch.tensor(tiles, **int32), shape.head_dim**-0.5
+
+    def ours() -> Tensor:
+        context.kernels.prefix_attention(
+            q, tile_list, k, v, *arguments, None, None, scale, tile_rows, out, context.stream()
+        )
+        return out
+
+    def row_of_truth(row: int) -> np.ndarray:
+        image, seen = row // shape.rows, [k, v]
+        keys_values = [_doubles(x[image]) for x in seen]
+        if stored:
+            own = [_doubles(t[:, row]).transpose(1, 0, 2) for t in stored]
+            keys_values = [np.concatenate(pair, 1) for pair in zip(keys_values, own, strict=True)]
+        return truth.attention(_doubles(q[row]), *keys_values)
+
+    sides = {OURS: Side(ours, "bfloat16")} | peers.attention(torch, shape, q, k, v, stored, context.flex)
+    return Operands(sides, total, lambda some: np.stack([row_of_truth(int(row)) for row in some]))
+
+
+KERNELS = {
+    kernel.__name__: kernel
+    for kernel in (add_layer_norm, bias_gelu, bias_quick_gelu, embed_layer_norm, prefix_attention)
+}

@@ -1,0 +1,74 @@
+"""How a GPU is timed: inside CUDA graphs, so that no launch from Python is; and the rates that no kernel can beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gitfast.bench.case import Case, Operands
+from gitfast.bench.ceilings import Ceilings, Gemm
+
+FLUSH_BYTES = 256 << 20  # more than any L2
+CALLS = 20  # of one graph
+GEMM = 8192
+
+
+class CudaClock:
+    """Cold: the calls of a graph have memory of their own, and the caches are overwritten before each round."""
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+        self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+        self.cache_bytes: int = torch.cuda.get_device_properties(0).L2_cache_size
+
+    def ceilings(self, rounds: int) -> Ceilings:
+        """Of a large copy and large products; the fastest of the rounds, and one more that warms up."""
+        torch = self._torch
+        source = torch.empty_like(self._flush)
+        copy = self._fastest(lambda: self._flush.copy_(source), rounds)
+        gemm = {}
+        for dtype in ("float32", "bfloat16"):
+            a, b = (torch.randn(GEMM, GEMM, device="cuda").to(getattr(torch, dtype)) for _ in range(2))
+            gemm[dtype] = Gemm(2 * GEMM**3 / self._fastest(lambda: a @ b, rounds) / 1e12, "torch")  # noqa: B023
+        return Ceilings("copy", 2 * FLUSH_BYTES / copy / 1e9, gemm)
+
+    def _fastest(self, call: Callable[[], object], rounds: int) -> float:
+        graph = self._graph([call] * CALLS)
+        return min(self._seconds(graph) for _ in range(rounds + 1))
+
+    def copies(self, case: Case) -> int:
+        """So many that a call does not find in the cache what the same operands left there."""
+        return min(CALLS, int(FLUSH_BYTES // max(case.bytes, 1)) + 1)
+
+    def prepare(self, name: str, copies: Sequence[Operands], cache: str) -> Callable[[], float]:
+        """What measures one round of a side: seconds per call."""
+        graph = self._graph([copies[i % len(copies)].sides[name].call for i in range(CALLS)])
+
+        def measure() -> float:
+            if cache == "cold":
+                self._flush.zero_()
+            return self._seconds(graph)
+
+        return measure
+
+    def _graph(self, calls: Sequence[Callable[[], object]]) -> Any:
+        torch = self._torch
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for call in calls[:3]:  # loads kernels, which a capture may forbid
+                call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+        return graph
+
+    def _seconds(self, graph: Any) -> float:
+        """Per call."""
+        start, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000 / CALLS

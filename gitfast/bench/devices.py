@@ -1,0 +1,91 @@
+"""What can be timed here, with the peers there are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from gitfast import _C, ops
+from gitfast.bench import cpu_cases, cuda_cases, peers
+from gitfast.bench.case import Case
+from gitfast.bench.cpu_clock import CpuClock
+from gitfast.bench.cuda_clock import CudaClock
+from gitfast.bench.machine import gpu_facts, machine_facts
+from gitfast.bench.models import MODELS
+from gitfast.bench.run import Bench
+from gitfast.errors import EngineError
+
+
+def open_bench(
+    device: str,
+    kernels: Iterable[str] | None = None,
+    models: Iterable[str] | None = None,
+    threads: int | None = None,
+) -> Bench:
+    """``device`` is "cpu" or "cuda"; None is all kernels of it, all models, all CPUs.
+
+    Raises:
+        ValueError: a kernel or model that is not there, or threads of a GPU.
+        EngineError: the device cannot be timed here.
+    """
+    known: dict[str, Callable[..., Iterator[Case]]] = (cpu_cases if device == "cpu" else cuda_cases).KERNELS
+    chosen = _known("kernel", kernels, known, f" on {device}")
+    shapes = _known("model", models, MODELS)
+    if device == "cuda" and threads is not None:
+        raise ValueError("threads: only the cpu has threads")
+    torch = peers.import_torch()
+    if device == "cuda":
+        _check_cuda(torch)
+    missing, compiled = _compiler(torch, device)
+    context, clock, machine = _cpu(torch, threads, compiled) if device == "cpu" else _cuda(torch, compiled)
+    cases = (case for kernel in chosen for case in known[kernel](context, shapes))
+    return Bench(device, machine, clock, cases, missing, torch)
+
+
+def _known(what: str, given: Iterable[str] | None, known: Iterable[str], where: str = "") -> list[str]:
+    names = list(dict.fromkeys(given if given is not None else known))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{what}: expected {', '.join(known)}{where}, got {name!r}")
+    return names
+
+
+def _native_cuda() -> Any | None:
+    return getattr(_C, "cuda", None)
+
+
+def _check_cuda(torch: Any | None) -> None:
+    if not (cuda := _native_cuda()):
+        raise EngineError("device: cuda cannot be timed: this build has no CUDA part")
+    if problem := cuda.devices()["problem"]:
+        raise EngineError(f"device: cuda cannot be timed: {problem}")
+    if not torch or not torch.cuda.is_available():
+        raise EngineError("device: cuda cannot be timed: it takes a torch with CUDA")
+
+
+def _compiler(torch: Any | None, device: str) -> tuple[dict[str, str], bool]:
+    """Peers that are missing and why, and whether torch.compile works."""
+    if not torch:
+        return {"torch": 'not installed: pip install "gitfast[torch]"'}, False
+    problem = peers.compile_problem(torch, device)
+    return ({"torch.compile, FlexAttention": problem}, False) if problem else ({}, True)
+
+
+def _cpu(torch: Any | None, threads: int | None, compiled: bool) -> tuple[cpu_cases.Context, CpuClock, dict[str, Any]]:
+    pool = ops.ThreadPool(threads or 0)
+    if torch:
+        torch.set_num_threads(pool.num_threads)
+    machine = machine_facts("numpy", *(["torch"] if torch else []))
+    machine |= {"isa": ops.choose_isa(""), "threads": pool.num_threads}
+    flex = peers.compiled_flex(torch) if compiled else None
+    return cpu_cases.Context(pool, torch, flex), CpuClock(pool, torch), machine
+
+
+def _cuda(torch: Any, compiled: bool) -> tuple[cuda_cases.Context, CudaClock, dict[str, Any]]:
+    context = cuda_cases.Context(_native_cuda(), torch)
+    if compiled:
+        compiler, flex = partial(torch.compile, dynamic=True), peers.compiled_flex(torch)
+        context = dataclasses.replace(context, compile=compiler, flex=flex)
+    return context, CudaClock(torch), machine_facts("numpy", "torch") | {"gpu": gpu_facts(torch)}

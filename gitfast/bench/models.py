@@ -1,0 +1,116 @@
+"""The shapes of the published models that the kernels meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from gitfast.config import GitConfig, GitVisionConfig
+
+MODELS = {
+    "base": GitConfig(),  # 197 image tokens, all 768 wide
+    "large": GitConfig(  # 257 image tokens, 1024 wide in the vision encoder
+        vision_config=GitVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
+        )
+    ),
+    "vqa": GitConfig(vision_config=GitVisionConfig(image_size=480)),  # 901 image tokens
+    "video": GitConfig(num_image_with_embedding=6),  # 6 x 197 image tokens
+}
+IMAGES = (1, 8, 64)
+BEAMS = (1, 4, 8)
+TEXT = 10  # text tokens that a row of decoding sees: half of a caption
+MOST_ROWS = 16_448  # 64 images of git-large; more rows only repeat what these show
+
+Stage = Literal["vision", "prefix", "decode"]
+STAGES: tuple[Stage, ...] = ("vision", "prefix", "decode")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that go through a layer together: ``images`` x tokens of an image, or ``images`` x beams."""
+
+    model: str
+    stage: Stage
+    images: int
+    rows: int
+    width: int
+    mlp: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.model} {self.stage}"
+
+
+@dataclass(frozen=True)
+class Attention:
+    """``rows`` of each image over its ``prefix`` tokens and ``text`` tokens of their own."""
+
+    model: str
+    stage: Stage
+    images: int
+    rows: int
+    prefix: int
+    text: int
+    heads: int
+    head_dim: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.model} {self.stage}"
+
+    @property
+    def keys(self) -> int:
+        """Keys that all rows together see: the factor of the arithmetic."""
+        return self.images * self.rows * (self.prefix + self.text)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens whose keys and values must be read once."""
+        return self.images * (self.prefix + self.rows * self.text)
+
+
+def layer_rows(models: Iterable[str], stages: Iterable[Stage] = STAGES) -> Iterator[Rows]:
+    """All numbers of rows with their widths, each once."""
+    seen = set()
+    for name in models:
+        for rows in _layer_rows(name, MODELS[name]):
+            key = (rows.rows, rows.width, rows.mlp)
+            if key not in seen and rows.rows <= MOST_ROWS and rows.stage in stages:
+                seen.add(key)
+                yield rows
+
+
+def _layer_rows(name: str, config: GitConfig) -> Iterator[Rows]:
+    vision, frames = config.vision_config, config.num_image_with_embedding or 1
+    for images in IMAGES:
+        rows = images * frames * vision.num_tokens
+        yield Rows(name, "vision", images, rows, vision.hidden_size, vision.intermediate_size)
+        rows = images * config.num_image_tokens
+        yield Rows(name, "prefix", images, rows, config.hidden_size, config.intermediate_size)
+    for images in IMAGES:
+        for beams in BEAMS:
+            yield Rows(name, "decode", images, images * beams, config.hidden_size, config.intermediate_size)
+
+
+def attentions(models: Iterable[str], images: Iterable[int] = IMAGES) -> Iterator[Attention]:
+    """All attention there is, each shape once."""
+    seen = set()
+    for name in models:
+        for case in _attentions(name, MODELS[name], tuple(images)):
+            key = (case.images, case.rows, case.prefix, case.text, case.heads, case.head_dim)
+            if key not in seen and case.images * case.prefix <= MOST_ROWS:
+                seen.add(key)
+                yield case
+
+
+def _attentions(name: str, config: GitConfig, images: Iterable[int]) -> Iterator[Attention]:
+    vision, frames, prefix = config.vision_config, config.num_image_with_embedding or 1, config.num_image_tokens
+    for n in images:
+        tokens, heads = vision.num_tokens, vision.num_attention_heads
+        if frames == 1:  # frames are images of their own to the vision encoder
+            yield Attention(name, "vision", n, tokens, tokens, 0, heads, vision.head_dim)
+        yield Attention(name, "prefix", n, prefix, prefix, 0, config.num_attention_heads, config.head_dim)
+        for beams in BEAMS:
+            yield Attention(name, "decode", n, beams, prefix, TEXT, config.num_attention_heads, config.head_dim)

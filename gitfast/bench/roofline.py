@@ -1,0 +1,89 @@
+"""A roofline: how fast every case ran beside what memory and arithmetic allow. Needs matplotlib."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from gitfast.bench.ceilings import Ceilings
+from gitfast.bench.run import Report
+from gitfast.errors import GitfastError
+
+_COLOURS = ("#c2410c", "#0369a1", "#4d7c0f", "#7e22ce", "#a16207", "#0f766e", "#be185d")
+
+
+def import_pyplot() -> Any:
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise GitfastError('plot: matplotlib is not installed: pip install "gitfast[bench]"') from None
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def draw(report: Report, picture: Path) -> None:
+    """log-log: operations per byte against operations per second. Hollow points found their operands in the caches."""
+    pyplot = import_pyplot()
+    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+    _draw_points(axes, report)
+    _draw_ceilings(axes, report.ceilings, [row.flops / row.bytes for row in report.rows])
+    where = (
+        report.machine["gpu"]["name"]
+        if report.device == "cuda"
+        else "{threads} threads of {cpu}, {isa}".format(**report.machine)
+    )
+    axes.set_title(f"{where}; filled: cold caches, hollow: warm", fontsize=10, loc="left")
+    axes.set_xlabel("floating-point operations per byte")
+    axes.set_ylabel("floating-point operations per second")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    figure.savefig(picture, dpi=130)
+    pyplot.close(figure)
+
+
+def _draw_points(axes: Any, report: Report) -> None:
+    for kernel, colour in zip(
+        dict.fromkeys(row.kernel for row in report.rows), itertools.cycle(_COLOURS), strict=False
+    ):
+        for cache, face in (("warm", "none"), ("cold", colour)):
+            rows = [row for row in report.rows if (row.kernel, row.cache) == (kernel, cache)]
+            axes.loglog(
+                [row.flops / row.bytes for row in rows],
+                [row.tflop_per_s * 1e12 for row in rows],
+                "o",
+                markersize=5,
+                markeredgecolor=colour,
+                markerfacecolor=face,
+                alpha=0.75,
+                label=kernel if cache == "cold" else None,
+            )
+
+
+def _draw_ceilings(axes: Any, ceilings: Ceilings, intensities: list[float]) -> None:
+    """Memory to the left of its corner with arithmetic, arithmetic to the right."""
+    stream, peaks = ceilings.gb_per_s * 1e9, {d: gemm.tflop_per_s * 1e12 for d, gemm in ceilings.gemm.items()}
+    low, high = min(intensities) / 1.5, 3 * max([*intensities, *(peak / stream for peak in peaks.values())])
+    top = max(peaks.values()) / stream
+    axes.plot([low, top], [low * stream, top * stream], color="0.35", linewidth=1.2)
+    axes.annotate(
+        f"{ceilings.stream} {ceilings.gb_per_s:.0f} GB/s",
+        (low * 1.3, low * 1.3 * stream),
+        xytext=(0, 8),
+        textcoords="offset points",
+        fontsize=9,
+    )
+    for dtype, peak in peaks.items():
+        axes.plot([peak / stream, high], [peak, peak], color="0.35", linewidth=1.2)
+        axes.annotate(
+            f"{dtype} {peak / 1e12:.2g} TFLOP/s",
+            (high, peak),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+        )

@@ -1,0 +1,173 @@
+"""Runs cases: every side is checked against float64, and those that pass are timed in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gitfast.bench.case import OURS, Case, GateError, Operands, check
+from gitfast.bench.ceilings import Ceilings
+
+
+class Clock(Protocol):
+    """How a device is timed. ``cache_bytes``: what stays in its caches from call to call."""
+
+    cache_bytes: int
+
+    def ceilings(self, rounds: int) -> Ceilings: ...
+    def copies(self, case: Case) -> int: ...
+    def prepare(self, name: str, copies: Sequence[Operands], cache: str) -> Callable[[], float]: ...
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A device that is ready to be timed, and the cases asked for."""
+
+    device: str
+    machine: dict[str, Any]
+    clock: Clock
+    cases: Iterable[Case]
+    not_measured: dict[str, str]
+    torch: Any | None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of the rounds: the median between the quartiles."""
+
+    median: float
+    q1: float
+    q3: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case with cold or warm caches. ``ratio`` is a peer's time over ours, taken round by round."""
+
+    kernel: str
+    model: str
+    shape: str
+    dtype: str
+    cache: str
+    flops: float
+    bytes: float
+    microseconds: dict[str, Spread]
+    ratio: dict[str, Spread]
+    gb_per_s: float
+    tflop_per_s: float
+    share: float  # of the ceiling that bounds the case
+    bound: str  # "memory" or "compute"
+    error: dict[str, float]  # in units of what is allowed
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that was not timed, because a side of it computes something else."""
+
+    case: str
+    problem: str
+
+
+@dataclass
+class Report:
+    """A run: what it ran on and what came out, so far."""
+
+    device: str
+    machine: dict[str, Any]
+    rounds: int
+    ceilings: Ceilings
+    not_measured: dict[str, str]
+    rows: list[Row] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+
+
+def start(bench: Bench, rounds: int) -> Report:
+    """A report with the ceilings only."""
+    with _inference(bench.torch):
+        ceilings = bench.clock.ceilings(rounds)
+    return Report(bench.device, bench.machine, rounds, ceilings, dict(bench.not_measured))
+
+
+def run_cases(bench: Bench, report: Report) -> Iterator[list[Row] | Failure]:
+    """What came out of one case after the other; it is in ``report`` then."""
+    with _inference(bench.torch):
+        for case in bench.cases:
+            try:
+                rows = run_case(case, bench.clock, report)
+            except GateError as error:
+                failure = Failure(case.name, str(error))
+                report.failed.append(failure)
+                yield failure
+            else:
+                report.rows += rows
+                yield rows
+
+
+def run_case(case: Case, clock: Clock, report: Report) -> list[Row]:
+    """Its rows: cold and, if the operands stay in the caches, warm. Raises GateError, and then times nothing."""
+    first = case.build()
+    errors = {OURS: check(first, OURS)}
+    for name in first.sides:
+        if name == OURS:
+            continue
+        try:
+            errors[name] = check(first, name)
+        except GateError:
+            raise
+        except Exception as error:  # a peer that does not take this shape is no reason to lose the others
+            report.not_measured[f"{name}: {case.name}"] = f"{type(error).__name__}: {error}".split("\n")[0]
+    copies = [first] + [case.build() for _ in range(clock.copies(case) - 1)]
+    rows = [_row(case, "cold", _measure(clock, errors, copies, "cold", report.rounds), errors, report.ceilings)]
+    if case.bytes <= clock.cache_bytes:
+        samples = _measure(clock, errors, copies[:1], "warm", report.rounds)
+        rows.append(_row(case, "warm", samples, errors, report.ceilings))
+    return rows
+
+
+def _measure(
+    clock: Clock, names: Iterable[str], copies: Sequence[Operands], cache: str, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of every round of every side. They take turns, forwards and backwards."""
+    sides = {name: clock.prepare(name, copies, cache) for name in names}
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(rounds):
+        for name in sides if i % 2 else reversed(sides):
+            samples[name].append(sides[name]())
+    return samples
+
+
+def _row(case: Case, cache: str, samples: dict[str, list[float]], errors: dict[str, float], ceilings: Ceilings) -> Row:
+    ours = samples[OURS]
+    seconds = statistics.median(ours)
+    least, bound = ceilings.least_seconds(case.flops, case.bytes, case.dtype)
+    ratios = {name: [t / o for t, o in zip(theirs, ours, strict=True)] for name, theirs in samples.items()}
+    return Row(
+        case.kernel,
+        case.model,
+        case.shape,
+        case.dtype,
+        cache,
+        case.flops,
+        case.bytes,
+        microseconds={name: _spread([1e6 * s for s in side]) for name, side in samples.items()},
+        ratio={name: _spread(ratio) for name, ratio in ratios.items() if name != OURS},
+        gb_per_s=case.bytes / seconds / 1e9,
+        tflop_per_s=case.flops / seconds / 1e12,
+        share=least / seconds,
+        bound=bound,
+        error=errors,
+    )
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, q1, q3)
+
+
+def _inference(torch: Any | None) -> contextlib.AbstractContextManager[Any]:
+    return torch.inference_mode() if torch else contextlib.nullcontext()

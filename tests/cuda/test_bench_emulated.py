@@ -1,0 +1,26 @@
+"""The cases of ``gitfast bench kernels --device cuda``: what they hand to the kernels gives what float64 gives."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from tiny_bench import shrink
+
+from gitfast.bench import cuda_cases, models
+from gitfast.bench.case import check
+
+
+@pytest.mark.parametrize("kernel", cuda_cases.KERNELS)
+def test_every_side_computes_the_same(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    shrink(monkeypatch)
+    monkeypatch.setattr(models, "IMAGES", (1, 2))
+    monkeypatch.setattr(models, "BEAMS", (1, 3))
+    context = cuda_cases.Context(emulation, torch, "cpu")
+    cases = list(cuda_cases.KERNELS[kernel](context, ["base", "video"]))
+    assert cases
+    for case in cases:
+        operands = case.build()
+        assert {name: check(operands, name) <= 1 for name in operands.sides} == dict.fromkeys(operands.sides, True)
+        assert len(operands.sides) > 1
