@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -201,9 +201,12 @@ def _prefix_attention(context: Context, shape: Attention) -> Operands:
         )
         return out
 
+    @lru_cache(maxsize=1)  # rows come in order
+    def of_image(image: int) -> list[np.ndarray]:
+        return [_doubles(x[image]) for x in (k, v)]
+
     def row_of_truth(row: int) -> np.ndarray:
-        image, seen = row // shape.rows, [k, v]
-        keys_values = [_doubles(x[image]) for x in seen]
+        keys_values = of_image(row // shape.rows)
         if stored:
             own = [_doubles(t[:, row]).transpose(1, 0, 2) for t in stored]
             keys_values = [np.concatenate(pair, 1) for pair in zip(keys_values, own, strict=True)]

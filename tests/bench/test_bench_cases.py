@@ -22,8 +22,8 @@ def context(monkeypatch: pytest.MonkeyPatch) -> cpu_cases.Context:
 def test_every_side_computes_the_same(context, kernel):
     names: set[str] = set()
     for case in cpu_cases.KERNELS[kernel](context, ["base", "video"]):
-        operands = case.build()
-        errors = {name: check(operands, name) for name in operands.sides}
+        built = case.build()
+        errors = {name: check(built, name, built.expected()) for name in built.sides}
         assert all(error <= 1 for error in errors.values())
         assert case.flops > 0 < case.bytes
         names |= set(errors)
@@ -39,6 +39,10 @@ def test_without_torch_there_are_no_peers(context):
         assert all(list(case.build().sides) == [OURS] for case in kernel(alone, ["base"]))
 
 
+def gate(operands: Operands) -> float:
+    return check(operands, OURS, operands.expected())
+
+
 def operands(result: np.ndarray, rounds_to: str = "float32") -> Operands:
     expected = np.random.default_rng(0).standard_normal((5, 40))
     return Operands({OURS: Side(lambda: result + expected, rounds_to)}, 5, lambda rows: expected[rows])
@@ -52,21 +56,21 @@ def wrong_by(amount: float) -> np.ndarray:
 
 class TestGate:
     def test_one_wrong_value(self):
-        assert check(operands(wrong_by(1e-6)), OURS) < 1
+        assert gate(operands(wrong_by(1e-6))) < 1
         with pytest.raises(GateError, match=r"gitfast is .* times as far from float64 as float32 may be"):
-            check(operands(wrong_by(1e-3)), OURS)
-        assert check(operands(wrong_by(1e-3), "bfloat16"), OURS) < 1
+            gate(operands(wrong_by(1e-3)))
+        assert gate(operands(wrong_by(1e-3), "bfloat16")) < 1
         with pytest.raises(GateError, match="bfloat16"):
-            check(operands(wrong_by(0.1), "bfloat16"), OURS)
+            gate(operands(wrong_by(0.1), "bfloat16"))
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_values_that_are_not_finite(self, value):
         with pytest.raises(GateError, match="not finite"):
-            check(operands(wrong_by(value)), OURS)
+            gate(operands(wrong_by(value)))
 
     def test_a_wrong_shape(self):
         with pytest.raises(GateError, match=r"shape \(1, 5, 40\), expected \(5, 40\)"):
-            check(operands(np.zeros((1, 5, 40))), OURS)
+            gate(operands(np.zeros((1, 5, 40))))
 
     def test_many_rows_are_compared_at_both_ends_and_between(self):
         assert checked_rows(200).tolist() == list(range(200))
