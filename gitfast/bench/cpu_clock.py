@@ -18,7 +18,8 @@ from gitfast.bench.ceilings import Ceilings, Gemm
 PAUSE = 0.02  # seconds after which the threads of the other side have stopped spinning
 CALL_TIME, MOST_CALLS = 0.005, 20  # a round takes about as long, and has no more calls
 FLUSH_BYTES = (64 << 20, 512 << 20)  # at least and at most
-GEMM = (1024, 3072, 3072)
+# Products (M, N, K). The second is for many threads; the first is over before a shared processor serves somebody else.
+GEMMS = ((128, 1024, 1024), (512, 4096, 1024))
 
 
 class CpuClock:
@@ -34,24 +35,30 @@ class CpuClock:
         self._few = np.ones((1, 8), np.float32)
 
     def ceilings(self, rounds: int) -> Ceilings:
-        """The fastest of the rounds, and one more that warms up."""
+        """The fastest of the rounds, with two more that warm up."""
         size = sum(part.nbytes for part in self._memory)
-        reading = min(seconds(self._read) for _ in range(rounds + 1))
-        return Ceilings("read", size / reading / 1e9, {d: self._gemm(d, rounds) for d in ("float32", "bfloat16")})
+        reading = _fastest(self._read, rounds)
+        gemm = {dtype: self._gemm(dtype, rounds) for dtype in ("float32", "bfloat16")}
+        return Ceilings("read", size / reading / 1e9, gemm)
 
     def _gemm(self, dtype: str, rounds: int) -> Gemm:
-        m, n, k = GEMM
+        rates = [
+            Gemm(2 * m * n * k / _fastest(call, 2 * rounds) / 1e12, name)
+            for m, n, k in GEMMS
+            for name, call in self._products(m, n, k, dtype).items()
+        ]
+        return max(rates, key=lambda gemm: gemm.tflop_per_s)
+
+    def _products(self, m: int, n: int, k: int, dtype: str) -> dict[str, Callable[[], object]]:
         x, weight = np.ones((m, k), np.float32), np.ones((n, k), np.float32)
         packed, out = ops.PackedWeight(weight, dtype=dtype), np.empty((m, n), np.float32)
-        sides: dict[str, Callable[[], object]] = {
+        products: dict[str, Callable[[], object]] = {
             OURS: lambda: ops.linear(x, packed, out=out, pool=self._pool, tiles=True)
         }
         if torch := self._torch:
             given = [torch.from_numpy(a).to(getattr(torch, dtype)) for a in (x, weight)]
-            sides["torch"] = lambda: torch.nn.functional.linear(*given)
-        best = {name: min(seconds(call) for _ in range(rounds + 1)) for name, call in sides.items()}
-        name = min(best, key=lambda name: best[name])
-        return Gemm(2 * m * n * k / best[name] / 1e12, name)
+            products["torch"] = lambda: torch.nn.functional.linear(*given)
+        return products
 
     def copies(self, case: Case) -> int:
         """How many operands a cold measurement needs: the caches are flushed before each call instead."""
@@ -88,6 +95,10 @@ def _warm(call: Callable[[], object], calls: int) -> float:
     time.sleep(PAUSE)
     call()
     return statistics.median(seconds(call) for _ in range(calls))
+
+
+def _fastest(call: Callable[[], object], times: int) -> float:
+    return min(seconds(call) for _ in range(times + 2))
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -165,11 +165,11 @@ def _embed_layer_norm(context: Context, rows: int, model: str) -> Operands:
 
 def prefix_attention(context: Context, models: Sequence[str]) -> Iterator[Case]:
     for shape in attentions(models):
-        per_token, text = shape.heads * shape.head_dim, f" + {shape.text}" if shape.text else ""
+        per_token = shape.heads * shape.head_dim
         yield Case(
             "prefix_attention",
             shape.label,
-            f"{shape.images} x {shape.rows} over {shape.prefix}{text}, {shape.heads} heads",
+            shape.size,
             "bfloat16",
             flops=4 * shape.keys * per_token,
             bytes=_size("bfloat16") * 2 * (shape.tokens + shape.images * shape.rows) * per_token,

@@ -61,6 +61,11 @@ class Attention:
         return f"{self.model} {self.stage}"
 
     @property
+    def size(self) -> str:
+        text = f" + {self.text}" if self.text else ""
+        return f"{self.images} x {self.rows} over {self.prefix}{text}, {self.heads} heads"
+
+    @property
     def keys(self) -> int:
         """Keys that all rows together see: the factor of the arithmetic."""
         return self.images * self.rows * (self.prefix + self.text)

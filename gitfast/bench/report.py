@@ -15,13 +15,18 @@ _COLUMNS = (
 )
 
 
-def headline(report: Report) -> Iterator[str]:
-    machine, ceilings = report.machine, report.ceilings
+def where(report: Report) -> str:
+    """The GPU, or the threads and the processor."""
+    machine = report.machine
     if report.device == "cuda":
-        where = machine["gpu"]["name"]
-    else:
-        where = f"{machine['threads']} threads of {machine['cpu']}, {machine['isa']}"
-    yield f"{where}; medians of {report.rounds} rounds"
+        return str(machine["gpu"]["name"])
+    threads = machine["threads"]
+    return f"{threads} thread{'s' if threads > 1 else ''} of {machine['cpu']}, {machine['isa']}"
+
+
+def headline(report: Report) -> Iterator[str]:
+    ceilings = report.ceilings
+    yield f"{where(report)}; medians of {report.rounds} rounds"
     products = ", ".join(f"{d} {g.tflop_per_s:.3g} TFLOP/s ({g.by})" for d, g in ceilings.gemm.items())
     yield f"measured ceilings: {ceilings.stream} {ceilings.gb_per_s:.1f} GB/s; largest product: {products}"
     for peer, why in report.not_measured.items():

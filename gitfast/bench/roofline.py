@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
 from gitfast.bench.ceilings import Ceilings
+from gitfast.bench.report import where
 from gitfast.bench.run import Report
 from gitfast.errors import GitfastError
 
+_LINE = {"color": "0.35", "linewidth": 1.2, "zorder": 1}
 _COLOURS = ("#c2410c", "#0369a1", "#4d7c0f", "#7e22ce", "#a16207", "#0f766e", "#be185d")
 
 
@@ -30,12 +31,7 @@ def draw(report: Report, picture: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     _draw_points(axes, report)
     _draw_ceilings(axes, report.ceilings, [row.flops / row.bytes for row in report.rows])
-    where = (
-        report.machine["gpu"]["name"]
-        if report.device == "cuda"
-        else "{threads} threads of {cpu}, {isa}".format(**report.machine)
-    )
-    axes.set_title(f"{where}; filled: cold caches, hollow: warm", fontsize=10, loc="left")
+    axes.set_title(f"{where(report)}; filled: cold caches, hollow: warm", fontsize=10, loc="left")
     axes.set_xlabel("floating-point operations per byte")
     axes.set_ylabel("floating-point operations per second")
     axes.spines[["top", "right"]].set_visible(False)
@@ -47,9 +43,8 @@ def draw(report: Report, picture: Path) -> None:
 
 
 def _draw_points(axes: Any, report: Report) -> None:
-    for kernel, colour in zip(
-        dict.fromkeys(row.kernel for row in report.rows), itertools.cycle(_COLOURS), strict=False
-    ):
+    for i, kernel in enumerate(dict.fromkeys(row.kernel for row in report.rows)):
+        colour = _COLOURS[i % len(_COLOURS)]
         for cache, face in (("warm", "none"), ("cold", colour)):
             rows = [row for row in report.rows if (row.kernel, row.cache) == (kernel, cache)]
             axes.loglog(
@@ -67,23 +62,13 @@ def _draw_points(axes: Any, report: Report) -> None:
 def _draw_ceilings(axes: Any, ceilings: Ceilings, intensities: list[float]) -> None:
     """Memory to the left of its corner with arithmetic, arithmetic to the right."""
     stream, peaks = ceilings.gb_per_s * 1e9, {d: gemm.tflop_per_s * 1e12 for d, gemm in ceilings.gemm.items()}
-    low, high = min(intensities) / 1.5, 3 * max([*intensities, *(peak / stream for peak in peaks.values())])
-    top = max(peaks.values()) / stream
-    axes.plot([low, top], [low * stream, top * stream], color="0.35", linewidth=1.2)
-    axes.annotate(
-        f"{ceilings.stream} {ceilings.gb_per_s:.0f} GB/s",
-        (low * 1.3, low * 1.3 * stream),
-        xytext=(0, 8),
-        textcoords="offset points",
-        fontsize=9,
-    )
+    low, high = min(intensities) / 5, 2 * max([*intensities, *(peak / stream for peak in peaks.values())])
+    corner = max(peaks.values()) / stream
+    axes.set_xlim(low, high)
+    axes.plot([low, corner], [low * stream, corner * stream], **_LINE)
+    read = f"{ceilings.stream} {ceilings.gb_per_s:.0f} GB/s"
+    axes.annotate(read, (low, low * stream), xytext=(22, -4), textcoords="offset points", va="top", fontsize=9)
     for dtype, peak in peaks.items():
-        axes.plot([peak / stream, high], [peak, peak], color="0.35", linewidth=1.2)
-        axes.annotate(
-            f"{dtype} {peak / 1e12:.2g} TFLOP/s",
-            (high, peak),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9,
-        )
+        axes.plot([peak / stream, high], [peak, peak], **_LINE)
+        name = f"{dtype}\n{peak / 1e12:.2g} TFLOP/s"
+        axes.annotate(name, (high, peak), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
