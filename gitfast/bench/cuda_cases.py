@@ -22,12 +22,13 @@ class Context:
 
     kernels: Any
     torch: Any
+    generator: Any
     device: str = "cuda"
     compile: Callable[..., Any] | None = None
     flex: Callable[..., Any] | None = None
 
     def normal(self, *shape: int, dtype: str) -> Tensor:
-        return self.torch.randn(shape, device=self.device).to(getattr(self.torch, dtype))
+        return self.torch.randn(shape, device=self.device, generator=self.generator).to(getattr(self.torch, dtype))
 
     def stream(self) -> int:
         """Asked at every call: a graph is captured on a stream of its own."""
@@ -36,7 +37,7 @@ class Context:
     def sides(self, ours: Callable[[], Any], plain: Callable[..., Any], given: Sequence[Tensor]) -> dict[str, Side]:
         """Beside ours torch's operators, and what torch.compile makes of them."""
         dtype = str(given[-1].dtype).removeprefix("torch.")
-        sides = {OURS: Side(ours, dtype), "torch": Side(partial(plain, *given), dtype)}
+        sides = {OURS: Side(ours, dtype), "torch": Side(partial(plain, *given), peers.step_by_step(dtype))}
         if self.compile:
             sides["torch.compile"] = Side(partial(self.compile(plain), *given), dtype)
         return sides
@@ -143,7 +144,8 @@ def _embed_layer_norm(context: Context, rows: int, model: str) -> Operands:
         context.normal(count, width, dtype="bfloat16") for count in (config.vocab_size, config.max_position_embeddings)
     )
     ids, places = (
-        torch.randint(len(table), (rows,), dtype=torch.int32, device=context.device) for table in (words, positions)
+        torch.randint(len(table), (rows,), dtype=torch.int32, device=context.device, generator=context.generator)
+        for table in (words, positions)
     )
     gamma, beta = (context.normal(width, dtype="bfloat16") for _ in range(2))
     out = torch.empty(rows, width, dtype=torch.bfloat16, device=context.device)

@@ -84,7 +84,7 @@ def _cpu(torch: Any | None, threads: int | None, compiled: bool) -> tuple[cpu_ca
 
 
 def _cuda(torch: Any, compiled: bool) -> tuple[cuda_cases.Context, CudaClock, dict[str, Any]]:
-    context = cuda_cases.Context(_native_cuda(), torch)
+    context = cuda_cases.Context(_native_cuda(), torch, torch.Generator("cuda").manual_seed(0))
     if compiled:
         compiler, flex = partial(torch.compile, dynamic=True), peers.compiled_flex(torch)
         context = dataclasses.replace(context, compile=compiler, flex=flex)

@@ -33,6 +33,11 @@ def compile_problem(torch: Torch, device: str) -> str | None:
     return None
 
 
+def step_by_step(dtype: str) -> str:
+    """What a side rounds to whose every step is a tensor of ``dtype``."""
+    return dtype if dtype == "float32" else f"{dtype} steps"
+
+
 def activate(torch: Torch, name: str, x: Tensor) -> Tensor:
     if name == "gelu":
         return torch.nn.functional.gelu(x)
@@ -69,8 +74,8 @@ def attention(
 
         return Side(partial(call, *arguments, **options), rounds_to, arrange)
 
-    def matmul_side(*arguments: Any) -> Side:  # its scores are tensors of their dtype, which no other side has
-        return side(_matmul_softmax, *arguments, rounds_to=dtype if dtype == "float32" else f"{dtype} scores")
+    def matmul_side(*arguments: Any) -> Side:
+        return side(_matmul_softmax, *arguments, rounds_to=step_by_step(dtype))
 
     if text is None:
         sides = {"sdpa": side(sdpa, together, k, v), "matmul": matmul_side(together, k, v)}
