@@ -6,10 +6,12 @@ import contextlib
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from gitfast.bench.case import OURS, Case, GateError, Operands, check
 from gitfast.bench.ceilings import Ceilings
+
+T = TypeVar("T")
 
 
 class Clock(Protocol):
@@ -110,29 +112,32 @@ def run_case(case: Case, clock: Clock, report: Report) -> list[Row]:
     """Its rows: cold and, if the operands stay in the caches, warm. Raises GateError, and then times nothing."""
     first = case.build()
     truth = first.expected()
-    errors = {OURS: check(first, OURS, truth)}
-    for name in first.sides:
-        if name == OURS:
-            continue
-        try:
-            errors[name] = check(first, name, truth)
-        except GateError:
-            raise
-        except Exception as error:  # a peer that does not take this shape is no reason to lose the others
-            report.not_measured[f"{name}: {case.name}"] = f"{type(error).__name__}: {error}".split("\n")[0]
+    errors = _of_sides(case, first.sides, report, lambda name: check(first, name, truth))
     copies = [first] + [case.build() for _ in range(clock.copies(case) - 1)]
-    rows = [_row(case, "cold", _measure(clock, errors, copies, "cold", report.rounds), errors, report.ceilings)]
-    if case.bytes <= clock.cache_bytes:
-        samples = _measure(clock, errors, copies[:1], "warm", report.rounds)
-        rows.append(_row(case, "warm", samples, errors, report.ceilings))
+    caches = {"cold": copies} | ({"warm": copies[:1]} if case.bytes <= clock.cache_bytes else {})
+    rows = []
+    for cache, used in caches.items():
+        sides = _of_sides(case, errors, report, lambda name: clock.prepare(name, used, cache))  # noqa: B023
+        samples = _in_turns(sides, report.rounds)
+        rows.append(_row(case, cache, samples, errors, report.ceilings))
     return rows
 
 
-def _measure(
-    clock: Clock, names: Iterable[str], copies: Sequence[Operands], cache: str, rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of every round of every side. They take turns, forwards and backwards."""
-    sides = {name: clock.prepare(name, copies, cache) for name in names}
+def _of_sides(case: Case, names: Iterable[str], report: Report, get: Callable[[str], T]) -> dict[str, T]:
+    """What ``get`` gives of each side. A peer that does not take this case is left out, and the report says why."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = get(name)
+        except Exception as error:  # whatever a peer throws
+            if name == OURS or isinstance(error, GateError):
+                raise
+            report.not_measured[f"{name}: {case.name}"] = f"{type(error).__name__}: {error}".split("\n")[0]
+    return found
+
+
+def _in_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round of every side, forwards and backwards."""
     samples: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(rounds):
         for name in sides if i % 2 else reversed(sides):
@@ -159,7 +164,7 @@ def _row(case: Case, cache: str, samples: dict[str, list[float]], errors: dict[s
         tflop_per_s=case.flops / seconds / 1e12,
         share=least / seconds,
         bound=bound,
-        error=errors,
+        error={name: errors[name] for name in samples},
     )
 
 

@@ -20,7 +20,8 @@ class FakeClock:
 
     cache_bytes = 1000
 
-    def __init__(self) -> None:
+    def __init__(self, refuses: str = "") -> None:
+        self.refuses = refuses
         self.prepared: list[tuple[str, int, str]] = []
         self.turns: list[str] = []
 
@@ -31,6 +32,8 @@ class FakeClock:
         return 4
 
     def prepare(self, name: str, copies: Sequence[Operands], cache: str) -> Callable[[], float]:
+        if name == self.refuses:
+            raise RuntimeError("cannot be captured")
         self.prepared.append((name, len(copies), cache))
         times = iter(range(1, 100))
 
@@ -56,8 +59,8 @@ def make_case(*, num_bytes: float = 100, wrong: str = "", broken: str = "", dtyp
     return Case("add", "base decode", "2 x 3", dtype, flops=30, bytes=num_bytes, build=build)
 
 
-def run(*cases: Case, rounds: int = 3) -> tuple[Report, FakeClock, list[object]]:
-    clock = FakeClock()
+def run(*cases: Case, rounds: int = 3, refuses: str = "") -> tuple[Report, FakeClock, list[object]]:
+    clock = FakeClock(refuses)
     bench = Bench("cpu", {"threads": 2, "cpu": "a processor", "isa": "avx2"}, clock, cases, {}, None)
     report = start(bench, rounds)
     return report, clock, list(run_cases(bench, report))
@@ -112,6 +115,18 @@ def test_a_peer_that_cannot_is_left_out():
     assert list(report.rows[0].ratio) == ["fast"]
     reason = {"slow: add, base decode, 2 x 3, float32": "RuntimeError: this peer takes no such shape"}
     assert report.not_measured == reason
+
+
+def test_a_peer_that_the_clock_refuses_is_left_out():
+    report, _, _ = run(make_case(), refuses="fast")
+    assert [list(row.ratio) for row in report.rows] == [["slow"], ["slow"]]
+    assert list(report.rows[0].error) == [OURS, "slow"]
+    assert report.not_measured == {"fast: add, base decode, 2 x 3, float32": "RuntimeError: cannot be captured"}
+
+
+def test_ours_must_run():
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        run(make_case(), refuses=OURS)
 
 
 def test_text_names_the_ceilings_and_every_loss():
