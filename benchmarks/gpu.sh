@@ -35,14 +35,16 @@ step info 10 $python -m gitfast info
 # The tests skip where there is no device, so that must not go unseen here.
 step devices 10 $python -c 'from gitfast import _C; found = _C.cuda.devices(); print(found); assert found["devices"]'
 step kernels 10 build/cmake/gitfast_cuda_test
-step tests 80 $python -m pytest -q -p no:cacheprovider tests/cuda/test_device.py \
+step tests 70 $python -m pytest -q -p no:cacheprovider tests/cuda/test_device.py \
   tests/cuda/test_arguments.py tests/cuda/test_norm.py tests/cuda/test_activation.py tests/cuda/test_embed.py \
-  tests/cuda/test_attention_cuda.py
+  tests/cuda/test_attention_cuda.py tests/cuda/test_linear_cuda.py tests/cuda/test_select_cuda.py
+# Whole captions, on the bundled model.
+step engine 50 $python -m pytest -q -p no:cacheprovider tests/cuda/test_functions.py tests/cuda/test_cuda_engine.py -k "not cpu"
 for tool in memcheck racecheck synccheck; do
   step "sanitizer-$tool" 30 compute-sanitizer --tool $tool --error-exitcode 1 build/cmake/gitfast_cuda_test
 done
 # Images of 224 and 480 pixels; the other models take longer. A run that is stopped has written what it had.
-step bench 190 $python -m gitfast bench kernels --device cuda --model base vqa --rounds 7 --json "$results/kernels.json"
+step bench 150 $python -m gitfast bench kernels --device cuda --model base vqa --rounds 7 --json "$results/kernels.json"
 
 took=$(for name in "${!seconds[@]}"; do echo "$name=${seconds[$name]}"; done)
 TOOK=$took $python - "$results" ${failed[@]+"${failed[@]}"} <<'PY'

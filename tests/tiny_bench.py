@@ -9,8 +9,8 @@ from gitfast.config import GitConfig, GitVisionConfig
 
 TINY = GitConfig(
     vocab_size=110,
-    hidden_size=32,
-    intermediate_size=48,
+    hidden_size=64,
+    intermediate_size=128,
     num_attention_heads=2,
     max_position_embeddings=40,
     vision_config=GitVisionConfig(

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from gitfast.bench import peers, truth
 from gitfast.bench.case import OURS, Case, Operands, Side
 from gitfast.bench.models import MODELS, Attention, attentions, layer_rows
+
+MOST_ROWS_OF_TEXT = 64  # of a layer whose kernel is made for few
+STORED: tuple[Literal["bfloat16", "int8", "float8"], ...] = ("bfloat16", "int8", "float8")
 
 Tensor = Any  # torch's: nothing here imports torch
 
@@ -197,9 +200,26 @@ def _prefix_attention(context: Context, shape: Attention) -> Operands:
         arguments = [*(t.flatten(0, 1) for t in stored), slots, torch.full((total,), shape.text, **int32)]
     tile_list, scale = torch.tensor(tiles, **int32), shape.head_dim**-0.5
 
+    # Few tiles leave most of a GPU idle: there the prefix is shared by blocks as the engine shares it, by its length.
+    splits = 1 if shape.images * shape.rows > 16 else max(1, min(4, shape.prefix // 64))
+    floats = context.kernels.attention_workspace(total, len(tiles), *size, splits)
+    workspace = torch.zeros(floats, device=context.device) if floats else None
+
     def ours() -> Tensor:
         context.kernels.prefix_attention(
-            q, tile_list, k, v, *arguments, None, None, scale, tile_rows, out, context.stream()
+            q,
+            tile_list,
+            k,
+            v,
+            *arguments,
+            None,
+            None,
+            scale,
+            tile_rows,
+            out,
+            splits,
+            workspace,
+            stream=context.stream(),
         )
         return out
 
@@ -218,7 +238,121 @@ def _prefix_attention(context: Context, shape: Attention) -> Operands:
     return Operands(sides, total, lambda some: np.stack([row_of_truth(int(row)) for row in some]))
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer (K -> N) on R rows of text; ``stored`` is the weight's dtype."""
+
+    name: str
+    rows: int
+    n: int
+    k: int
+    stored: Literal["bfloat16", "int8", "float8"]
+    activation: Literal["none", "gelu"] = "none"
+    residual: bool = False
+
+    @property
+    def shape(self) -> str:
+        return f"{self.name} {self.rows} x {self.n} x {self.k}"
+
+    @property
+    def bytes(self) -> int:
+        weight = self.n * self.k * (2 if self.stored == "bfloat16" else 1)
+        return weight + 2 * self.rows * (self.k + self.n * (1 + self.residual))
+
+
+def linear(context: Context, models: Sequence[str]) -> Iterator[Case]:
+    for rows in layer_rows(models, ("decode",)):
+        if rows.rows > MOST_ROWS_OF_TEXT:
+            continue
+        d, mlp = rows.width, rows.mlp
+        for stored in STORED:
+            for layer in (
+                Layer("qkv", rows.rows, 3 * d, d, stored),
+                Layer("out", rows.rows, d, d, stored, residual=True),
+                Layer("fc1", rows.rows, mlp, d, stored, activation="gelu"),
+                Layer("fc2", rows.rows, d, mlp, stored, residual=True),
+            ):
+                flops, build = 2 * layer.rows * layer.n * layer.k, partial(_linear, context, layer)
+                yield Case("linear", rows.label, layer.shape, stored, flops=flops, bytes=layer.bytes, build=build)
+
+
+def _weight(context: Context, n: int, k: int, stored: str) -> tuple[Any, Tensor]:
+    """Packed, and what it stands for in bfloat16, which peers multiply by."""
+    from gitfast.ops.cuda_weights import PackedWeight  # imports torch
+
+    weight = context.normal(n, k, dtype="bfloat16")
+    packed = PackedWeight.pack(weight, None if stored == "bfloat16" else stored)  # type: ignore[arg-type]
+    return packed, packed.unpack().to(context.torch.bfloat16)
+
+
+def _linear(context: Context, layer: Layer) -> Operands:
+    packed, plain_weight = _weight(context, layer.n, layer.k, layer.stored)
+    x, bias = context.normal(layer.rows, layer.k, dtype="bfloat16"), context.normal(layer.n, dtype="bfloat16")
+    residual = context.normal(layer.rows, layer.n, dtype="bfloat16") if layer.residual else None
+    out = context.torch.empty(layer.rows, layer.n, dtype=x.dtype, device=context.device)
+
+    def ours() -> Tensor:
+        options = (bias, layer.activation, residual, out, True, context.stream())
+        context.kernels.linear(x, packed.data, packed.scales, *options)
+        return out
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return peers.linear(context.torch, x, weight, bias, layer.activation, residual)
+
+    def some_rows(some: np.ndarray) -> np.ndarray:
+        sums = truth.linear(_doubles(x[some]), _doubles(packed.unpack()), _doubles(bias))
+        y = truth.activation(layer.activation, sums)
+        return y if residual is None else y + _doubles(residual[some])
+
+    return Operands(context.sides(ours, plain, (x, plain_weight, bias)), layer.rows, some_rows)
+
+
+def head_select(context: Context, models: Sequence[str]) -> Iterator[Case]:
+    """The log-probabilities of the likeliest tokens: one of greedy search, 2 K of K beams."""
+    for rows in layer_rows(models, ("decode",)):
+        vocab, beams = MODELS[rows.model].vocab_size, rows.rows // rows.images
+        if rows.rows > MOST_ROWS_OF_TEXT:
+            continue
+        for stored in STORED:
+            layer = Layer("head", rows.rows, vocab, rows.width, stored)
+            choices = 1 if beams == 1 else 2 * beams
+            shape = f"{rows.rows} x {vocab}, {choices} of each"
+            flops, build = 2 * rows.rows * vocab * rows.width, partial(_head_select, context, layer, choices)
+            moved = layer.bytes - 2 * rows.rows * vocab  # logits are not written
+            yield Case("head_select", rows.label, shape, stored, flops=flops, bytes=moved, build=build)
+
+
+def _head_select(context: Context, layer: Layer, choices: int) -> Operands:
+    torch, rows, vocab = context.torch, layer.rows, layer.n
+    packed, plain_weight = _weight(context, vocab, layer.k, layer.stored)
+    x, bias = context.normal(rows, layer.k, dtype="bfloat16"), context.normal(vocab, dtype="bfloat16")
+    tokens = torch.empty(rows, choices, dtype=torch.int32, device=context.device)
+    log_probs = torch.empty(rows, choices, device=context.device)
+    workspace = torch.empty(
+        context.kernels.select_workspace(rows, vocab, choices), dtype=torch.uint8, device=context.device
+    )
+
+    def ours() -> Tensor:
+        chosen = (tokens, log_probs, None, None, None, None, workspace, True, context.stream())
+        context.kernels.head_select(x, packed.data, packed.scales, vocab, bias, 1.0, *chosen)
+        return log_probs
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, weight, bias).float().log_softmax(-1).topk(choices).values
+
+    def some_rows(some: np.ndarray) -> np.ndarray:
+        logits = truth.linear(_doubles(x[some]), _doubles(packed.unpack()), _doubles(bias))
+        logits -= logits.max(-1, keepdims=True)
+        logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+        best: np.ndarray = -np.sort(-logits, axis=-1)[:, :choices]
+        return best
+
+    return Operands(context.sides(ours, plain, (x, plain_weight, bias)), rows, some_rows)
+
+
 KERNELS = {
     kernel.__name__: kernel
-    for kernel in (add_layer_norm, bias_gelu, bias_quick_gelu, embed_layer_norm, prefix_attention)
-}
+    for kernel in (
+        add_layer_norm, bias_gelu, bias_quick_gelu, embed_layer_norm, linear, head_select, prefix_attention,
+    )
+}  # fmt: skip
