@@ -152,7 +152,10 @@ def attention_f32(emulation: ModuleType) -> Iterator[tuple[str, float]]:
 
 def attention_int8(emulation: ModuleType) -> Iterator[tuple[str, float]]:
     for rows, prefix, splits, tile_rows in ((3, 0, 1, 16), (2, 65, 1, 16), (2, 130, 2, 16), (18, 130, 1, 64)):
-        case = attention_cases.make_case([rows], prefix, 64, torch.bfloat16, heads=1, tile_rows=tile_rows).quantize()
+        text = [i % 3 for i in range(rows)]
+        case = attention_cases.make_case(
+            [rows], prefix, 64, torch.bfloat16, text=text, heads=1, tile_rows=tile_rows
+        ).quantize()
         case.split(emulation, splits).run(emulation.prefix_attention)
         yield f"attention, int8 prefix {prefix} in {splits} parts, {rows} rows", case.error()
 
