@@ -41,10 +41,11 @@ step tests 70 $python -m pytest -q -p no:cacheprovider tests/cuda/test_device.py
 # Whole captions, on the bundled model.
 step engine 50 $python -m pytest -q -p no:cacheprovider tests/cuda/test_functions.py tests/cuda/test_cuda_engine.py -k "not cpu"
 for tool in memcheck racecheck synccheck; do
-  step "sanitizer-$tool" 30 compute-sanitizer --tool $tool --error-exitcode 1 build/cmake/gitfast_cuda_test
+  step "sanitizer-$tool" 25 compute-sanitizer --tool $tool --error-exitcode 1 build/cmake/gitfast_cuda_test
 done
 # Images of 224 and 480 pixels; the other models take longer. A run that is stopped has written what it had.
-step bench 150 $python -m gitfast bench kernels --device cuda --model base vqa --rounds 7 --json "$results/kernels.json"
+step bench 110 $python -m gitfast bench kernels --device cuda --model base vqa --rounds 7 --json "$results/kernels.json"
+step caption 60 $python benchmarks/caption_cuda.py --json "$results/caption.json"
 
 took=$(for name in "${!seconds[@]}"; do echo "$name=${seconds[$name]}"; done)
 TOOK=$took $python - "$results" ${failed[@]+"${failed[@]}"} <<'PY'

@@ -1,6 +1,8 @@
-"""What ptxas says of every CUDA kernel: registers, spills, shared memory. Fails where one spills.
+"""What ptxas says of every CUDA kernel: registers, spills, shared memory. Fails where one uses local memory.
 
-python benchmarks/ptxas.py [--arch 90a ...] [--json FILE]
+python benchmarks/ptxas.py [--arch 90a ...] [--log FILE] [--json FILE]
+
+Compiles every kernel for it, or reads what a build has printed.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
-_ENTRY = re.compile(r"Compiling entry function '(\w+)'")
+_ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USAGE = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 
@@ -32,12 +35,12 @@ def compile_report(source: Path, architecture: str) -> str:
     return done.stderr
 
 
-def parse(report: str) -> list[dict[str, object]]:
-    """One entry per kernel: name, registers, static shared memory, stack and spills in bytes."""
-    kernels: list[dict[str, object]] = []
+def parse(report: str) -> list[dict[str, Any]]:
+    """One entry per kernel and architecture: registers, static shared memory, stack and spills in bytes."""
+    kernels: list[dict[str, Any]] = []
     for line in report.splitlines():
         if match := _ENTRY.search(line):
-            kernels.append({"kernel": demangle(match[1])})
+            kernels.append({"arch": match[2], "kernel": demangle(match[1])})
         elif match := _SPILLS.search(line):
             stack, stores, loads = map(int, match.groups())
             kernels[-1] |= {"stack": stack, "spill_stores": stores, "spill_loads": loads}
@@ -53,20 +56,34 @@ def demangle(name: str) -> str:
     return text.split("(")[0].replace("gitfast::cuda::", "")
 
 
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """One line per kernel: the least and the most over the architectures."""
+    kernels: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        kernels.setdefault(str(row["kernel"]), []).append(row)
+    print(f"{'registers':>9}  {'shared':>6}  {'stack':>5}  {'spills':>6}  architectures  kernel")
+    for name, of_kernel in sorted(kernels.items()):
+        registers, shared, stack = ([row[key] for row in of_kernel] for key in ("registers", "shared", "stack"))
+        spills = max(row["spill_stores"] + row["spill_loads"] for row in of_kernel)
+        span = f"{min(registers)}-{max(registers)}"
+        print(f"{span:>9}  {max(shared):>6}  {max(stack):>5}  {spills:>6}  {len(of_kernel):>13}  {name}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", action="append", help="as 90a; may be repeated; default: all that are built")
+    parser.add_argument("--log", type=Path, help="read the output of a build; compile nothing")
     parser.add_argument("--json", type=Path, help="write the table here")
     arguments = parser.parse_args()
-    rows = []
-    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
-        for architecture in arguments.arch or ARCHITECTURES:
-            rows += [{"arch": architecture, **kernel} for kernel in parse(compile_report(source, architecture))]
-    print(f"{'arch':>5}  {'registers':>9}  {'shared':>6}  {'stack':>5}  {'spills':>6}  kernel")
-    for row in rows:
-        spills = row["spill_stores"] + row["spill_loads"]
-        memory = f"{row['shared']:>6}  {row['stack']:>5}  {spills:>6}"
-        print(f"{row['arch']:>5}  {row['registers']:>9}  {memory}  {row['kernel']}")
+    if arguments.log:
+        rows = parse(arguments.log.read_text(encoding="utf-8", errors="replace"))
+    else:
+        architectures = arguments.arch or ARCHITECTURES
+        sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+        rows = [row for source in sources for arch in architectures for row in parse(compile_report(source, arch))]
+    if not rows:
+        sys.exit("no kernel was compiled")
+    print_table(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if spilled := [row for row in rows if row["spill_stores"] or row["spill_loads"] or row["stack"]]:

@@ -25,7 +25,7 @@ ptxas info    : Function properties for plain_kernel
     16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
 ptxas info    : Used 40 registers, used 1 barriers, 512 bytes smem
 """
-    expected = {"kernel": "plain_kernel", "registers": 40, "shared": 512, "stack": 16}
+    expected = {"arch": "90a", "kernel": "plain_kernel", "registers": 40, "shared": 512, "stack": 16}
     assert ptxas.parse(report) == [expected | {"spill_stores": 8, "spill_loads": 12}]
 
 

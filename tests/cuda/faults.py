@@ -1,0 +1,312 @@
+"""Mistakes one could make in the CUDA kernels, each a line as it is and as it would be wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Where the cases of small_cases.py have their kernel.
+KERNELS = {
+    "norm": "csrc/cuda/norm.cu",
+    "tile_product": "csrc/tests/tile_product.cu",
+    "activation": "csrc/cuda/activation.cu",
+    "embed": "csrc/cuda/norm.cu",
+    "attention": "csrc/cuda/attention.cu",
+    "attention_f32": "csrc/cuda/attention_f32.cu",
+    "linear": "csrc/cuda/linear.cuh",
+    "select": "csrc/cuda/select.cu",
+    "attention_int8": "csrc/cuda/attention.cu",
+}
+
+
+@dataclass
+class Fault:
+    """A line of a kernel as it is and as it is wrong, and what must be said of it."""
+
+    kernel: str
+    right: str
+    wrong: str
+    found: str
+    sanitizer: str = "address"
+    file: str = ""  # where it is not in the kernel's own
+
+
+WRONG_VALUES = "times the tolerance"
+OUT_OF_BOUNDS = "AddressSanitizer: heap-buffer-overflow"
+UNALIGNED = "an address is not aligned"
+RACE = "ThreadSanitizer: data race"
+FAULTS = {
+    "missing barrier": Fault("norm", "  __syncthreads();\n", "", RACE, "thread"),
+    "shared memory reused without a barrier": Fault("norm", "partial + kMaxWarps) /", "partial) /", RACE, "thread"),
+    "barrier in a branch": Fault(
+        "norm", "  __syncthreads();", "  if (threadIdx.x < 32) __syncthreads();", "__syncthreads"
+    ),
+    "lanes left out of the reduction": Fault("norm", "lanes > 0; lanes", "lanes > 1; lanes", WRONG_VALUES),
+    "wrong mask": Fault("norm", "kAllLanes, value", "0xffffu, value", "mask lacks a lane"),
+    "a warp left out": Fault("norm", "warp < blockDim.x", "warp + 1 < blockDim.x", WRONG_VALUES),
+    "last chunk left out": Fault("norm", "args.width) / N;", "args.width) / N - 1;", WRONG_VALUES),
+    "read past the row": Fault(
+        "norm", "if (chunk >= chunks) break;\n    const Chunk loaded", "const Chunk loaded", OUT_OF_BOUNDS
+    ),
+    "write past the row": Fault(
+        "norm", "if (chunk >= chunks) break;\n    const Chunk weight", "const Chunk weight", OUT_OF_BOUNDS
+    ),
+    "too little shared memory": Fault("norm", "2 * kMaxWarps * sizeof", "kMaxWarps * sizeof", OUT_OF_BOUNDS),
+    "vectors at any address": Fault("norm", "aligned(args.gamma, 0, 16)", "true", UNALIGNED),
+    "vectors in rows of any stride": Fault("norm", "args.x, args.x_stride * size, 16", "args.x, 0, 16", UNALIGNED),
+    "copies not waited for": Fault("tile_product", "    cp_async_wait<1>();\n", "", WRONG_VALUES),
+    "one group too few waited for": Fault("tile_product", "cp_async_wait<1>", "cp_async_wait<2>", WRONG_VALUES),
+    "copies read before a barrier": Fault(
+        "tile_product", "    __syncthreads();\n    const T* a", "    const T* a", RACE, "thread"
+    ),
+    "tiles overwritten while read": Fault(
+        "tile_product", "    __syncthreads();  // before", "    // before", RACE, "thread"
+    ),
+    "a row too far": Fault("tile_product", "row < row_limit", "row <= row_limit", OUT_OF_BOUNDS),
+    "rows beyond the end stored": Fault("tile_product", "m < M && at < N", "at < N", OUT_OF_BOUNDS),
+    "wrong row of a matrix": Fault("tile_product", "lane % 16 * kStrideB", "lane % 8 * kStrideB", WRONG_VALUES),
+    "wrong half of a fragment": Fault(
+        "tile_product", "sums[1], left, right[2]", "sums[1], left, right[0]", WRONG_VALUES
+    ),
+    "rows of unaligned stride": Fault("tile_product", "kTileK + 8,", "kTileK + 4,", UNALIGNED),
+}
+FAULTS |= {
+    "activation: threads past the row": Fault(
+        "activation", "  if (chunk >= static_cast<int>(args.width) / N) return;\n", "", OUT_OF_BOUNDS
+    ),
+    "activation: half of a long row": Fault("activation", "dim3(args.rows, blocks)", "dim3(args.rows)", WRONG_VALUES),
+    "activation: output rows as far apart as the input's": Fault(
+        "activation", "row * args.out_stride", "row * args.x_stride", OUT_OF_BOUNDS
+    ),
+    "activation: vectors at any address": Fault("activation", "aligned(args.bias, 0, 16)", "true", UNALIGNED),
+    "activation: digits lost by cancellation": Fault(
+        "activation",
+        "erfcf(-0.707106781f * x)",
+        "(1.0f + erff(0.707106781f * x))",
+        WRONG_VALUES,
+        file="csrc/cuda/activation.cuh",
+    ),
+}
+FAULTS |= {
+    "embed: a word behind the table": Fault("embed", "row < rows ? row", "row <= rows ? row", OUT_OF_BOUNDS),
+    "embed: a word before the table": Fault("embed", "exists = x_row >= 0", "exists = x_row >= -1", OUT_OF_BOUNDS),
+    "embed: positions of words": Fault(
+        "embed", "source_row(args.residual_index", "source_row(args.x_index", WRONG_VALUES
+    ),
+    "embed: a missing word unmarked": Fault("embed", "exists ? args.eps : NAN", "args.eps", WRONG_VALUES),
+}
+ATTENTION_PARTS = "csrc/cuda/attention.cuh"
+FAULTS |= {
+    "attention: keys not waited for": Fault("attention", "    cp_async_wait<1>();\n", "", WRONG_VALUES),
+    "attention: queries not waited for": Fault("attention", "    cp_async_wait<0>();\n", "", WRONG_VALUES),
+    "attention: keys read before a barrier": Fault(
+        "attention", "    __syncthreads();\n    const P* stage", "    const P* stage", RACE, "thread"
+    ),
+    "attention: keys overwritten while read": Fault(
+        "attention", "    __syncthreads();  // before", "    // before", RACE, "thread"
+    ),
+    "attention: scores read before a barrier": Fault(
+        "attention", "    __syncwarp();\n    const int g", "    const int g", RACE, "thread"
+    ),
+    "attention: weights read before a barrier": Fault(
+        "attention", "    __syncwarp();\n    for (int half", "    for (int half", WRONG_VALUES
+    ),
+    "attention: weights overwritten while read": Fault(
+        "attention", "    __syncwarp();  // before", "    // before", WRONG_VALUES
+    ),
+    "attention: new keys read before a barrier": Fault(
+        "attention", "    cp_async_wait<0>();\n    __syncthreads();\n", "    cp_async_wait<0>();\n", RACE, "thread"
+    ),
+    "attention: a key too many": Fault("attention", "i % 2 < left ?", "i % 2 <= left ?", WRONG_VALUES),
+    "attention: a prefix read beyond its end": Fault(
+        "attention", "const bool valid = row < limit;", "const bool valid = row <= limit;", OUT_OF_BOUNDS
+    ),
+    "attention: rows beyond the tile stored": Fault("attention", "    if (r >= own) continue;\n", "", OUT_OF_BOUNDS),
+    "attention: text of rows that are not there": Fault(
+        "attention", "if (r < rows && begin", "if (r <= rows && begin", OUT_OF_BOUNDS
+    ),
+    "attention: text beyond a row's end": Fault(
+        "attention", "more < kTextKeys ? more :", "more < kTextKeys ? more + 1 :", "AddressSanitizer"
+    ),
+    "attention: totals not rescaled": Fault("attention", "      total[half] *= factor;\n", "", WRONG_VALUES),
+    "attention: sums not rescaled": Fault(
+        "attention", "out[n][2 * half + i] *= factor;", "out[n][2 * half + i] *= 1;", WRONG_VALUES
+    ),
+    "attention: no key yet, and not a number": Fault("attention", "top == -INFINITY ? 0.0f : top", "top", WRONG_VALUES),
+    "attention: the halves of a warp's keys exchanged": Fault(
+        "attention", "lane / 16 * 8 + lane % 8) * kStride", "lane / 8 % 2 * 8 + lane % 8) * kStride", WRONG_VALUES
+    ),
+    "attention: too little shared memory for scores": Fault(
+        "attention", "(2 * kScales + kScores)", "2 * kScales", OUT_OF_BOUNDS
+    ),
+    "attention: the new token's slot is the one before": Fault(
+        "attention",
+        "args.text_len[row] - 1];",
+        "args.text_len[row] - 2 + (args.text_len[row] == 1)];",
+        WRONG_VALUES,
+        file=ATTENTION_PARTS,
+    ),
+    "attention: keys lost where they do not divide": Fault(
+        "attention",
+        "tiles * (blockIdx.z + 1) / gridDim.z",
+        "tiles / gridDim.z * (blockIdx.z + 1)",
+        WRONG_VALUES,
+        file=ATTENTION_PARTS,
+    ),
+    "attention: text in every part": Fault(
+        "attention", "blockIdx.z == gridDim.z - 1", "true", WRONG_VALUES, file=ATTENTION_PARTS
+    ),
+    "attention: the total of one lane": Fault(
+        "attention", "{rows.peak[half], total}", "{rows.peak[half], rows.total[half]}", WRONG_VALUES
+    ),
+    "attention: a workspace for one part": Fault("attention", "args.splits * args.rows", "args.rows", OUT_OF_BOUNDS),
+    "attention: a fence before the other threads are there": Fault(
+        "attention", "  __syncthreads();  // before the fence", "  // before the fence", RACE, "thread", ATTENTION_PARTS
+    ),
+    "attention: no fence before counting": Fault(
+        "attention", "    __threadfence();\n    const", "    const", RACE, "thread", ATTENTION_PARTS
+    ),
+    "attention: no fence after counting": Fault(
+        "attention", "    __threadfence();\n    *shared", "    *shared", RACE, "thread", ATTENTION_PARTS
+    ),
+    "attention: the count read before a barrier": Fault(
+        "attention", "  __syncthreads();\n  return", "  return", RACE, "thread", ATTENTION_PARTS
+    ),
+    "attention: counters left as they are": Fault(
+        "attention", "atomicInc(counter, last)", "atomicInc(counter, ~0u)", WRONG_VALUES, file=ATTENTION_PARTS
+    ),
+    "attention: parts merged by whoever comes first": Fault(
+        "attention", "before == last", "before == 0", WRONG_VALUES, file=ATTENTION_PARTS
+    ),
+    "attention: parts merged from one's own": Fault(
+        "attention",
+        "state_of(args, split, row",
+        "state_of(args, (split + blockIdx.z) % splits, row",
+        WRONG_VALUES,
+        file=ATTENTION_PARTS,
+    ),
+    "attention: no part has a key, and not a number": Fault(
+        "attention", "top == -INFINITY ? 0.0f : top", "top", WRONG_VALUES, file=ATTENTION_PARTS
+    ),
+    "attention: parts not rescaled": Fault(
+        "attention", "part.at[1] * part_factor", "part.at[1]", WRONG_VALUES, file=ATTENTION_PARTS
+    ),
+}
+FAULTS |= {
+    "linear: the previous kernel not waited for": Fault(
+        "linear", "  wait_for_previous_kernel();\n", "", "read before the previous kernel is waited for"
+    ),
+    "linear: sums read before a barrier": Fault("linear", "  __syncthreads();\n", "", RACE, "thread"),
+    "linear: a row too many": Fault("linear", "if (g + 8 < x.count)", "if (g + 7 < x.count)", OUT_OF_BOUNDS),
+    "linear: a row too few": Fault("linear", "if (g < x.count)", "if (g + 1 < x.count)", WRONG_VALUES),
+    "linear: a step too many": Fault("linear", "if (step >= steps) break;", "if (step > steps) break;", OUT_OF_BOUNDS),
+    "linear: weights of later steps not loaded": Fault(
+        "linear", "ahead[i]);\n    }\n  }", "ahead[0]);\n    }\n  }", WRONG_VALUES
+    ),
+    "linear: a tile behind the weight": Fault(
+        "linear", "if (first + n < tiles) to[n]", "if (first + n <= tiles) to[n]", OUT_OF_BOUNDS
+    ),
+    "linear: half of the weights used twice": Fault(
+        "linear", "(ahead[i][n], k + 1));", "(ahead[i][n], k));", WRONG_VALUES
+    ),
+    "linear: halves of a tile exchanged": Fault(
+        "linear",
+        "{a[0][k], a[1][k], a[0][k + 1], a[1][k + 1]}",
+        "{a[1][k], a[0][k], a[1][k + 1], a[0][k + 1]}",
+        WRONG_VALUES,
+    ),
+    "linear: one warp's sums left out": Fault("linear", "int warp = 0; warp <", "int warp = 1; warp <", WRONG_VALUES),
+    "linear: bytes without a sign": Fault(
+        "linear", "static_cast<int8_t>(two),", "static_cast<uint8_t>(two),", WRONG_VALUES
+    ),
+    "linear: too little shared memory": Fault(
+        "linear", "kProductWarps * kTiles * kTileSums", "kTiles * kTileSums", OUT_OF_BOUNDS, file="csrc/cuda/linear.cu"
+    ),
+    "linear: columns beyond the end stored": Fault(
+        "linear", "    if (column >= args.weight.columns) continue;\n", "", OUT_OF_BOUNDS, file="csrc/cuda/linear.cu"
+    ),
+}
+FAULTS |= {
+    "select: sums overwritten while read": Fault(
+        "select", "    __syncthreads();  // before", "    // before", RACE, "thread"
+    ),
+    "select: a token behind the last": Fault(
+        "select", "if (column < columns) {", "if (column <= columns) {", OUT_OF_BOUNDS
+    ),
+    "select: logits of tokens that are not there": Fault(
+        "select", "if (args.logits && column < args.weight.columns)", "if (args.logits)", OUT_OF_BOUNDS
+    ),
+    "select: a token chosen twice": Fault(
+        "select", "if (mine[i].token == top.token) mine[i]", "if (mine[i].token == -1) mine[i]", WRONG_VALUES
+    ),
+    "select: a part's best chosen twice": Fault("select", "++taken[from], from = -1", "++taken[from]", WRONG_VALUES),
+    "select: the previous kernel not waited for": Fault(
+        "select",
+        "  wait_for_previous_kernel();\n  const Workspace known(args.workspace, args.rows, args.weight.columns, "
+        "args.choices);\n  const int64_t row = blockIdx.x;\n  const int lane",
+        "  const Workspace known(args.workspace, "
+        "args.rows, args.weight.columns, args.choices);\n  const int64_t row = blockIdx.x;\n  const int lane",
+        "read before the previous kernel is waited for",
+    ),
+    "select: a part without tokens, and not a number": Fault(
+        "select", "peak == -INFINITY ? 0.0f : peak", "peak", WRONG_VALUES
+    ),
+    "select: weight of earlier parts forgotten": Fault(
+        "select", "    before += __shfl_sync(kAllLanes, upto, kWarpSize - 1);\n", "", WRONG_VALUES
+    ),
+    "select: the quantile within the row, not the part": Fault(
+        "select", "(target - before_found)", "(target - 0 * before_found)", WRONG_VALUES
+    ),
+    "select: the token after the drawn one": Fault(
+        "select", "if (left < 0) break;", "if (left < -1) break;", WRONG_VALUES
+    ),
+    "select: totals over the choices": Fault(
+        "select", "rows * parts * choices)", "rows * parts * (choices - 1))", WRONG_VALUES
+    ),
+    "select: too little shared memory": Fault("select", "(kPartial + kProductRows * kPart)", "kPartial", OUT_OF_BOUNDS),
+}
+FAULTS |= {
+    "attention_f32: queries read before a barrier": Fault(
+        "attention_f32", "  if (range.count == 0) __syncthreads();\n", "", RACE, "thread"
+    ),
+    "attention_f32: keys read before a barrier": Fault(
+        "attention_f32", "    __syncthreads();\n#pragma", "#pragma", RACE, "thread"
+    ),
+    "attention_f32: keys overwritten while read": Fault(
+        "attention_f32", "    __syncthreads();  // before", "    // before", RACE, "thread"
+    ),
+    "attention_f32: a key too many": Fault("attention_f32", "lane < here ? dot", "lane <= here ? dot", WRONG_VALUES),
+    "attention_f32: a token too many": Fault(
+        "attention_f32", "if (lane < here)", "if (lane <= here)", "AddressSanitizer"
+    ),
+    "attention_f32: rows beyond the tile stored": Fault(
+        "attention_f32", "    if (r >= own) break;\n", "", OUT_OF_BOUNDS
+    ),
+    "attention_f32: columns beyond a row stored": Fault(
+        "attention_f32", "if (lane + i * kWarpSize < width) to", "to", OUT_OF_BOUNDS
+    ),
+    "attention_f32: totals not rescaled": Fault(
+        "attention_f32", "fmaf(total, factor, weight)", "total + weight", WRONG_VALUES
+    ),
+    "attention_f32: sums not rescaled": Fault("attention_f32", "sum *= factor;", "sum *= 1;", WRONG_VALUES),
+    "attention_f32: no key yet, and not a number": Fault(
+        "attention_f32", "top == -INFINITY ? 0.0f : top", "top", WRONG_VALUES
+    ),
+    "attention_f32: a peak for each lane": Fault(
+        "attention_f32", "fmaxf(top, __shfl_xor_sync(kAllLanes, top, lanes))", "fmaxf(top, top)", WRONG_VALUES
+    ),
+    "attention_f32: no shared memory for values": Fault("attention_f32", "2 * kKeys", "kKeys", OUT_OF_BOUNDS),
+}
+FAULTS |= {
+    "attention_int8: keys read before a barrier": Fault(
+        "attention_int8", "      __syncthreads();\n      keys", "      keys", RACE, "thread"
+    ),
+    "attention_int8: scales read beyond their end": Fault(
+        "attention_int8", "from + i : from, i < limit)", "from + i : from + i, true)", OUT_OF_BOUNDS
+    ),
+    "attention_int8: values times the scales of keys": Fault(
+        "attention_int8", "kPrefixStride, stage_scales + kKeys", "kPrefixStride, stage_scales", WRONG_VALUES
+    ),
+    "attention_int8: scales of one stage": Fault(
+        "attention_int8", "(2 * kScales + kScores)", "(kScales + kScores)", OUT_OF_BOUNDS
+    ),
+}

@@ -1,0 +1,46 @@
+"""benchmarks/caption_cuda.py on a tiny model and emulated kernels: what it measures is the same work on all sides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from gitfast.ops import cuda
+
+BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
+
+
+def test_all_sides_say_the_same(
+    emulation: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import caption_cuda
+
+    emulation.set_order("forward")
+    monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
+    monkeypatch.setattr(cuda, "_stream", lambda _: 0)
+    monkeypatch.setattr(caption_cuda, "NEW_TOKENS", 3)
+    monkeypatch.setattr(caption_cuda, "DTYPES", ("bfloat16", "float8"))
+    results = caption_cuda.run("tiny", [1, 2], 1, "cpu")
+    assert [(row["batch"], row["engine"]) for row in results] == [
+        (1, "transformers:bfloat16"),
+        (1, "gitfast:bfloat16"),
+        (1, "gitfast:float8"),
+        (1, "gitfast:bfloat16, 4 beams"),
+        (2, "transformers:bfloat16"),
+        (2, "gitfast:bfloat16"),
+        (2, "gitfast:float8"),
+    ]
+    same = {(row["batch"], row["engine"]): row["same_tokens"] for row in results}
+    assert same[1, "gitfast:bfloat16"] == same[2, "gitfast:bfloat16"] == 1
+    assert all(row["caption_ms"] > 0 for row in results)
+    assert len(capsys.readouterr().out.splitlines()) == len(results)
+
+
+def test_agreement_ends_at_the_first_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import caption_cuda
+
+    assert caption_cuda.agreement([[1, 2, 3], [1, 9, 3]], [[1, 2, 3], [1, 2, 3]]) == pytest.approx(4 / 6)

@@ -1,0 +1,124 @@
+"""The kernels under sanitizers, as they are and with every fault planted: the former are clean, the latter found."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import emulated
+import pytest
+from faults import FAULTS, KERNELS
+
+SANITIZERS = ("address", "thread")
+WORKERS = 2  # each with its own tree of sources
+
+
+@dataclass(frozen=True)
+class Job:
+    """The small cases of a kernel under a sanitizer, with a fault planted or as they are."""
+
+    sanitizer: str
+    kernel: str
+    fault: str | None = None
+
+
+@dataclass
+class Outcome:
+    """How a job ended."""
+
+    said: str = ""
+    returncode: int = 0
+    skipped: str = ""
+    problem: Exception | None = None
+
+
+def job_of(parameters: dict[str, str]) -> Job:
+    """Of a test's parameters."""
+    if "name" not in parameters:
+        return Job(parameters["sanitizer"], parameters["kernel"])
+    fault = FAULTS[parameters["name"]]
+    return Job(fault.sanitizer, fault.kernel, parameters["name"])
+
+
+@pytest.fixture(scope="session")
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[Job, Outcome]:
+    """Those of all jobs whose tests are to run, done two at a time from either end: a tree is best left at one kernel,
+    where one file is compiled for a fault, and at one sanitizer."""
+    if reason := emulated.why_not():
+        pytest.skip(reason)
+    mine = [item for item in request.session.items if item.path == Path(__file__) and isinstance(item, pytest.Function)]
+    jobs = {job_of(item.callspec.params) for item in mine}
+    waiting = deque(sorted(jobs, key=lambda job: (job.sanitizer, list(KERNELS).index(job.kernel), job.fault or "")))
+    done: dict[Job, Outcome] = {}
+
+    def work(sources: Path, from_the_left: bool) -> None:
+        while True:
+            try:
+                job = waiting.popleft() if from_the_left else waiting.pop()
+            except IndexError:
+                return
+            done[job] = run(job, sources)
+
+    threads = []
+    for i in range(WORKERS):
+        sources = tmp_path_factory.mktemp("faults")
+        shutil.copy(emulated.ROOT / "CMakeLists.txt", sources)
+        shutil.copytree(emulated.ROOT / "csrc", sources / "csrc")
+        threads.append(threading.Thread(target=work, args=(sources, i % 2 == 0)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return done
+
+
+def run(job: Job, sources: Path) -> Outcome:
+    """A job in a tree of its own, which is left as it was."""
+    if emulated.runtime_of(job.sanitizer) is None:
+        return Outcome(skipped=f"the compiler comes without its {job.sanitizer} sanitizer")
+    fault = FAULTS[job.fault] if job.fault else None
+    source = sources / (fault.file if fault and fault.file else KERNELS[job.kernel])
+    original = source.read_text(encoding="utf-8")
+    if fault:
+        if original.count(fault.right) != 1:
+            return Outcome(problem=AssertionError("the fault's place moved: change FAULTS with the kernel"))
+        source.write_text(original.replace(fault.right, fault.wrong), encoding="utf-8")
+    try:
+        module = emulated.build(sources, sources / job.sanitizer, job.sanitizer, one_head_dim=True)
+        result = emulated.run_small_cases(module, job.sanitizer, job.kernel)
+    except (subprocess.SubprocessError, ValueError) as problem:
+        return Outcome(problem=problem, said=str(getattr(problem, "stdout", "")))
+    finally:
+        if fault:
+            source.write_text(original, encoding="utf-8")
+    if "unexpected memory mapping" in result.stderr:
+        return Outcome(skipped="the thread sanitizer does not run with this kernel's address space randomization")
+    return Outcome(result.stdout + result.stderr, result.returncode)
+
+
+def ended(outcome: Outcome) -> Outcome:
+    if outcome.skipped:
+        pytest.skip(outcome.skipped)
+    if outcome.problem:
+        pytest.fail(f"{outcome.problem}\n{outcome.said}")
+    return outcome
+
+
+@pytest.mark.timeout(1500)  # the first test waits for all of them
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_are_clean_under_sanitizers(outcomes: dict[Job, Outcome], sanitizer: str, kernel: str) -> None:
+    outcome = ended(outcomes[Job(sanitizer, kernel)])
+    assert outcome.returncode == 0, outcome.said
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_fault_is_found(outcomes: dict[Job, Outcome], name: str) -> None:
+    outcome = ended(outcomes[job_of({"name": name})])
+    assert outcome.returncode != 0
+    assert FAULTS[name].found in outcome.said
