@@ -52,7 +52,7 @@ def parse(report: str) -> list[dict[str, Any]]:
 def demangle(name: str) -> str:
     """The kernel's name with its template arguments, without namespaces and parameters."""
     text = subprocess.run(["c++filt", name], check=True, capture_output=True, text=True).stdout.strip()
-    text = re.sub(r"\((anonymous namespace|int|bool)\)(::)?", "", text).removeprefix("void ")
+    text = re.sub(r"\((anonymous namespace|int|bool|gitfast::cuda::\w+)\)(::)?", "", text).removeprefix("void ")
     return text.split("(")[0].replace("gitfast::cuda::", "")
 
 

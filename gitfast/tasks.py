@@ -30,9 +30,10 @@ def load(
     Args:
         model: A folder, also that of a LoRA adapter; a published checkpoint ("base-coco", "microsoft/git-base-coco");
             any repository of the Hub; or a bundled demonstration model: "git-tiny" (images), "git-tiny-video" (clips).
-        engine: "cpu", "cuda", "reference" (PyTorch), or "auto" for the fastest that runs here.
-        dtype: Of the weights: "float32"; "bfloat16"; "int8" (CPU engine: one scale per output channel of the decoder,
-            bfloat16 in the vision encoder); "float16" (reference engine). "auto" is float32. Sums are float32 always.
+        engine: "cpu", "cuda", "reference" (PyTorch), or "auto": the CPU engine, wherever it runs.
+        dtype: Of the weights: "float32" (not cuda); "bfloat16"; "float16" (not cpu); "int8" (one scale per output
+            channel of the decoder, bfloat16 in the vision encoder; not reference); "float8" (the same; cuda). "auto" is
+            float32, and bfloat16 for cuda. Sums are float32 always.
         num_threads: Threads of the CPU engine; None takes ``GITFAST_NUM_THREADS`` or the processors there are.
         prefix_cache_bytes: Keep the encoding of images seen lately, up to this many bytes (7.3 MB for an image of
             git-base in float32); ``model.engine.cache_stats`` counts hits. None: keep none.

@@ -1,7 +1,6 @@
 // _emulation, a module for the tests: the CUDA kernels on the host, with arrays of host memory.
-#include "emulation/emulation.h"
-
 #include "cuda_kernels.h"
+#include "emulation/settings.h"
 #include "tests/tile_product.h"
 #include "tests/warp_operations.h"
 

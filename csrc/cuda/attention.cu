@@ -15,14 +15,6 @@ constexpr int kTextKeys = 32;  // text tokens of a row that are scored at once, 
 template <class E>
 constexpr int kPadding = 16 / sizeof(E);
 
-template <class T>
-__device__ __forceinline__ uint32_t pair_of(float first, float second) {
-  const T two[2] = {from_float<T>(first), from_float<T>(second)};
-  uint32_t bits;
-  memcpy(&bits, two, sizeof bits);
-  return bits;
-}
-
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
   return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
@@ -310,11 +302,11 @@ void choose_width(const PrefixAttention& args, cudaStream_t stream) {
   switch (args.head_dim) {
     case 16:
       return choose_tile<T, 16>(args, stream);
-#ifndef GITFAST_ONE_HEAD_DIM  // for tests that compile this many times
-    case 32:
-      return choose_tile<T, 32>(args, stream);
     case 64:
       return choose_tile<T, 64>(args, stream);
+#ifndef GITFAST_FEW_HEAD_DIMS  // for tests that compile this many times
+    case 32:
+      return choose_tile<T, 32>(args, stream);
     case 80:
       return choose_tile<T, 80>(args, stream);
     case 128:

@@ -14,7 +14,6 @@ namespace gitfast::cuda {
 
 constexpr int64_t kCounters = 16384;
 constexpr int kStateHead = 4;
-constexpr float kLog2E = 1.44269504f;
 
 // attention_f32.cu: prefix_attention for float32, whose arguments are checked but for head_dim.
 void prefix_attention_f32(const PrefixAttention& args, CUstream_st* stream);

@@ -20,14 +20,6 @@ struct Float8 {  // e4m3
   uint8_t bits;
 };
 
-template <class T>
-__device__ __forceinline__ uint32_t pair_of(float first, float second) {
-  const T two[2] = {from_float<T>(first), from_float<T>(second)};
-  uint32_t bits;
-  memcpy(&bits, two, sizeof bits);
-  return bits;
-}
-
 // What one lane loads at once: neighbours of one row of the weight. Bytes taken apart would fill a register each.
 using WeightChunk = Vec<uint32_t, 4>;
 

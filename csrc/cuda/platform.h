@@ -8,6 +8,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -106,6 +107,7 @@ void launch_kernel(const Launch& launch, void (*kernel)(Parameters...), Argument
 
 constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr float kLog2E = 1.44269504f;
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
@@ -124,6 +126,15 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
+}
+
+// Two neighbours in a register, as tensor cores take them.
+template <class T>
+__device__ __forceinline__ uint32_t pair_of(float first, float second) {
+  const T two[2] = {from_float<T>(first), from_float<T>(second)};
+  uint32_t bits;
+  memcpy(&bits, two, sizeof bits);
+  return bits;
 }
 
 // N consecutive elements, aligned to their size: moved by one instruction up to 16 bytes.

@@ -15,7 +15,6 @@ constexpr int kPart = kGroups * kGroup;        // columns of one block: the part
 constexpr int kOfLane = kPart / kWarpSize;     // columns of one lane
 constexpr size_t kPartial = kProductWarps * kTiles * kTileSums;
 constexpr size_t kShared = (kPartial + kProductRows * kPart) * sizeof(float);
-constexpr float kLog2E = 1.44269504f;
 
 struct Choice {
   float value;

@@ -26,27 +26,13 @@
 #include <memory>
 #include <numeric>
 #include <random>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "emulation/fiber.h"
+#include "emulation/settings.h"
 
 namespace gitfast::emulation {
-
-struct Fault : std::logic_error {
-  using std::logic_error::logic_error;
-};
-
-enum class Order { forward, reverse, shuffled, run_ahead };
-
-// How the next launches of this OS thread are run.
-struct Settings {
-  Order order = Order::run_ahead;
-  unsigned seed = 0;
-  bool late_copies = true;
-};
-inline thread_local Settings settings;
 
 enum class State { ready, at_barrier, at_warp, failed, done };
 

@@ -49,7 +49,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, default: str | None) ->
     )
     parser.add_argument("--engine", default="auto", choices=["auto", *ENGINES], help="what computes (default: auto)")
     parser.add_argument(
-        "--dtype", default="auto", choices=["auto", *DTYPES], help="of the weights in memory (default: float32)"
+        "--dtype",
+        default="auto",
+        choices=["auto", *DTYPES],
+        help="of the weights in memory (default: float32; cuda: bfloat16)",
     )
     parser.add_argument(
         "--preprocess",

@@ -18,7 +18,7 @@ from gitfast.engines.cuda_decoder import Decoder, PrefixGroup, WeightFormat
 from gitfast.engines.cuda_encoder import fuse_layers
 from gitfast.engines.cuda_greedy import GreedyPlan
 from gitfast.engines.cuda_text import CudaPrefix, Place, TextBatch, group_prefixes, tiles_of_group
-from gitfast.engines.reference import GitModel, load_weights
+from gitfast.engines.reference import GitModel, KeysValues, load_weights
 from gitfast.errors import EngineError
 from gitfast.search import generate_with, native_options
 
@@ -95,9 +95,8 @@ class CudaEngine:
         with self._lock, _memory_errors():
             pixels = torch.as_tensor(np.ascontiguousarray(pixel_values)).to(self._decoder.like.device)
             layers = self._model.prefix(self._model.image_tokens(pixels, interpolate_positions))
-            keys, values = (torch.stack([pair[i] for pair in layers], dim=1) for i in range(2))  # (B, layers, ...)
             self.stats.encoded_images += len(pixels)
-            return [CudaPrefix(keys[b], values[b], self._id) for b in range(len(pixels))]
+            return [self._prefix(layers, image) for image in range(len(pixels))]
 
     @torch.inference_mode()
     def generate(
@@ -145,6 +144,11 @@ class CudaEngine:
                 scores.append(rows.gather(1, targets[:, None])[:, 0].cpu().numpy())
                 first += len(ids)
             return scores
+
+    def _prefix(self, layers: Sequence[KeysValues], image: int) -> CudaPrefix:
+        """Of one image of a batch, in memory of its own."""
+        keys, values = (torch.stack([pair[i][image] for pair in layers]) for i in range(2))
+        return CudaPrefix(keys, values, self._id)
 
     def _greedy(
         self, prefixes: Sequence[CudaPrefix | None], prompts: Sequence[Sequence[int]], limit: int

@@ -24,12 +24,11 @@ class GreedyPlan:
         """``groups`` for their shapes; ``tiles`` of the rows, per group; ``longest`` is L."""
         self._decoder = decoder
         rows = sum(int(x[:, 1].sum()) for x in tiles)
-        self._groups = [PrefixGroup(torch.empty_like(g.keys), torch.empty_like(g.values)) for g in groups]
+        self._groups = [PrefixGroup(_empty_like(g.keys), _empty_like(g.values)) for g in groups]
         self._store = TextStore.empty(decoder, rows * longest, rows)
         device = decoder.like.device
         slots = torch.arange(rows * longest, dtype=torch.int32, device=device).view(rows, longest)
-        counts = (torch.zeros(rows, dtype=torch.int32, device=device) for _ in range(3))
-        ids, positions, text_len = counts
+        ids, positions, text_len = (torch.zeros(rows, dtype=torch.int32, device=device) for _ in range(3))
         self._rows = TextRows(ids, positions, slots, text_len, tiles, apart=True)
         self._tokens = torch.empty((longest, rows), dtype=torch.int32, device=device)
         self._log_probs = torch.empty((longest, rows), device=device)
@@ -129,3 +128,7 @@ class GreedyPlan:
         self._rows.text_len.add_(1)
         self._rows.positions.add_(1)
         self._choose(self._decoder.hidden(self._rows, self._groups, self._store), eos)
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -48,7 +48,6 @@ class TextBatch:
         self._store = TextStore.empty(decoder, total + rows * new_tokens, max(total, rows))
         self._next_slot = 0
         self._slots: list[list[int]] = []  # of every row: those of its tokens, in order
-        self._rows: TextRows | None = None
 
     def prompts(self, ids: Sequence[Sequence[int]], *, every_token: bool = False) -> Tensor:
         """Hidden states (R, D) of the last token of each prompt, or of all tokens one prompt after another."""
@@ -92,9 +91,7 @@ class TextBatch:
         return self._store.keys.device
 
 
-def group_prefixes(
-    prefixes: Sequence[CudaPrefix | None], decoder: Decoder
-) -> tuple[list[PrefixGroup], list[tuple[int, int]]]:
+def group_prefixes(prefixes: Sequence[CudaPrefix | None], decoder: Decoder) -> tuple[list[PrefixGroup], list[Place]]:
     """Groups of prefixes of one length, each object once; and of every item its group and image within."""
     members: dict[int, dict[int, CudaPrefix | None]] = {}
     for prefix in prefixes:

@@ -22,15 +22,15 @@ def why_not() -> str | None:
     return f"the emulation needs {', '.join(missing)}" if missing else None
 
 
-def build(source: Path, folder: Path, sanitizer: str = "", *, one_head_dim: bool = False) -> Path:
+def build(source: Path, folder: Path, sanitizer: str = "", *, few_head_dims: bool = False) -> Path:
     """Build the sources at ``source`` in ``folder``; returns the module's file. Raises CalledProcessError.
 
-    ``one_head_dim``: attention for heads of 16 only, which compiles several times as fast.
+    ``few_head_dims``: attention for heads of 16 and 64 only, which compiles twice as fast.
     """
     configure = ["cmake", "-S", source, "-B", folder, "-G", "Ninja", "-DGITFAST_BINDINGS=OFF", "-DGITFAST_CUDA=off"]
     configure += ["-DGITFAST_EMULATION=ON", f"-DGITFAST_SANITIZE={sanitizer}", f"-DPython_EXECUTABLE={sys.executable}"]
     configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-    configure += ["-DCMAKE_CXX_FLAGS=-DGITFAST_ONE_HEAD_DIM"] if one_head_dim else []
+    configure += ["-DCMAKE_CXX_FLAGS=-DGITFAST_FEW_HEAD_DIMS"] if few_head_dims else []
     for command in (configure, ["cmake", "--build", folder, "--target", "_emulation"]):
         subprocess.run(command, check=True, capture_output=True, text=True)
     (module,) = folder.glob("_emulation*.so")

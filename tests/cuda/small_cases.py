@@ -112,30 +112,40 @@ def linear(emulation: ModuleType) -> Iterator[tuple[str, float]]:
         case = linear_cases.make_case(3, 13, 64, dtype, weights=weights, residual=True, activation="gelu", padding=1)
         case.run(emulation.linear)
         yield f"linear, {dtype}, weights {weights}", case.error()
-    for rows, columns, depth in ((8, 8, 288), (17, 9, 1888), (1, 8201, 32)):
+    for rows, columns, depth in ((8, 8, 288), (17, 9, 1888)):
         case = linear_cases.make_case(rows, columns, depth, torch.bfloat16)
         case.run(emulation.linear)
         yield f"linear, {rows} x {columns} x {depth}", case.error()
 
 
+def linear_wide(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    """Four tiles per block, and a last block that has two."""
+    case = linear_cases.make_case(1, 8201, 32, torch.bfloat16)
+    case.run(emulation.linear)
+    yield "linear, 8201 columns", case.error()
+
+
 def select(emulation: ModuleType) -> Iterator[tuple[str, float]]:
-    for rows, vocab, choices, weights in (
-        (2, 5, 2, "same"),
-        (3, 270, 10, "int8"),
-        (17, 129, 1, "float8"),
-        (2, 4200, 2, "same"),
-    ):
+    for rows, vocab, choices, weights in ((2, 5, 2, "same"), (3, 270, 10, "int8"), (17, 129, 1, "float8")):
         case = select_cases.make_case(
             rows, vocab, 64, torch.bfloat16, emulation.select_workspace, choices=choices, weights=weights, draw=True,
             logits=vocab == 270, temperature=0.5, seed=rows,
         )  # fmt: skip
         yield f"select, {choices} of {vocab}, {rows} rows", case.run(emulation.head_select).error()
-    # Distributions on few tokens, each of which is the answer to some quantile; most parts have none.
-    for vocab, tokens in ((300, [2, 3, 127, 256, 299]), (4200, [1, 4110, 4199])):
-        case = select_cases.make_case(12, vocab, 64, torch.float16, emulation.select_workspace, choices=3, draw=True)
-        case.bias[:] = -torch.inf
-        case.bias[tokens] = 0
-        yield f"select, few tokens of {vocab}", case.run(emulation.head_select).error()
+    yield from few_tokens(emulation, 300, [2, 3, 127, 256, 299])
+
+
+def select_wide(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    """More parts than a warp has lanes."""
+    yield from few_tokens(emulation, 4200, [1, 4110, 4199])
+
+
+def few_tokens(emulation: ModuleType, vocab: int, tokens: list[int]) -> Iterator[tuple[str, float]]:
+    """A distribution on few tokens, each of which is the answer to some quantile; most parts have none."""
+    case = select_cases.make_case(12, vocab, 64, torch.float16, emulation.select_workspace, choices=3, draw=True)
+    case.bias[:] = -torch.inf
+    case.bias[tokens] = 0
+    yield f"select, few tokens of {vocab}", case.run(emulation.head_select).error()
 
 
 def attention_f32(emulation: ModuleType) -> Iterator[tuple[str, float]]:
@@ -168,7 +178,9 @@ CASES = {
     "attention": attention,
     "attention_f32": attention_f32,
     "linear": linear,
+    "linear_wide": linear_wide,
     "select": select,
+    "select_wide": select_wide,
     "attention_int8": attention_int8,
 }
 

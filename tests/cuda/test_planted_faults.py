@@ -11,7 +11,7 @@ from pathlib import Path
 
 import emulated
 import pytest
-from faults import FAULTS, KERNELS
+from faults import FAULTS, KERNELS, MANY_BLOCKS
 
 SANITIZERS = ("address", "thread")
 WORKERS = 2  # each with its own tree of sources
@@ -88,7 +88,7 @@ def run(job: Job, sources: Path) -> Outcome:
             return Outcome(problem=AssertionError("the fault's place moved: change FAULTS with the kernel"))
         source.write_text(original.replace(fault.right, fault.wrong), encoding="utf-8")
     try:
-        module = emulated.build(sources, sources / job.sanitizer, job.sanitizer, one_head_dim=True)
+        module = emulated.build(sources, sources / job.sanitizer, job.sanitizer, few_head_dims=True)
         result = emulated.run_small_cases(module, job.sanitizer, job.kernel)
     except (subprocess.SubprocessError, ValueError) as problem:
         return Outcome(problem=problem, said=str(getattr(problem, "stdout", "")))
@@ -109,9 +109,10 @@ def ended(outcome: Outcome) -> Outcome:
 
 
 @pytest.mark.timeout(1500)  # the first test waits for all of them
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_kernels_are_clean_under_sanitizers(outcomes: dict[Job, Outcome], sanitizer: str, kernel: str) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "sanitizer"), [(k, s) for k in KERNELS for s in SANITIZERS if s == "address" or k not in MANY_BLOCKS]
+)
+def test_kernels_are_clean_under_sanitizers(outcomes: dict[Job, Outcome], kernel: str, sanitizer: str) -> None:
     outcome = ended(outcomes[Job(sanitizer, kernel)])
     assert outcome.returncode == 0, outcome.said
 
