@@ -2,6 +2,7 @@
 // registers.
 #pragma once
 
+#include "activation-inl.h"
 #include "product-inl.h"
 #include "tiles-inl.h"
 
@@ -10,15 +11,6 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 204;  // rows whose sums wait together for the next block of k
 constexpr int64_t kPanelVectors = kPanel / kWidth;
-
-inline F32x16 activate(const F32x16& x, Activation act) {
-  if (act == Activation::quick_gelu) {
-    const F32x16 scaled = x * splat16(1.702f);
-    return x * map(scaled, sigmoid);
-  }
-  if (act == Activation::gelu_erf) return x * map(x, normal_cdf);
-  return x;
-}
 
 // y = act(sum * scale + bias) + residual for the outputs [column, column + n) of one row, n <= 16.
 inline void finish(const LinearArgs& args, F32x16 sum, int64_t row, int64_t column, int64_t n) {

@@ -18,6 +18,7 @@ from gitfast.ops import cuda
 from gitfast.ops.cuda_weights import PackedWeight
 
 WeightFormat = Literal["int8", "float8"] | None
+_HEAD_DIMS = (16, 32, 64, 80, 128)  # of csrc/cuda/attention.cu
 _SPLIT_TOKENS, _MOST_SPLITS = 64, 4
 
 
@@ -136,6 +137,9 @@ class Decoder:
 
     def __init__(self, model: GitModel, weights: WeightFormat = None) -> None:
         self.config, self.like = model.config, model.output.weight.data
+        head_dim = model.config.hidden_size // model.config.num_attention_heads
+        if head_dim not in _HEAD_DIMS:
+            raise ValueError(f"head_dim: expected one of {_HEAD_DIMS}, got {head_dim}")
         self._embeddings = model.git.embeddings
         self._layers = [PackedLayer(layer, weights) for layer in model.git.encoder["layer"]]
         self._head = PackedLinear(model.output, weights)

@@ -183,6 +183,16 @@ def test_memory_that_does_not_suffice(
     assert len(engine.encode(pixels[:1])) == 1
 
 
+def test_heads_the_kernels_do_not_take(device: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(
+        write_checkpoint(tmp_path / "model", hidden_size=64, intermediate_size=64, num_attention_heads=8)
+    )
+    with pytest.raises(
+        EngineError, match="cuda engine: does not take this model in bfloat16: head_dim: expected one of"
+    ):
+        CudaEngine.from_weights(checkpoint.config, checkpoint.weights, device=device)
+
+
 def test_widths_the_kernels_do_not_take(device: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model"))
     with pytest.raises(EngineError, match="cuda engine: does not take this model in int8: weight: expected rows of"):
