@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -57,10 +58,28 @@ def runtime_of(sanitizer: str) -> str | None:
     return " ".join(found) if all(map(os.path.isabs, found)) else None
 
 
-def run_small_cases(module: Path, sanitizer: str, kernel: str) -> subprocess.CompletedProcess[str]:
-    """Runs small_cases.py on a module built with ``sanitizer``, in a process of its own: a fault may kill it."""
-    environment = dict(os.environ, OMP_NUM_THREADS="1", ASAN_OPTIONS="detect_leaks=0", TSAN_OPTIONS="halt_on_error=1")
-    environment["LD_PRELOAD"] = runtime_of(sanitizer) or ""
-    program = Path(__file__).with_name("small_cases.py")
-    command = [sys.executable, program, module, sanitizer, kernel]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)
+class SmallCases:
+    """A process that runs small_cases.py on modules built with ``sanitizer``; messages go to files in ``folder``."""
+
+    def __init__(self, sanitizer: str, folder: Path) -> None:
+        environment = dict(os.environ, OMP_NUM_THREADS="1", LD_PRELOAD=runtime_of(sanitizer) or "")
+        environment |= {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1"}
+        command = [sys.executable, Path(__file__).with_name("small_cases.py"), sanitizer]
+        self._log, self._own_log = folder / f"{sanitizer}.log", folder / f"{sanitizer}-process.log"
+        with self._own_log.open("w") as messages:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages, text=True, env=environment
+            )
+
+    def run(self, module: Path, kernel: str) -> tuple[int, str]:
+        """The exit code, 0 where all results are right, and what was said."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its own messages say why
+            print(module, kernel, self._log, sep="\t", file=self._process.stdin, flush=True)
+        if code := self._process.stdout.readline():
+            return int(code), self._log.read_text(encoding="utf-8", errors="replace")
+        return 1, self._own_log.read_text(encoding="utf-8", errors="replace")
+
+    def close(self) -> None:
+        self._process.communicate()

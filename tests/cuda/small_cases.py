@@ -1,4 +1,4 @@
-"""Small cases of the emulated kernels: small_cases.py MODULE SANITIZER KERNEL. Exits with 1 where a result is wrong.
+"""Small cases of the emulated kernels, for processes that a sanitizer watches: small_cases.py SANITIZER.
 
 Widths, rows and strides are odd where that changes the path taken, and arrays are no longer than the kernel may see.
 """
@@ -6,7 +6,10 @@ Widths, rows and strides are odd where that changes the path taken, and arrays a
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -196,5 +199,30 @@ def main(module: str, sanitizer: str, kernel: str) -> None:
                 sys.exit(f"{name}, {order}: {error:.1f} times the tolerance")
 
 
+def serve(sanitizer: str) -> None:
+    """Runs what lines of standard input say, "MODULE<tab>KERNEL<tab>LOG", each in a fork, which a fault may kill.
+
+    Importing torch under a sanitizer takes longer than most cases. Answers with a line: the exit code.
+    """
+    for line in sys.stdin:
+        module, kernel, log = line.rstrip("\n").split("\t")
+        child = os.fork()
+        if child == 0:
+            signal.alarm(300)
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            code = 1
+            try:
+                main(module, sanitizer, kernel)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(sys.argv[1])

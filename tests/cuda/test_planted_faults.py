@@ -56,12 +56,15 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     done: dict[Job, Outcome] = {}
 
     def work(sources: Path, from_the_left: bool) -> None:
-        while True:
+        cases: dict[str, emulated.SmallCases] = {}  # by sanitizer
+        while waiting:
             try:
                 job = waiting.popleft() if from_the_left else waiting.pop()
-            except IndexError:
-                return
-            done[job] = run(job, sources)
+            except IndexError:  # the other was faster
+                break
+            done[job] = run(job, sources, cases)
+        for process in cases.values():
+            process.close()
 
     threads = []
     for i in range(WORKERS):
@@ -76,7 +79,7 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return done
 
 
-def run(job: Job, sources: Path) -> Outcome:
+def run(job: Job, sources: Path, cases: dict[str, emulated.SmallCases]) -> Outcome:
     """A job in a tree of its own, which is left as it was."""
     if emulated.runtime_of(job.sanitizer) is None:
         return Outcome(skipped=f"the compiler comes without its {job.sanitizer} sanitizer")
@@ -89,15 +92,17 @@ def run(job: Job, sources: Path) -> Outcome:
         source.write_text(original.replace(fault.right, fault.wrong), encoding="utf-8")
     try:
         module = emulated.build(sources, sources / job.sanitizer, job.sanitizer, few_head_dims=True)
-        result = emulated.run_small_cases(module, job.sanitizer, job.kernel)
+        if job.sanitizer not in cases:
+            cases[job.sanitizer] = emulated.SmallCases(job.sanitizer, sources)
+        returncode, said = cases[job.sanitizer].run(module, job.kernel)
     except (subprocess.SubprocessError, ValueError) as problem:
         return Outcome(problem=problem, said=str(getattr(problem, "stdout", "")))
     finally:
         if fault:
             source.write_text(original, encoding="utf-8")
-    if "unexpected memory mapping" in result.stderr:
+    if "unexpected memory mapping" in said:
         return Outcome(skipped="the thread sanitizer does not run with this kernel's address space randomization")
-    return Outcome(result.stdout + result.stderr, result.returncode)
+    return Outcome(said, returncode)
 
 
 def ended(outcome: Outcome) -> Outcome:
