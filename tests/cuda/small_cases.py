@@ -135,7 +135,7 @@ def select(emulation: ModuleType) -> Iterator[tuple[str, float]]:
             logits=vocab == 270, temperature=0.5, seed=rows,
         )  # fmt: skip
         yield f"select, {choices} of {vocab}, {rows} rows", case.run(emulation.head_select).error()
-    yield from few_tokens(emulation, 300, [2, 3, 127, 256, 299])
+    yield from few_tokens(emulation, 300, [2, 127, 256, 270, 285, 299])
 
 
 def select_wide(emulation: ModuleType) -> Iterator[tuple[str, float]]:
