@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import transformers
-from captioners import SHAPES, Captioner, Gitfast, make_captioner, random_model, random_pixels
+from captioners import SHAPES, Captioner, Gitfast, make_captioner, milliseconds, random_model, random_pixels
 from stream import Stream
 
 from gitfast import _C
@@ -41,12 +41,6 @@ class Samples:
     tokens: list[int] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)  # to the first token: encode, prefill, one head
-
-
-def milliseconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return (time.perf_counter() - start) * 1e3
 
 
 def in_turns(rounds: int, works: Sequence[Callable[[], object]]) -> list[list[float]]:

@@ -13,14 +13,13 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from captioners import SHAPES, random_model, random_pixels
+from captioners import SHAPES, milliseconds, random_model, random_pixels
 
 from gitfast.bench.machine import gpu_facts
 from gitfast.config import GitConfig
@@ -61,12 +60,6 @@ def of_gitfast(engine: CudaEngine, pixels: np.ndarray, beams: int = 1) -> Captio
     return caption
 
 
-def milliseconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()  # its result is on the host: nothing is left to wait for
-    return (time.perf_counter() - start) * 1e3
-
-
 def agreement(texts: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> float:
     """The share of tokens before the first difference of each text."""
     same = [
@@ -84,7 +77,7 @@ def measure(sides: dict[str, Caption], expected: Sequence[Sequence[int]], rounds
         caption(NEW_TOKENS)  # plans that were made before are captured by now
     whole: dict[str, list[float]] = {name: [] for name in sides}
     first: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(rounds):
+    for i in range(rounds):  # captions end on the host: behind one nothing is left to wait for
         for name in sides if i % 2 else reversed(sides):
             first[name].append(milliseconds(lambda: sides[name](1)))  # noqa: B023
             whole[name].append(milliseconds(lambda: sides[name](NEW_TOKENS)))  # noqa: B023

@@ -6,6 +6,8 @@ All hold the same random weights. A captioner is named by its engine and dtype, 
 from __future__ import annotations
 
 import importlib
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -50,6 +52,12 @@ def random_model(config: transformers.GitConfig) -> transformers.GitForCausalLM:
             if "temporal" in name:
                 x.normal_(std=0.02)
     return model
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) * 1e3
 
 
 def random_pixels(config: transformers.GitConfig) -> np.ndarray:

@@ -183,32 +183,30 @@ def prefix_attention(context: Context, models: Sequence[str]) -> Iterator[Case]:
 
 
 def _prefix_attention(context: Context, shape: Attention) -> Operands:
+    from gitfast.ops.cuda import attention_tiles, prefix_splits  # imports torch
+
     torch, total, size = context.torch, shape.images * shape.rows, (shape.heads, shape.head_dim)
     q, out = (context.normal(total, *size, dtype="bfloat16") for _ in range(2))
     k, v = (context.normal(shape.images, size[0], shape.prefix, size[1], dtype="bfloat16") for _ in range(2))
     stored = tuple(context.normal(shape.text, total, *size, dtype="bfloat16") for _ in range(2)) if shape.text else None
-    tile_rows = 64 if shape.rows > 16 else 16
-    tiles = [
-        (image * shape.rows + first, min(tile_rows, shape.rows - first), image)
-        for image in range(shape.images)
-        for first in range(0, shape.rows, tile_rows)
-    ]
+    tile_rows: Literal[16, 64] = 64 if shape.rows > 16 else 16
     arguments: list[Tensor] = [None] * 4
     int32 = {"dtype": torch.int32, "device": context.device}
     if stored:  # step by step, as decoding writes
         slots = torch.arange(shape.text * total, **int32).view(shape.text, total).t().contiguous()
         arguments = [*(t.flatten(0, 1) for t in stored), slots, torch.full((total,), shape.text, **int32)]
-    tile_list, scale = torch.tensor(tiles, **int32), shape.head_dim**-0.5
+    images = [image for image in range(shape.images) for _ in range(shape.rows)]
+    tiles, scale = attention_tiles(images, tile_rows).to(context.device), shape.head_dim**-0.5
 
     # Few tiles leave most of a GPU idle: there the prefix is shared by blocks as the engine shares it, by its length.
-    splits = 1 if shape.images * shape.rows > 16 else max(1, min(4, shape.prefix // 64))
+    splits = 1 if shape.images * shape.rows > 16 else prefix_splits(shape.prefix)
     floats = context.kernels.attention_workspace(total, len(tiles), *size, splits)
     workspace = torch.zeros(floats, device=context.device) if floats else None
 
     def ours() -> Tensor:
         context.kernels.prefix_attention(
             q,
-            tile_list,
+            tiles,
             k,
             v,
             *arguments,

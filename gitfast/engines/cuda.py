@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 import numpy as np
@@ -14,10 +15,10 @@ from torch import Tensor
 from gitfast import _C
 from gitfast.config import GitConfig
 from gitfast.engines.base import EngineStats, Generation, GenerationOptions, ImagePrefix, TokenCallback
-from gitfast.engines.cuda_decoder import Decoder, PrefixGroup, WeightFormat
+from gitfast.engines.cuda_decoder import Decoder, WeightFormat
 from gitfast.engines.cuda_encoder import fuse_layers
 from gitfast.engines.cuda_greedy import GreedyPlan
-from gitfast.engines.cuda_text import CudaPrefix, Place, TextBatch, group_prefixes, tiles_of_group
+from gitfast.engines.cuda_text import CudaPrefix, TextBatch, group_prefixes, group_tiles
 from gitfast.engines.reference import GitModel, KeysValues, load_weights
 from gitfast.errors import EngineError
 from gitfast.search import generate_with, native_options
@@ -78,9 +79,8 @@ class CudaEngine:
         model = GitModel(config)
         load_weights(model, weights)
         try:
-            return cls(model.to(device=device, dtype=activations), stored)
-        except torch.OutOfMemoryError as error:
-            raise EngineError(f"cuda engine: {error}") from error
+            with _memory_errors():
+                return cls(model.to(device=device, dtype=activations), stored)
         except ValueError as error:
             raise EngineError(f"cuda engine: does not take this model in {dtype}: {error}") from error
 
@@ -154,19 +154,19 @@ class CudaEngine:
         self, prefixes: Sequence[CudaPrefix | None], prompts: Sequence[Sequence[int]], limit: int
     ) -> list[list[Generation]]:
         groups, places = group_prefixes(prefixes, self._decoder)
-        longest = max(map(len, prompts)) + limit
-        key = GreedyPlan.key(places, groups, longest)
-        plan = self._plans.pop(key, None) or GreedyPlan(self._decoder, groups, self._tiles(places, groups), key[-1])
+        device, count = self._decoder.like.device, len(groups)
+        key = GreedyPlan.key(places, groups, max(map(len, prompts)) + limit)
+        plan = self._plans.pop(key, None)
+        if plan is None:
+            plan = GreedyPlan(self._decoder, groups, group_tiles(places, count, device), key[-1])
         self._plans[key] = plan
         if len(self._plans) > _PLANS_KEPT:
             self._plans.pop(next(iter(self._plans)))
         of_tokens = [place for place, ids in zip(places, prompts, strict=True) for _ in ids]
-        tokens, log_probs = plan.run(groups, prompts, self._tiles(of_tokens, groups), limit, self.config.eos_token_id)
+        eos = self.config.eos_token_id
+        tokens, log_probs = plan.run(groups, prompts, group_tiles(of_tokens, count, device), limit, eos)
         self.stats.decode_steps += tokens.shape[1] - 1
-        return [[g] for g in _sequences(tokens, log_probs, self.config.eos_token_id)]
-
-    def _tiles(self, places: Sequence[Place], groups: Sequence[PrefixGroup]) -> list[Tensor]:
-        return [tiles_of_group(places, group).to(self._decoder.like.device) for group in range(len(groups))]
+        return [[g] for g in _sequences(tokens, log_probs, eos)]
 
     def _checked(
         self,
@@ -215,11 +215,10 @@ def _sequences(tokens: Tensor, log_probs: Tensor, eos: int) -> list[Generation]:
     return found
 
 
-class _memory_errors:
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
     """Turns what torch says of memory into an EngineError."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise EngineError(f"cuda engine: {error}") from error
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EngineError(f"cuda engine: {error}") from error

@@ -19,7 +19,6 @@ from gitfast.ops.cuda_weights import PackedWeight
 
 WeightFormat = Literal["int8", "float8"] | None
 _HEAD_DIMS = (16, 32, 64, 80, 128)  # of csrc/cuda/attention.cu
-_SPLIT_TOKENS, _MOST_SPLITS = 64, 4
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class PrefixGroup:
     @property
     def splits(self) -> int:
         """Blocks that share a prefix. By its length alone: a row must not depend on how many others there are."""
-        return max(1, min(_MOST_SPLITS, self.keys.shape[3] // _SPLIT_TOKENS))
+        return cuda.prefix_splits(self.keys.shape[3])
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class TextStore:
 
 
 def _workspace(keys: Tensor, rows: int) -> Tensor:
-    return cuda.attention_workspace(keys.new_empty((rows, *keys.shape[2:])), rows, _MOST_SPLITS)
+    return cuda.attention_workspace(keys.new_empty((rows, *keys.shape[2:])), rows, cuda.MOST_PREFIX_SPLITS)
 
 
 class PackedLayer:
@@ -82,10 +81,8 @@ class PackedLayer:
         self.qkv = PackedWeight.pack(qkv, weights)
         self.num_heads = layer.num_heads
         self.out, self.norm1 = PackedLinear(tail["dense"], weights), tail["LayerNorm"]
-        self.fc1, self.fc2 = (
-            PackedLinear(layer.intermediate["dense"], weights),
-            PackedLinear(layer.output["dense"], weights),
-        )
+        self.fc1 = PackedLinear(layer.intermediate["dense"], weights)
+        self.fc2 = PackedLinear(layer.output["dense"], weights)
         self.norm2 = layer.output["LayerNorm"]
 
     def __call__(
@@ -143,14 +140,6 @@ class Decoder:
         self._embeddings = model.git.embeddings
         self._layers = [PackedLayer(layer, weights) for layer in model.git.encoder["layer"]]
         self._head = PackedLinear(model.output, weights)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the packed matrices."""
-        layers = [
-            w for layer in self._layers for w in (layer.qkv, layer.out.weight, layer.fc1.weight, layer.fc2.weight)
-        ]
-        return sum(w.nbytes for w in [*layers, self._head.weight])
 
     def hidden(self, rows: TextRows, groups: Sequence[PrefixGroup], store: TextStore) -> Tensor:
         """The last layer's rows (R, D); their keys and values are stored."""

@@ -78,9 +78,9 @@ class TextBatch:
             row[: len(own)] = torch.tensor(own, dtype=torch.int32)
         text_len = torch.tensor([len(own) for own in slots], dtype=torch.int32)
         places = [self._places[item] for item in items]
-        tiles = [tiles_of_group(places, group) for group in range(len(self._groups))]
+        tiles = group_tiles(places, len(self._groups), self._device)
         positions, slots_there, len_there = (x.to(self._device) for x in (text_len - 1, table, text_len))
-        return positions, slots_there, len_there, [x.to(self._device) for x in tiles]
+        return positions, slots_there, len_there, tiles
 
     def _slot(self) -> int:
         self._next_slot += 1
@@ -116,7 +116,7 @@ def _stack(prefixes: list[CudaPrefix | None], decoder: Decoder) -> PrefixGroup:
     return PrefixGroup(torch.stack([p.keys for p in present], 1), torch.stack([p.values for p in present], 1))
 
 
-def tiles_of_group(places: Sequence[Place], group: int) -> Tensor:
-    """Tiles of the rows of one group."""
-    tiles = cuda.attention_tiles([image if own == group else -1 for own, image in places])
-    return tiles[tiles[:, 2] >= 0]
+def group_tiles(places: Sequence[Place], groups: int, device: torch.device) -> list[Tensor]:
+    """Tiles of the rows of each group, on the device."""
+    tiles = [cuda.attention_tiles([image if own == group else -1 for own, image in places]) for group in range(groups)]
+    return [x[x[:, 2] >= 0].to(device) for x in tiles]

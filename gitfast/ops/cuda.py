@@ -20,6 +20,7 @@ from gitfast import _C
 from gitfast.ops.cuda_weights import PackedWeight
 
 __all__ = [
+    "MOST_PREFIX_SPLITS",
     "PackedWeight",
     "Selection",
     "add_layer_norm",
@@ -31,7 +32,10 @@ __all__ = [
     "head_select",
     "linear",
     "prefix_attention",
+    "prefix_splits",
 ]
+
+MOST_PREFIX_SPLITS = 4
 
 
 class Selection(NamedTuple):
@@ -169,6 +173,11 @@ def attention_tiles(images: Sequence[int], tile_rows: Literal[16, 64] = 16) -> t
         else:
             tiles.append([row, 1, image])
     return torch.tensor(tiles, dtype=torch.int32).view(-1, 3)
+
+
+def prefix_splits(tokens: int) -> int:
+    """``splits`` for few rows over a prefix of so many tokens: at most ``MOST_PREFIX_SPLITS``, of 64 tokens or more."""
+    return max(1, min(MOST_PREFIX_SPLITS, tokens // 64))
 
 
 def attention_workspace(q: torch.Tensor, tiles: int, splits: int) -> torch.Tensor:

@@ -49,11 +49,6 @@ class PackedWeight:
         data = padded.view(-1, _TILE_COLUMNS, K // step, step).transpose(1, 2).contiguous()
         return cls(data, scales, (N, K))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of data and scales."""
-        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
-
     def unpack(self) -> torch.Tensor:
         """The weight as it is multiplied by: (N, K), in its dtype, or float32 where it has scales."""
         N, K = self.shape
