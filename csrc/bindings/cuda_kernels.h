@@ -14,6 +14,7 @@
 #include "cuda/norm.h"
 #include "cuda_arguments.h"
 #include "cuda_linear.h"
+#include "cuda_search.h"
 
 namespace gitfast::bindings {
 
@@ -218,6 +219,7 @@ inline void bind_cuda_kernels(py::module_& m, Device device) {
   bind_embed_layer_norm(m, device);
   bind_linear(m, device);
   bind_head_select(m, device);
+  bind_cuda_search(m, device);
   m.def(
       "prefix_attention",
       [device](const py::object& q, const py::object& tiles, const py::object& k_prefix, const py::object& v_prefix,

@@ -64,15 +64,17 @@ inline void linear(Device kind, const py::object& x, const py::object& weight, c
 inline void head_select(Device kind, const py::object& x, const py::object& weight, const py::object& scales,
                         int64_t vocab_size, const py::object& bias, float temperature, const py::object& tokens,
                         const py::object& log_probs, const py::object& logits, const py::object& keys,
-                        const py::object& step, const py::object& drawn, const py::object& workspace, bool overlap,
-                        uintptr_t stream) {
+                        const py::object& step, const py::object& drawn, const py::object& drawn_log_probs,
+                        const py::object& workspace, bool overlap, uintptr_t stream) {
   const Array x_array(x, "x"), weight_array(weight, "weight"), tokens_array(tokens, "tokens"),
       log_probs_array(log_probs, "log_probs"), workspace_array(workspace, "workspace");
   const auto scales_array = optional_array(scales, "scales"), bias_array = optional_array(bias, "bias"),
              logits_array = optional_array(logits, "logits"), keys_array = optional_array(keys, "keys"),
-             step_array = optional_array(step, "step"), drawn_array = optional_array(drawn, "drawn");
+             step_array = optional_array(step, "step"), drawn_array = optional_array(drawn, "drawn"),
+             drawn_log_probs_array = optional_array(drawn_log_probs, "drawn_log_probs");
   if (keys_array.has_value() != step_array.has_value() || keys_array.has_value() != drawn_array.has_value())
     throw Error("keys, step, drawn: expected all or none of them");
+  if (drawn_log_probs_array && !drawn_array) throw Error("drawn_log_probs: expected None without drawn");
   Common common(kind, x_array);
   cuda::HeadSelect args;
   Dim columns(vocab_size), choices("choices"), one(1), bytes("bytes");
@@ -89,6 +91,9 @@ inline void head_select(Device kind, const py::object& x, const py::object& weig
     args.step = static_cast<const int32_t*>(common.dense(*step_array, "step", DType::i32, {&one}));
     args.drawn = static_cast<int32_t*>(common.dense(*drawn_array, "drawn", DType::i32, {&common.R}));
   }
+  if (drawn_log_probs_array)
+    args.drawn_log_probs =
+        static_cast<float*>(common.dense(*drawn_log_probs_array, "drawn_log_probs", DType::f32, {&common.R}));
   args.workspace = common.dense(workspace_array, "workspace", DType::u8, {&bytes});
   args.dtype = common.dtype;
   args.device = common.device;
@@ -111,13 +116,14 @@ inline void bind_head_select(py::module_& m, Device device) {
       [device](const py::object& x, const py::object& weight, const py::object& scales, int64_t vocab_size,
                const py::object& bias, float temperature, const py::object& tokens, const py::object& log_probs,
                const py::object& logits, const py::object& keys, const py::object& step, const py::object& drawn,
-               const py::object& workspace, bool overlap, uintptr_t stream) {
+               const py::object& drawn_log_probs, const py::object& workspace, bool overlap, uintptr_t stream) {
         head_select(device, x, weight, scales, vocab_size, bias, temperature, tokens, log_probs, logits, keys, step,
-                    drawn, workspace, overlap, stream);
+                    drawn, drawn_log_probs, workspace, overlap, stream);
       },
       py::arg("x"), py::arg("weight"), py::arg("scales"), py::arg("vocab_size"), py::arg("bias"),
       py::arg("temperature"), py::arg("tokens"), py::arg("log_probs"), py::arg("logits"), py::arg("keys"),
-      py::arg("step"), py::arg("drawn"), py::arg("workspace"), py::arg("overlap") = false, py::arg("stream") = 0);
+      py::arg("step"), py::arg("drawn"), py::arg("drawn_log_probs"), py::arg("workspace"), py::arg("overlap") = false,
+      py::arg("stream") = 0);
 }
 
 inline void bind_linear(py::module_& m, Device device) {

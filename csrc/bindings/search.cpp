@@ -9,6 +9,8 @@
 #include "arrays.h"
 #include "bindings.h"
 #include "options.h"
+#include "search/beam.h"
+#include "search/sampling.h"
 
 namespace gitfast::bindings {
 namespace {
@@ -179,6 +181,24 @@ py::list result_lists(const std::vector<std::vector<search::Result>>& results) {
   return out;
 }
 
+// For a search on a device: the keys of each prompt's samples, and what scores of beams of each length are divided by.
+static std::vector<int64_t> sample_keys(const py::dict& options, const py::object& prompts) {
+  const SearchOptions o = search_options(options);
+  std::vector<int64_t> keys;
+  for (const Tokens& prompt : token_lists(prompts, "prompts"))
+    for (int32_t sample = 0; sample < o.num_return_sequences; ++sample)
+      keys.push_back(static_cast<int64_t>(
+          search::sample_key(o.seed, prompt.data(), prompt.size(), static_cast<uint64_t>(sample))));
+  return keys;
+}
+
+static std::vector<float> length_norms(const py::dict& options, int32_t longest) {
+  const SearchOptions o = search_options(options);
+  std::vector<float> norms;
+  for (int32_t length = 0; length <= longest; ++length) norms.push_back(search::length_norm(o, length));
+  return norms;
+}
+
 // Calls hold the GIL: they are short, and it keeps two threads from one search.
 void bind_search(py::module_& m) {
   using py::arg;
@@ -196,6 +216,8 @@ void bind_search(py::module_& m) {
       .def("advance", advance, arg("logits"))
       .def("stop", &Search::stop)
       .def("results", [](const Search& s) { return result_lists(s.results()); });
+  m.def("sample_keys", &sample_keys, arg("options"), arg("prompts"));
+  m.def("length_norms", &length_norms, arg("options"), arg("longest"));
 }
 
 }  // namespace gitfast::bindings

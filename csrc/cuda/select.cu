@@ -39,24 +39,31 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
-// The weights of a part's tokens are relative to its largest logit; one that has none weighs nothing.
-__device__ __forceinline__ float weight_of(float logit, float peak) {
-  return exp2f((logit - (peak == -INFINITY ? 0.0f : peak)) * kLog2E);
+// The weights of a part's tokens are relative to its largest logit; one that has none weighs nothing. `temperature`
+// takes back what the logits were divided by.
+__device__ __forceinline__ float weight_of(float logit, float peak, float temperature = 1) {
+  return exp2f((logit - (peak == -INFINITY ? 0.0f : peak)) * temperature * kLog2E);
 }
 
 // What is known of every part of every row.
 struct Workspace {
   Choice* choices;   // [rows][parts][choices], descending
   float* totals;     // [rows][parts]: the sum of weights
+  float* raw;        // [rows][parts]: the same at a temperature of 1; where drawn_log_probs are asked for
   int32_t* part;     // [rows]: in which the quantile lies, -1 where nothing can be drawn
   float* remainder;  // [rows]: the weight before it within that part
+  float* peak;       // [rows]: the largest logit
+  float* raw_log;    // [rows]: the logarithm of the row's sum at a temperature of 1
   int64_t parts;
 
   __host__ __device__ Workspace(void* memory, int64_t rows, int64_t columns, int64_t choices)
       : choices(static_cast<Choice*>(memory)), parts((columns + kPart - 1) / kPart) {
     totals = reinterpret_cast<float*>(this->choices + rows * parts * choices);
-    part = reinterpret_cast<int32_t*>(totals + rows * parts);
+    raw = totals + rows * parts;
+    part = reinterpret_cast<int32_t*>(raw + rows * parts);
     remainder = reinterpret_cast<float*>(part + rows);
+    peak = remainder + rows;
+    raw_log = peak + rows;
   }
 };
 
@@ -119,6 +126,12 @@ __global__ void choose_in_part_kernel(HeadSelect args) {
         for (int i = 0; i < kOfLane; ++i) total += weight_of(mine[i].value, peak);
         total = warp_sum(total);
         if (lane == 0) known.totals[at] = total;
+        if (args.drawn_log_probs) {
+          float raw = 0;
+          for (int i = 0; i < kOfLane; ++i) raw += weight_of(mine[i].value, peak, args.temperature);
+          raw = warp_sum(raw);
+          if (lane == 0) known.raw[at] = raw;
+        }
       }
       for (int i = 0; i < kOfLane; ++i)
         if (mine[i].token == top.token) mine[i] = {-INFINITY, kNoToken};
@@ -129,6 +142,18 @@ __global__ void choose_in_part_kernel(HeadSelect args) {
 // A part's weight relative to the row's largest logit.
 __device__ __forceinline__ double part_weight(const Workspace& known, int choices, int64_t at, float peak) {
   return double{known.totals[at]} * double{weight_of(known.choices[at * choices].value, peak)};
+}
+
+// For the log-probability of what will be drawn.
+__device__ void keep_raw_log_sum(const HeadSelect& args, const Workspace& known, int64_t row, float peak) {
+  double total = 0;
+  for (int64_t part = threadIdx.x; part < known.parts; part += kWarpSize) {
+    const int64_t at = row * known.parts + part;
+    const float part_peak = known.choices[at * args.choices].value;
+    total += double{known.raw[at]} * double{weight_of(part_peak, peak, args.temperature)};
+  }
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) total += __shfl_xor_sync(kAllLanes, total, lanes);
+  if (threadIdx.x == 0) known.peak[row] = peak, known.raw_log[row] = logf(static_cast<float>(total));
 }
 
 // Which part holds `target` of the row's weight, in order of parts, and what of it lies before.
@@ -196,10 +221,12 @@ __global__ void choose_kernel(HeadSelect args) {
       for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) total += __shfl_xor_sync(kAllLanes, total, lanes);
       sound = total > 0 && total < INFINITY;  // and not NaN
       log_total = logf(static_cast<float>(total));
-      if (args.keys && sound)
+      if (args.keys && sound) {
         find_part(args, known, row, peak, uniform(args.keys[row], *args.step) * total);
-      else if (args.keys && lane == 0)
+        if (args.drawn_log_probs) keep_raw_log_sum(args, known, row, peak);
+      } else if (args.keys && lane == 0) {
         known.part[row] = -1;
+      }
     }
     if (lane > 0) continue;
     args.tokens[row * choices + k] = sound ? top.token : -1;
@@ -218,7 +245,9 @@ __global__ void draw_kernel(HeadSelect args) {
   const int64_t row = blockIdx.x;
   const int part = load_after_wait(known.part + row), lane = threadIdx.x % kWarpSize;
   if (part < 0) {
-    if (threadIdx.x == 0) args.drawn[row] = -1;
+    if (threadIdx.x > 0) return;
+    args.drawn[row] = -1;
+    if (args.drawn_log_probs) args.drawn_log_probs[row] = NAN;
     return;
   }
   part_logits<T, W>(args, row, 1, part, partial, logits);
@@ -244,6 +273,8 @@ __global__ void draw_kernel(HeadSelect args) {
     if (left < 0) break;
   }
   args.drawn[row] = part * kPart + place;
+  if (!args.drawn_log_probs) return;
+  args.drawn_log_probs[row] = (logits[place] - known.peak[row]) * args.temperature - known.raw_log[row];
 }
 
 template <class T, class W>
@@ -261,7 +292,7 @@ void launch(const HeadSelect& args, cudaStream_t stream) {
 
 int64_t select_workspace(int64_t rows, int64_t columns, int64_t choices) {
   const int64_t parts = (columns + kPart - 1) / kPart;
-  return rows * (parts * (choices * static_cast<int64_t>(sizeof(Choice)) + 4) + 8);
+  return rows * (parts * (choices * static_cast<int64_t>(sizeof(Choice)) + 8) + 16);
 }
 
 void head_select(const HeadSelect& args, CUstream_st* stream) {

@@ -21,20 +21,21 @@ struct HeadSelect {
   DType dtype = DType::bf16;
   int device = 0;
   int64_t rows = 0;
-  int64_t choices = 1;            // up to kMaxChoices, and the number of tokens
-  PackedWeight weight;            // a column per token
-  const void* x = nullptr;        // (rows, depth)
-  int64_t x_stride = 0;           // elements between rows
-  const void* bias = nullptr;     // (columns,) or null
-  float temperature = 1;          // positive
-  int32_t* tokens = nullptr;      // (rows, choices)
-  float* log_probs = nullptr;     // (rows, choices)
-  float* logits = nullptr;        // (rows, columns) or null, where they are asked for too
-  const int64_t* keys = nullptr;  // (rows,) or null: of the random numbers (random.h)
-  const int32_t* step = nullptr;  // (1,): their counter
-  int32_t* drawn = nullptr;       // (rows,): a token by chance, the one at a random quantile in order of token
-  void* workspace = nullptr;      // select_workspace() bytes, aligned to 16; need not be cleared
-  bool overlap = false;           // as in Linear
+  int64_t choices = 1;               // up to kMaxChoices, and the number of tokens
+  PackedWeight weight;               // a column per token
+  const void* x = nullptr;           // (rows, depth)
+  int64_t x_stride = 0;              // elements between rows
+  const void* bias = nullptr;        // (columns,) or null
+  float temperature = 1;             // positive
+  int32_t* tokens = nullptr;         // (rows, choices)
+  float* log_probs = nullptr;        // (rows, choices)
+  float* logits = nullptr;           // (rows, columns) or null, where they are asked for too
+  const int64_t* keys = nullptr;     // (rows,) or null: of the random numbers (random.h)
+  const int32_t* step = nullptr;     // (1,): their counter
+  int32_t* drawn = nullptr;          // (rows,): a token by chance, the one at a random quantile in order of token
+  float* drawn_log_probs = nullptr;  // (rows,) or null: of those, at a temperature of 1
+  void* workspace = nullptr;         // select_workspace() bytes, aligned to 16; need not be cleared
+  bool overlap = false;              // as in Linear
 };
 
 int64_t select_workspace(int64_t rows, int64_t columns, int64_t choices);

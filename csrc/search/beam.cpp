@@ -13,6 +13,12 @@ constexpr float kAside = -1e9f;
 
 }  // namespace
 
+float length_norm(const SearchOptions& options, int32_t length) {
+  const bool paper = options.length_penalty_form == LengthPenaltyForm::paper;
+  const double base = paper ? (5.0 + length) / 6.0 : length;
+  return static_cast<float>(std::clamp<double>(std::pow(base, options.length_penalty), FLT_MIN, FLT_MAX));
+}
+
 BeamItem::BeamItem(const SearchOptions& options, const Processors& processors, Tokens prompt)
     : options_(options),
       processors_(processors),
@@ -137,11 +143,9 @@ void BeamItem::extend(const Candidate& c, Hypothesis& out) const {
 }
 
 float BeamItem::normalized(float score, int32_t new_tokens, bool ends_in_eos) const {
-  auto length = static_cast<double>(new_tokens);
-  if (options_.length_penalty_form == LengthPenaltyForm::paper)
-    length = (5.0 + static_cast<double>(prompt_length_) + length - (ends_in_eos ? 1.0 : 0.0)) / 6.0;
-  const double norm = std::pow(length, options_.length_penalty);
-  return score / static_cast<float>(std::clamp<double>(norm, FLT_MIN, FLT_MAX));
+  const bool paper = options_.length_penalty_form == LengthPenaltyForm::paper;
+  const int32_t more = paper ? static_cast<int32_t>(prompt_length_) - (ends_in_eos ? 1 : 0) : 0;
+  return score / length_norm(options_, new_tokens + more);
 }
 
 bool BeamItem::finished(size_t count) const {

@@ -11,6 +11,9 @@
 
 namespace gitfast::search {
 
+// What the score of a beam is divided by. `length` counts new tokens; in the paper's form the prompt too, and not EOS.
+float length_norm(const SearchOptions& options, int32_t length);
+
 // Buffers that all items share.
 struct BeamScratch {
   explicit BeamScratch(int32_t vocab_size) : scores(static_cast<size_t>(vocab_size)) {}

@@ -8,10 +8,10 @@
 
 namespace gitfast::search {
 
-double uniform(uint64_t seed, const int32_t* prompt, size_t prompt_length, uint64_t sample, uint64_t step) {
+uint64_t sample_key(uint64_t seed, const int32_t* prompt, size_t prompt_length, uint64_t sample) {
   uint64_t bits = mix(seed);
   for (size_t i = 0; i < prompt_length; ++i) bits = mix(bits ^ static_cast<uint64_t>(prompt[i]));
-  return gitfast::uniform(mix(bits ^ sample), step);
+  return mix(bits ^ sample);
 }
 
 Sampler::Sampler(const SearchOptions& options, int32_t vocab_size)

@@ -9,8 +9,9 @@
 
 namespace gitfast::search {
 
-// A number in [0, 1) that depends on its arguments alone: not on the batch, the threads or the calls before.
-double uniform(uint64_t seed, const int32_t* prompt, size_t prompt_length, uint64_t sample, uint64_t step);
+// The key of a sample's random numbers, which are `uniform` (random.h) of it and the step: they depend on these
+// arguments alone, not on the batch, the threads or the calls before.
+uint64_t sample_key(uint64_t seed, const int32_t* prompt, size_t prompt_length, uint64_t sample);
 
 // Temperature, top-k, top-p and min-p, in transformers' order and with its rules.
 class Sampler {

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "random.h"
+
 namespace gitfast::search {
 
 void Single::advance(const SearchOptions& options, const Processors& processors, Sampler& sampler, const float* logits,
@@ -31,7 +33,8 @@ int32_t Single::choose(const SearchOptions& options, const Processors& processor
     scores = scratch.data();
   }
   if (!options.do_sample) return argmax(scores, vocab_size);
-  return sampler.draw(scores, uniform(options.seed, tokens_.data(), prompt_length_, sample_, logprobs_.size()));
+  const uint64_t key = sample_key(options.seed, tokens_.data(), prompt_length_, sample_);
+  return sampler.draw(scores, uniform(key, logprobs_.size()));
 }
 
 Result Single::result() const {

@@ -331,7 +331,7 @@ def _head_select(context: Context, layer: Layer, choices: int) -> Operands:
     )
 
     def ours() -> Tensor:
-        chosen = (tokens, log_probs, None, None, None, None, workspace, True, context.stream())
+        chosen = (tokens, log_probs, None, None, None, None, None, workspace, True, context.stream())
         context.kernels.head_select(x, packed.data, packed.scales, vocab, bias, 1.0, *chosen)
         return log_probs
 

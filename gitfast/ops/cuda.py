@@ -17,13 +17,16 @@ from typing import Literal, NamedTuple
 import torch
 
 from gitfast import _C
+from gitfast.ops.cuda_search import SearchState
 from gitfast.ops.cuda_weights import PackedWeight
 
 __all__ = [
     "MOST_PREFIX_SPLITS",
     "PackedWeight",
+    "SearchState",
     "Selection",
     "add_layer_norm",
+    "advance_search",
     "attention_tiles",
     "attention_workspace",
     "bias_gelu",
@@ -33,6 +36,7 @@ __all__ = [
     "linear",
     "prefix_attention",
     "prefix_splits",
+    "start_search",
 ]
 
 MOST_PREFIX_SPLITS = 4
@@ -45,6 +49,7 @@ class Selection(NamedTuple):
     log_probs: torch.Tensor
     drawn: torch.Tensor | None
     logits: torch.Tensor | None
+    drawn_log_probs: torch.Tensor | None
 
 
 def add_layer_norm(
@@ -146,19 +151,40 @@ def head_select(
 
     Returns:
         int32 tokens and float32 log-probabilities (R, choices) in descending order, of equal ones the lower token
-        first; drawn tokens (R,) and float32 logits (R, V) where asked for. Tokens of a row whose logits are not all
-        finite numbers, or -inf, are -1, its log-probabilities NaN.
+        first; drawn tokens (R,) and float32 logits (R, V) where asked for, and the drawn tokens' log-probabilities
+        (R,) at a temperature of 1. Tokens of a row whose logits are not all finite numbers, or -inf, are -1, its
+        log-probabilities NaN.
     """
     rows, vocab = x.shape[0], weight.shape[0]
     tokens = torch.empty((rows, choices), dtype=torch.int32, device=x.device)
     log_probs = torch.empty((rows, choices), dtype=torch.float32, device=x.device)
     drawn = None if keys is None else torch.empty(rows, dtype=torch.int32, device=x.device)
+    drawn_log_probs = None if keys is None else torch.empty(rows, dtype=torch.float32, device=x.device)
     all_logits = torch.empty((rows, vocab), dtype=torch.float32, device=x.device) if logits else None
     kernels = _kernels(x)
     workspace = torch.empty(kernels.select_workspace(rows, vocab, choices), dtype=torch.uint8, device=x.device)
     head = (weight.data, weight.scales, vocab, bias, temperature)
-    kernels.head_select(x, *head, tokens, log_probs, all_logits, keys, step, drawn, workspace, overlap, _stream(x))
-    return Selection(tokens, log_probs, drawn, all_logits)
+    chosen = (tokens, log_probs, all_logits, keys, step, drawn, drawn_log_probs)
+    kernels.head_select(x, *head, *chosen, workspace, overlap, _stream(x))
+    return Selection(tokens, log_probs, drawn, all_logits, drawn_log_probs)
+
+
+def start_search(state: SearchState) -> None:
+    """Every item of a search before its first step, by what the host gave."""
+    _kernels(state.ids).start_search(state, _stream(state.ids))
+
+
+def advance_search(state: SearchState, chosen: Selection, *, overlap: bool = False) -> None:
+    """One step of every item: rows go on with what was chosen for them, or end. What csrc/search does, on the device.
+
+    Args:
+        state: what changes; its rows are then those of the next step.
+        chosen: for each row one token of greedy search, 2 K of K beams; for samples one drawn, or as many as may be
+            drawn from, and one more for a tie. In the first step the choices of an item's prompt, for all of its rows.
+        overlap: as in :func:`linear`.
+    """
+    choices = (chosen.tokens, chosen.log_probs, chosen.drawn, chosen.drawn_log_probs)
+    _kernels(state.ids).advance_search(state, *choices, overlap, _stream(state.ids))
 
 
 def attention_tiles(images: Sequence[int], tile_rows: Literal[16, 64] = 16) -> torch.Tensor:

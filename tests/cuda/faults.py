@@ -17,6 +17,7 @@ KERNELS = {
     "select": "csrc/cuda/select.cu",
     "select_wide": "csrc/cuda/select.cu",
     "attention_int8": "csrc/cuda/attention.cu",
+    "search": "csrc/cuda/search.cuh",
 }
 # Not for the thread sanitizer, under which every block keeps the memory of its threads.
 MANY_BLOCKS = ("linear_wide", "select_wide")
@@ -309,5 +310,62 @@ FAULTS |= {
     ),
     "attention_int8: scales of one stage": Fault(
         "attention_int8", "(2 * kScales + kScores)", "(kScales + kScores)", OUT_OF_BOUNDS
+    ),
+}
+FAULTS |= {
+    "search: the step counted while others read it": Fault(
+        "search", "  __syncwarp();  // all lanes know\n", "", RACE, "thread"
+    ),
+    "search: a continuation taken twice": Fault("search", "      ++taken;\n", "", WRONG_VALUES),
+    "search: choices of the next row": Fault(
+        "search", "i < own ? choices.log_probs", "i <= own ? choices.log_probs", OUT_OF_BOUNDS
+    ),
+    "search: of equal continuations the later row": Fault(
+        "search", "other > best || (other == best && other_from < from)", "other > best", "deadlock"
+    ),
+    "search: every continuation may finish": Fault(
+        "search", "lane < beams && candidate.ends", "candidate.ends && lane < kWarpSize", WRONG_VALUES
+    ),
+    "search: finished beams that stay where they are": Fault(
+        "search", "old_rank += others > old.score;", "", WRONG_VALUES
+    ),
+    "search: a place beyond the last": Fault("search", "finishes && fresh_rank < beams", "finishes", OUT_OF_BOUNDS),
+    "search: the end of sequence counted as text": Fault("search", "(ends_in_eos ? 1 : 0)", "0", WRONG_VALUES),
+    "search: beams that end stay": Fault(
+        "search", "score > -INFINITY && !candidate.ends", "score > -INFINITY", WRONG_VALUES
+    ),
+    "search: slots of other beams": Fault("search", "exists && mine.row != lane", "false", WRONG_VALUES),
+    "search: the last slot left": Fault("search", "prompt_len + step);", "prompt_len + step - 1);", WRONG_VALUES),
+    "search: every second slot exchanged": Fault(
+        "search", "base += kBatch * lanes_per_row", "base += 2 * kBatch * lanes_per_row", WRONG_VALUES
+    ),
+    "search: full length where not asked for": Fault(
+        "search", "? limit : new_tokens;", "? new_tokens : new_tokens;", WRONG_VALUES
+    ),
+    "search: records of rows that are not there": Fault("search", "  if (lane >= beams) return;\n", "", OUT_OF_BOUNDS),
+    "search: prompts shared by nobody": Fault("search", "column < length ? first : row", "row", "KeyError"),
+    "search: one more token than asked for": Fault("search", "step + 1 >= limit_of", "step >= limit_of", "IndexError"),
+    "search: a score at the edge dropped": Fault("search", "score[j] < least", "score[j] <= least", WRONG_VALUES),
+    "search: half of the choices drawn from": Fault(
+        "search", "i < kWarpSize ? low : high;\n  };", "low;\n  };", WRONG_VALUES
+    ),
+    "search: draws in order of score": Fault(
+        "search", "if (its < token[j])", "if (i < lane + j * kWarpSize)", WRONG_VALUES
+    ),
+    "search: scores not over the temperature": Fault("search", ") / settings.temperature", ")", WRONG_VALUES),
+    "search: the share of a token too many": Fault(
+        "search",
+        "reached < double{settings.top_p} * sum",
+        "reached <= double{settings.top_p} * sum + 0.1 * sum",
+        WRONG_VALUES,
+    ),
+    "select: log-probabilities at another temperature": Fault(
+        "select", "* args.temperature - known.raw_log", "- known.raw_log", WRONG_VALUES
+    ),
+    "select: sums at the temperature": Fault(
+        "select",
+        "raw += weight_of(mine[i].value, peak, args.temperature);",
+        "raw += weight_of(mine[i].value, peak);",
+        WRONG_VALUES,
     ),
 }

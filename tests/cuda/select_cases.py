@@ -39,13 +39,15 @@ class Case:
     keys: torch.Tensor | None
     step: torch.Tensor | None
     drawn: torch.Tensor | None
+    drawn_log_probs: torch.Tensor | None
     workspace: torch.Tensor
     overlap: bool = False
 
     def run(self, kernel: Callable[..., None], stream: int = 0) -> Case:
         head = (self.weight.data, self.weight.scales, self.weight.shape[0], self.bias, self.temperature)
         chosen = (self.tokens, self.log_probs, self.logits)
-        kernel(self.x, *head, *chosen, self.keys, self.step, self.drawn, self.workspace, self.overlap, stream)
+        drawn = (self.keys, self.step, self.drawn, self.drawn_log_probs)
+        kernel(self.x, *head, *chosen, *drawn, self.workspace, self.overlap, stream)
         return self
 
     def truth(self) -> torch.Tensor:
@@ -80,6 +82,9 @@ class Case:
                 u, upto = quantile(key, int(self.step[0])), shares[row, token].item()
                 before = upto - truth[row].softmax(0)[token].item()
                 errors.append(max(before - u, u - upto, 0.0) / (2 * slack))
+        if self.drawn is not None and self.drawn_log_probs is not None:
+            raw = (truth * self.temperature).log_softmax(1).gather(1, self.drawn.cpu().long()[:, None])[:, 0]
+            errors.append((self.drawn_log_probs.cpu().double() - raw).abs().amax().item() / (2 * slack))
         return float("inf") if any(e != e for e in errors) else max(errors)
 
 
@@ -117,5 +122,6 @@ def make_case(
         keys=keys if draw else None,
         step=torch.tensor([seed % 50], dtype=torch.int32, device=device) if draw else None,
         drawn=torch.full((rows,), -9, dtype=torch.int32, device=device) if draw else None,
+        drawn_log_probs=torch.full((rows,), torch.nan, device=device) if draw else None,
         workspace=torch.full((workspace(rows, vocab, choices),), 0xFF, dtype=torch.uint8, device=device),
     )

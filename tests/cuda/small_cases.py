@@ -18,6 +18,7 @@ import activation_cases
 import attention_cases
 import embed_cases
 import linear_cases
+import search_cases
 import select_cases
 import torch
 from emulated import ORDERS, load
@@ -173,6 +174,30 @@ def attention_int8(emulation: ModuleType) -> Iterator[tuple[str, float]]:
         yield f"attention, int8 prefix {prefix} in {splits} parts, {rows} rows", case.error()
 
 
+def search(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    for vocab, beams, length_penalty, early_stopping in (
+        (5, 3, 2.0, "never"),
+        (40, 4, -1.0, False),
+        (60, 16, 0.5, True),
+    ):
+        case = search_cases.make_case(
+            vocab, seed=beams, num_beams=beams, num_return_sequences=beams, length_penalty=length_penalty,
+            length_penalty_form="paper" if beams == 4 else "transformers", early_stopping=early_stopping,
+        )  # fmt: skip
+        yield f"search, {beams} beams", case.error(case.on_device(emulation, case.likeliest(min(vocab, 2 * beams))))
+    case = search_cases.make_case(12, [[3]], seed=1, num_beams=5, max_new_tokens=40, eos_bias=-4.0, length_penalty=0.0)
+    yield "search, long texts", case.error(case.on_device(emulation, case.likeliest(10)))
+    for seed, (top_k, top_p, min_p) in enumerate(((0, 1.0, 0.0), (3, 1.0, 0.0), (40, 0.7, 0.0), (50, 1.0, 0.2))):
+        case = search_cases.make_case(
+            64, seed=seed, do_sample=True, temperature=1.5, top_k=top_k, top_p=top_p, min_p=min_p,
+            num_return_sequences=3,
+        )  # fmt: skip
+        choose = case.likeliest(top_k + 1 if top_k else 64)
+        yield f"search, samples of {top_k}", case.error(case.on_device(emulation, choose))
+    case = search_cases.make_case(20)
+    yield "search, greedy", case.error(case.on_device(emulation, case.likeliest(1)))
+
+
 CASES = {
     "norm": norm,
     "tile_product": tile_product,
@@ -185,6 +210,7 @@ CASES = {
     "select": select,
     "select_wide": select_wide,
     "attention_int8": attention_int8,
+    "search": search,
 }
 
 

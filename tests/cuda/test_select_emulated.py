@@ -103,6 +103,7 @@ def test_draws_follow_the_distribution(emulation: ModuleType) -> None:
         log_probs=case.log_probs.expand(draws, -1).contiguous(),
         keys=torch.arange(draws),
         drawn=torch.empty(draws, dtype=torch.int32),
+        drawn_log_probs=None,
         workspace=torch.empty(emulation.select_workspace(draws, 300, 1), dtype=torch.uint8),
     )
     case.run(emulation.head_select)
@@ -120,7 +121,7 @@ def test_a_row_does_not_depend_on_the_others(emulation: ModuleType) -> None:
         alone.weight, alone.bias, alone.step = case.weight, case.bias, case.step
         alone.x, alone.keys = case.x[row : row + 1], case.keys[row : row + 1]
         alone.run(emulation.head_select)
-        for name in ("tokens", "log_probs", "logits", "drawn"):
+        for name in ("tokens", "log_probs", "logits", "drawn", "drawn_log_probs"):
             assert torch.equal(getattr(alone, name)[0], getattr(case, name)[row])
 
 
@@ -134,6 +135,7 @@ def test_a_row_that_is_not_finite_is_marked(emulation: ModuleType, order: str, v
     assert case.tokens[1].tolist() == [-1, -1]
     assert case.log_probs[1].isnan().all()
     assert case.drawn[1] == -1
+    assert case.drawn_log_probs[1].isnan()
     assert torch.equal(case.tokens[[0, 2]], others)
 
 
@@ -159,8 +161,9 @@ def test_tokens_that_cannot_be(emulation: ModuleType) -> None:
           "workspace": torch.zeros(9999, dtype=torch.uint8)}, "tokens: expected 1 to 64 choices per row, got 65"),
         ({"log_probs": torch.zeros(2, 4)}, r"log_probs: expected shape \(R=2, choices=3\), got \(2, 4\)"),
         ({"tokens": torch.zeros(2, 3, dtype=torch.int64)}, "tokens: expected dtype int32, got int64"),
-        ({"workspace": torch.zeros(9, dtype=torch.uint8)}, "workspace: expected at least 184 bytes, got 9"),
+        ({"workspace": torch.zeros(9, dtype=torch.uint8)}, "workspace: expected at least 224 bytes, got 9"),
         ({"keys": torch.zeros(2, dtype=torch.int64)}, "keys, step, drawn: expected all or none"),
+        ({"drawn_log_probs": torch.zeros(2)}, "drawn_log_probs: expected None without drawn"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(emulation: ModuleType, change: dict[str, object], message: str) -> None:

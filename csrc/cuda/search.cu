@@ -1,0 +1,58 @@
+#include "cuda/ptx.h"
+#include "cuda/search.cuh"
+#include "cuda/select.h"
+#include "tensor.h"
+
+namespace gitfast::cuda {
+namespace {
+
+// One warp per item.
+__global__ void start_search_kernel(SearchState state) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  start_item(state, static_cast<int>(blockIdx.x));
+}
+
+__global__ void advance_search_kernel(SearchState state, Choices choices) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  advance_item(state, choices, static_cast<int>(blockIdx.x));
+}
+
+void check(const SearchState& s) {
+  const auto require = [](bool ok, const char* name, const std::string& expected, int64_t got) {
+    if (!ok) throw Error(std::string(name) + ": expected " + expected + ", got " + std::to_string(got));
+  };
+  require(s.rows_per_item >= 1 && s.rows_per_item <= kMaxBeams, "rows_per_item", "1 to " + std::to_string(kMaxBeams),
+          s.rows_per_item);
+  require(s.rows_per_item == 1 || s.rows_per_prompt == s.rows_per_item, "rows_per_prompt",
+          "as many as beams, " + std::to_string(s.rows_per_item), s.rows_per_prompt);
+  require(s.rows_per_prompt >= 1 && s.items * s.rows_per_item % s.rows_per_prompt == 0, "rows_per_prompt",
+          "a divisor of " + std::to_string(s.items * s.rows_per_item) + " rows", s.rows_per_prompt);
+  require(s.items * s.rows_per_item * s.max_text <= INT32_MAX, "slots", "no more than 2^31 - 1 slots",
+          s.items * s.rows_per_item * s.max_text);
+}
+
+}  // namespace
+
+void start_search(const SearchCall& call, CUstream_st* stream) {
+  check(call.state);
+  if (call.state.items == 0) return;
+  const DeviceScope device(call.device);
+  const dim3 grid(static_cast<unsigned>(call.state.items)), block(kWarpSize);
+  launch_kernel({"start_search_kernel", grid, block, 0, stream, call.overlap}, start_search_kernel, call.state);
+}
+
+void advance_search(const SearchCall& call, CUstream_st* stream) {
+  check(call.state);
+  if (call.choices.count < 1 || call.choices.count > kMaxChoices)
+    throw Error("tokens: expected 1 to " + std::to_string(kMaxChoices) + " choices per row, got " +
+                std::to_string(call.choices.count));
+  if (call.state.items == 0) return;
+  const DeviceScope device(call.device);
+  const dim3 grid(static_cast<unsigned>(call.state.items)), block(kWarpSize);
+  launch_kernel({"advance_search_kernel", grid, block, 0, stream, call.overlap}, advance_search_kernel, call.state,
+                call.choices);
+}
+
+}  // namespace gitfast::cuda

@@ -1,0 +1,311 @@
+// The steps of a search on the device, as functions of one full warp: any kernel may call them, an item at a time.
+//
+// Items share nothing but the count of those that ended, so they may be advanced in any order, by any warps.
+#pragma once
+
+#include <climits>
+#include <cmath>
+
+#include "cuda/platform.h"
+#include "cuda/search.h"
+#include "random.h"
+
+namespace gitfast::cuda {
+
+// What transformers adds to scores that must not win; the score of a place that no finished beam has taken yet.
+constexpr float kAside = -1e9f;
+
+__device__ __forceinline__ int lane_of_warp() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+
+template <class T>
+__device__ __forceinline__ T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+
+// New tokens of a row at most: what is asked for, as far as there is memory.
+__device__ __forceinline__ int limit_of(const SearchState& s, int prompt_len) {
+  const int64_t room = smaller(s.max_steps, s.max_text - prompt_len);
+  return static_cast<int>(smaller(room, int64_t{s.settings->limit}));
+}
+
+// For one lane.
+__device__ __forceinline__ void end_item(const SearchState& s, int item, Ended how) {
+  s.ended[item] = static_cast<int32_t>(how);
+  atomicInc(s.num_ended, UINT_MAX);
+}
+
+__device__ inline void start_item(const SearchState& s, int item) {
+  const int lane = lane_of_warp(), rows = static_cast<int>(s.rows_per_item), columns = static_cast<int>(s.max_text);
+  for (int row = item * rows; row < (item + 1) * rows; ++row) {
+    const int prompt = row / static_cast<int>(s.rows_per_prompt), first = prompt * static_cast<int>(s.rows_per_prompt);
+    const int length = s.prompt_len[prompt];
+    for (int column = lane; column < columns; column += kWarpSize)
+      s.slots[int64_t{row} * columns + column] = (column < length ? first : row) * columns + column;
+    if (lane > 0) continue;
+    s.ids[row] = s.last_tokens[prompt];
+    s.positions[row] = length - 1;
+    s.text_len[row] = length;
+    if (rows == 1) continue;
+    s.scores[row] = row == first ? 0 : -INFINITY;
+    s.finished[row] = {kAside, 0, 0, 0, 0};
+  }
+  if (lane == 0) s.steps[item] = s.ended[item] = 0;
+}
+
+// A choice among a row's: at a random quantile of their weights in order of token, by the rules of
+// csrc/search/sampling.cpp; scores below the k-th, beyond the share top_p, or lighter than min_p weigh nothing.
+__device__ inline int draw_choice(const SearchState& s, const Choices& choices, int row, int step) {
+  constexpr int kOfLane = 2;
+  const int lane = lane_of_warp(), count = static_cast<int>(choices.count);
+  const int32_t* tokens = choices.tokens + int64_t{row} * count;
+  const float* log_probs = choices.log_probs + int64_t{row} * count;
+  const SearchSettings& settings = *s.settings;
+  // Choice i is in lane i % 32.
+  float score[kOfLane], weight[kOfLane];
+  for (int j = 0; j < kOfLane; ++j) {
+    const int i = lane + j * kWarpSize;
+    score[j] = i < count ? (log_probs[i] - log_probs[0]) / settings.temperature : -INFINITY;
+    weight[j] = expf(score[j]);
+  }
+  const auto at = [&](const float (&values)[kOfLane], int i) {
+    const float low = __shfl_sync(kAllLanes, values[0], i % kWarpSize);
+    const float high = __shfl_sync(kAllLanes, values[1], i % kWarpSize);
+    return i < kWarpSize ? low : high;
+  };
+
+  float least = settings.top_k > 0 ? at(score, smaller(settings.top_k, count) - 1) : -INFINITY;
+  if (settings.top_p < 1) {
+    double sum = 0, reached = 0;
+    for (int i = 0; i < count; ++i)
+      if (const float w = at(weight, i); at(score, i) >= least) sum += double{w};
+    float last = least;
+    for (int i = 0; i < count; ++i) {
+      const float value = at(score, i);
+      const bool needed = value >= least && (i == 0 || reached < double{settings.top_p} * sum);
+      if (needed) last = value;
+      reached += double{at(weight, i)};
+    }
+    least = last;
+  }
+  double sum = 0;
+  for (int j = 0; j < kOfLane; ++j)
+    if (score[j] < least || weight[j] < settings.min_p) weight[j] = 0;
+  for (int i = 0; i < count; ++i) sum += double{at(weight, i)};
+
+  const double target = uniform(static_cast<uint64_t>(s.keys[row]), static_cast<uint64_t>(step)) * sum;
+  double before[kOfLane] = {0, 0};  // the weight of lower tokens
+  int32_t token[kOfLane];
+  for (int j = 0; j < kOfLane; ++j) token[j] = lane + j * kWarpSize < count ? tokens[lane + j * kWarpSize] : INT_MAX;
+  for (int i = 0; i < count; ++i) {
+    const float other = at(weight, i);
+    const int32_t low = __shfl_sync(kAllLanes, token[0], i % kWarpSize);
+    const int32_t high = __shfl_sync(kAllLanes, token[1], i % kWarpSize);
+    const int32_t its = i < kWarpSize ? low : high;
+    for (int j = 0; j < kOfLane; ++j)
+      if (its < token[j]) before[j] += double{other};
+  }
+  // The last token that the target lies behind.
+  int32_t drawn = -1;
+  int place = 0;
+  for (int j = 0; j < kOfLane; ++j)
+    if (weight[j] > 0 && before[j] <= target && token[j] > drawn) drawn = token[j], place = lane + j * kWarpSize;
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
+    const int32_t other = __shfl_xor_sync(kAllLanes, drawn, lanes);
+    const int others = __shfl_xor_sync(kAllLanes, place, lanes);
+    if (other > drawn) drawn = other, place = others;
+  }
+  return place;
+}
+
+// The next token of an item of one row.
+__device__ inline void advance_row(const SearchState& s, const Choices& choices, int row, int step) {
+  const int64_t first = row * choices.count;
+  const bool sound = choices.tokens[first] >= 0;
+  const int64_t chosen = first + (s.keys && !choices.drawn && sound ? draw_choice(s, choices, row, step) : 0);
+  const int32_t token = !sound ? -1 : choices.drawn ? choices.drawn[row] : choices.tokens[chosen];
+  if (lane_of_warp() > 0) return;
+  const int64_t record = step * s.items + row;
+  s.tokens[record] = token;
+  s.log_probs[record] = choices.drawn ? choices.drawn_log_probs[row] : choices.log_probs[chosen];
+  if (token < 0) return end_item(s, row, Ended::not_numbers);
+  const int prompt_len = s.prompt_len[row / s.rows_per_prompt];
+  if (token == s.eos || step + 1 >= limit_of(s, prompt_len)) return end_item(s, row, Ended::yes);
+  s.ids[row] = token;
+  s.positions[row] += 1;
+  s.text_len[row] += 1;
+}
+
+// A continuation of one of an item's beams; each of the best 2 K is in the lane of its rank.
+struct Candidate {
+  float score;  // -inf where there is none
+  float log_prob;
+  int32_t token, row;  // the row within the item
+  bool ends;
+};
+
+// Beam r is in lane r, its choices in descending order: 2 K times the best of what is left is taken.
+__device__ inline Candidate find_candidate(const SearchState& s, const Choices& choices, int item, bool last_step) {
+  const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_item), count = static_cast<int>(choices.count);
+  const int64_t row = int64_t{item} * beams + lane;
+  const float so_far = lane < beams ? s.scores[row] : -INFINITY;
+  const int own = so_far > -INFINITY ? count : 0;
+  const auto log_prob_of = [&](int i) { return i < own ? choices.log_probs[row * count + i] : -INFINITY; };
+  Candidate mine{-INFINITY, 0, 0, 0, false};
+  int taken = 0, index = 0;
+  float next = log_prob_of(0), following = log_prob_of(1);
+  for (int rank = 0; rank < 2 * beams; ++rank) {
+    float best = next + so_far;
+    int from = lane;
+    for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
+      const float other = __shfl_xor_sync(kAllLanes, best, lanes);
+      const int other_from = __shfl_xor_sync(kAllLanes, from, lanes);
+      if (other > best || (other == best && other_from < from)) best = other, from = other_from;
+    }
+    const int its_index = __shfl_sync(kAllLanes, taken, from);
+    const float log_prob = __shfl_sync(kAllLanes, next, from);
+    if (lane == rank) mine = {best, log_prob, 0, from, false}, index = its_index;
+    if (lane == from) {
+      ++taken;
+      next = following;
+      following = log_prob_of(taken + 1);
+    }
+  }
+  if (mine.score > -INFINITY) {
+    mine.token = choices.tokens[(int64_t{item} * beams + mine.row) * count + index];
+    mine.ends = last_step || mine.token == s.eos;
+  }
+  return mine;
+}
+
+// The score of a beam of so many new tokens over its length norm.
+__device__ __forceinline__ float normalized(const SearchState& s, int prompt_len, float score, int new_tokens,
+                                            bool ends_in_eos) {
+  const int counted = s.settings->count_prompt ? prompt_len + new_tokens - (ends_in_eos ? 1 : 0) : new_tokens;
+  return score / s.length_norms[counted];
+}
+
+// Merges the candidates that finish, which are among the K best, into the finished beams of the item.
+__device__ inline void keep_finished(const SearchState& s, int item, const Candidate& candidate, int step,
+                                     int prompt_len) {
+  const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_item);
+  const bool finishes = lane < beams && candidate.ends;
+  if (!__any_sync(kAllLanes, finishes)) return;
+  FinishedBeam* places = s.finished + int64_t{item} * beams;
+  FinishedBeam old{-INFINITY, 0, 0, 0, 0}, fresh = old;
+  if (lane < beams) old = places[lane];
+  if (finishes)
+    fresh = {normalized(s, prompt_len, candidate.score, step + 1, candidate.token == s.eos), candidate.log_prob,
+             candidate.token, item * beams + candidate.row, step + 1};
+  // How many are better; of equal ones those that were there, then those of better candidates.
+  int old_rank = lane, fresh_rank = 0;
+  for (int i = 0; i < beams; ++i) {
+    const float others_old = __shfl_sync(kAllLanes, old.score, i), others = __shfl_sync(kAllLanes, fresh.score, i);
+    old_rank += others > old.score;
+    fresh_rank += others_old >= fresh.score;
+    fresh_rank += others > fresh.score || (others == fresh.score && i < lane);
+  }
+  __syncwarp();  // all are read
+  if (lane < beams && old_rank < beams) places[old_rank] = old;
+  if (finishes && fresh_rank < beams) places[fresh_rank] = fresh;
+  __syncwarp();
+}
+
+// Columns [begin, end) of the slots of an item's rows: row r gets those of row `parent`, which lane r has. Every lane
+// has a column of a row in hand before any is written; kBatch loads are under way at once.
+__device__ inline void exchange_slots(const SearchState& s, int item, int parent, int begin, int end) {
+  constexpr int kBatch = 4;
+  const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_item);
+  int lanes_per_row = kWarpSize;
+  while (lanes_per_row * beams > kWarpSize) lanes_per_row /= 2;
+  const int row = lane / lanes_per_row, offset = lane % lanes_per_row;
+  const int own_end = row < beams ? end : begin;
+  const int source = __shfl_sync(kAllLanes, parent, row) * lanes_per_row + offset;
+  int32_t* slots = s.slots + (int64_t{item} * beams + row) * s.max_text;  // not read where there is no such row
+  for (int base = begin + offset; __any_sync(kAllLanes, base < end); base += kBatch * lanes_per_row) {
+    int32_t held[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int column = base + i * lanes_per_row;
+      held[i] = column < own_end ? slots[column] : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) held[i] = __shfl_sync(kAllLanes, held[i], source);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int column = base + i * lanes_per_row;
+      if (column < own_end) slots[column] = held[i];
+    }
+  }
+}
+
+__device__ inline void advance_beams(const SearchState& s, const Choices& choices, int item, int step) {
+  const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_item);
+  const int64_t row = int64_t{item} * beams + lane;
+  const bool lost = lane < beams && s.scores[row] > -INFINITY && choices.tokens[row * choices.count] < 0;
+  if (__any_sync(kAllLanes, lost)) {
+    if (lane == 0) end_item(s, item, Ended::not_numbers);
+    return;
+  }
+  const int prompt_len = s.prompt_len[item], limit = limit_of(s, prompt_len), new_tokens = step + 1;
+  const auto stopping = static_cast<Stopping>(s.settings->stopping);
+  const Candidate candidate = find_candidate(s, choices, item, new_tokens >= limit);
+  keep_finished(s, item, candidate, step, prompt_len);
+
+  // The best that go on are the next beams: beam r in lane r.
+  unsigned going = __ballot_sync(kAllLanes, candidate.score > -INFINITY && !candidate.ends);
+  const int running = smaller(__popc(going), beams);
+  int source = 0;
+  for (int r = 0; r < running; ++r, going &= going - 1)
+    if (lane == r) source = __ffs(going) - 1;
+  Candidate mine;
+  mine.score = __shfl_sync(kAllLanes, candidate.score, source);
+  mine.log_prob = __shfl_sync(kAllLanes, candidate.log_prob, source);
+  mine.token = __shfl_sync(kAllLanes, candidate.token, source);
+  mine.row = __shfl_sync(kAllLanes, candidate.row, source);
+
+  FinishedBeam* places = s.finished + int64_t{item} * beams;
+  const FinishedBeam place = lane < beams ? places[lane] : FinishedBeam{kAside, 0, 0, 0, 0};
+  const int found = __popc(__ballot_sync(kAllLanes, place.steps > 0));
+  if (running == 0 && found == 0 &&
+      lane == 0)  // its score is below what is set aside: an item has a result all the same
+    places[0] = {normalized(s, prompt_len, candidate.score, new_tokens, candidate.token == s.eos), candidate.log_prob,
+                 candidate.token, item * beams + candidate.row, new_tokens};
+  const float worst = __shfl_sync(kAllLanes, place.score, beams - 1);
+  const float best = __shfl_sync(kAllLanes, mine.score, 0);
+  bool ends = running == 0;
+  if (!ends && found == beams) {
+    const int length = stopping == Stopping::cannot_improve_at_full_length ? limit : new_tokens;
+    ends = stopping == Stopping::at_once || !(normalized(s, prompt_len, best, length, false) > worst);
+  }
+  if (ends) {
+    if (lane == 0) end_item(s, item, Ended::yes);
+    return;
+  }
+  const bool exists = lane < running;
+  if (__any_sync(kAllLanes, exists && mine.row != lane))
+    exchange_slots(s, item, exists ? mine.row : lane, prompt_len, prompt_len + step);
+  if (lane >= beams) return;
+  const int64_t record = step * s.items * beams + row;
+  s.tokens[record] = exists ? mine.token : 0;
+  s.log_probs[record] = mine.log_prob;
+  s.parents[record] = item * beams + mine.row;
+  s.scores[row] = exists ? mine.score : -INFINITY;
+  s.ids[row] = exists ? mine.token : 0;
+  s.positions[row] += 1;
+  s.text_len[row] += 1;
+}
+
+__device__ inline void advance_item(const SearchState& s, const Choices& choices, int item) {
+  const int step = s.steps[item];
+  const bool over = s.ended[item] != static_cast<int32_t>(Ended::no);
+  __syncwarp();  // all lanes know
+  if (lane_of_warp() == 0) s.steps[item] = step + 1;
+  if (over) return;
+  if (s.rows_per_item > 1) {
+    advance_beams(s, choices, item, step);
+  } else {
+    advance_row(s, choices, item, step);
+  }
+}
+
+}  // namespace gitfast::cuda

@@ -1,0 +1,157 @@
+"""Searches over a made-up language, on the host by csrc/search and by the kernels. Device and emulation share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from gitfast import _C
+from gitfast.engines.base import GenerationOptions
+from gitfast.ops.cuda import SearchState, Selection
+from gitfast.ops.cuda_search import Found, SearchSize
+from gitfast.search import native_options
+
+EOS = 2
+CONTEXTS = 64
+
+
+@dataclass(frozen=True)
+class Language:
+    """Logits that depend on every token of a sequence, and on their order."""
+
+    table: torch.Tensor  # float32 (CONTEXTS, V)
+
+    @classmethod
+    def random(cls, seed: int, vocab_size: int, *, eos_bias: float = 2.0) -> Language:
+        table = torch.randn((CONTEXTS, vocab_size), generator=torch.Generator().manual_seed(seed)) * 2
+        table[:, EOS] += eos_bias
+        return cls(table)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.table.shape[1]
+
+    def context(self, ids: Sequence[int]) -> int:
+        """Which row of the table holds the logits after a sequence."""
+        value = 0
+        for token in ids:
+            value = (value * 31 + token + 7) % 10007
+        return value % CONTEXTS
+
+
+# (contexts of the rows, state) -> what is chosen for them
+Choose = Callable[[list[int], SearchState], Selection]
+
+
+@dataclass
+class Case:
+    """One call of a search."""
+
+    language: Language
+    prompts: list[list[int]]
+    options: dict[str, Any]  # native
+
+    @property
+    def limit(self) -> int:
+        return int(self.options["max_new_tokens"])
+
+    def on_host(self) -> list[list[Found]]:
+        """What csrc/search finds, from all logits."""
+        search = _C.Search(self.options, self.prompts, self.language.vocab_size)
+        rows = self.prompts
+        while not search.done:
+            search.advance(self.language.table[[self.language.context(row) for row in rows]].numpy())
+            rows = [rows[p] + [token] for p, token in zip(search.parents, search.tokens, strict=True)]
+        return [[tuple(found) for found in item] for item in search.results()]
+
+    def on_device(self, kernels: ModuleType, choose: Choose, device: str = "cpu", stream: int = 0) -> list[list[Found]]:
+        """What the kernels find, from what ``choose`` chooses; a row's tokens are looked up by its slots."""
+        state = self.state(device)
+        state.ask(self.prompts, self.options)
+        state.given.to_device()
+        own_memory(state)
+        kernels.start_search(state, stream)
+        first_rows = [i // state.rows_per_prompt for i in range(state.size.rows)]
+        text = {}  # by slot
+        for row, prompt in enumerate(first_rows):
+            text |= dict(zip(state.slots[row].tolist(), self.prompts[prompt], strict=False))
+        steps = 0
+        while steps < self.limit and int(state.num_ended) < state.items:
+            lengths, slots = state.text_len.tolist(), state.slots.tolist()
+            assert state.positions.tolist() == [length - 1 for length in lengths]
+            assert steps > 0 or lengths == [len(self.prompts[prompt]) for prompt in first_rows]
+            for own, length, token in zip(slots, lengths, state.ids.tolist(), strict=True):
+                assert steps == 0 or own[length - 1] not in text or text[own[length - 1]] == token
+                text[own[length - 1]] = token
+            rows = [[text[slot] for slot in own[:length]] for own, length in zip(slots, lengths, strict=True)]
+            contexts = [self.language.context(ids) for ids in rows]
+            chosen = choose(contexts, state)
+            drawn = (chosen.drawn, chosen.drawn_log_probs)
+            kernels.advance_search(state, chosen.tokens, chosen.log_probs, *drawn, False, stream)
+            steps += 1
+        for name, array in state.found.device.items():
+            array.copy_(getattr(state, name))
+        return state.results(steps, self.options["num_return_sequences"])
+
+    def state(self, device: str) -> SearchState:
+        beams = self.options["num_beams"] > 1
+        rows = self.options["num_beams" if beams else "num_return_sequences"]
+        longest = max(map(len, self.prompts)) + self.limit
+        size = SearchSize(len(self.prompts), rows, beams, self.options["do_sample"], longest)
+        state = SearchState(size, EOS, torch.device(device))
+        for name in ("ids", "positions", "text_len", "slots", "steps", *state.found.device):
+            getattr(state, name).fill_(-9)
+        state.scores.fill_(torch.nan)
+        return state
+
+    def error(self, found: list[list[Found]]) -> float:
+        """Of log-probabilities, in units of what float32 allows; infinite where anything else differs."""
+        error = 0.0
+        expected = self.on_host()
+        for ours, theirs in zip(found, expected, strict=True):
+            if [(ids, reason) for ids, _, _, reason in ours] != [(ids, reason) for ids, _, _, reason in theirs]:
+                return float("inf")
+            for (_, values, score, _), (_, right, right_score, _) in zip(ours, theirs, strict=True):
+                pairs = [*zip(values, right, strict=True), (score, right_score)]
+                error = max([error, *(abs(a - b) / (2e-5 + 1e-6 * abs(b)) for a, b in pairs)])
+        return error
+
+    def likeliest(self, count: int) -> Choose:
+        """The likeliest tokens, with log-probabilities rounded as csrc/search rounds them."""
+        table = self.language.table
+        search = _C.Search({"max_new_tokens": 1, "eos_token_id": EOS}, [[0]] * CONTEXTS, self.language.vocab_size)
+        search.advance(table.numpy())
+        log_sums = -torch.tensor([values[0] for ((_, values, _, _),) in search.results()])
+        log_probs = table - table.amax(1, keepdim=True) - log_sums[:, None]
+        order = table.sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+        def choose(contexts: list[int], state: SearchState) -> Selection:
+            tokens = order[contexts]
+            values = log_probs[contexts].gather(1, tokens)
+            device = state.ids.device
+            return Selection(tokens.int().to(device), values.to(device), None, None, None)
+
+        return choose
+
+
+def own_memory(state: SearchState) -> None:
+    """Arrays of their own, so that an index beyond the end of one is seen."""
+    for name in (*state.given.device, *state.found.device):
+        setattr(state, name, getattr(state, name).clone())
+
+
+def make_case(
+    vocab_size: int = 20,
+    prompts: Sequence[Sequence[int]] = ((3, 4, 1), (4,), (1, 3)),
+    *,
+    seed: int = 0,
+    eos_bias: float = 2.0,
+    **options: Any,
+) -> Case:
+    language = Language.random(seed, vocab_size, eos_bias=eos_bias)
+    native = native_options(GenerationOptions(**{"max_new_tokens": 9, "seed": seed, **options}), EOS)
+    return Case(language, [list(prompt) for prompt in prompts], native)
