@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ from gitfast.config import GitConfig
 from gitfast.engines.base import EngineStats, Generation, GenerationOptions, ImagePrefix, TokenCallback
 from gitfast.engines.cuda_decoder import Decoder, WeightFormat
 from gitfast.engines.cuda_encoder import fuse_layers
-from gitfast.engines.cuda_greedy import GreedyPlan
-from gitfast.engines.cuda_text import CudaPrefix, TextBatch, group_prefixes, group_tiles
+from gitfast.engines.cuda_search import PlanKey, SearchPlan, Way
+from gitfast.engines.cuda_text import CudaPrefix, TextBatch, group_prefixes
 from gitfast.engines.reference import GitModel, KeysValues, load_weights
 from gitfast.errors import EngineError
-from gitfast.search import generate_with, native_options
+from gitfast.search import generate_with, generations, native_options
 
 _PLANS_KEPT = 8
 
@@ -48,7 +48,7 @@ class CudaEngine:
         self.stats = EngineStats()
         self._id = next(self._ids)
         self._lock = threading.Lock()
-        self._plans: dict[object, GreedyPlan] = {}  # the last used is last
+        self._plans: dict[PlanKey, SearchPlan] = {}  # the last used is last
         self._model = model.eval().requires_grad_(False)
         self._decoder = Decoder(model, weights)
         fuse_layers(model)
@@ -116,9 +116,11 @@ class CudaEngine:
         given = self._checked(prefixes, prompts, options.max_new_tokens)
         with self._lock, _memory_errors():
             self.stats.prefill_tokens += sum(map(len, prompts))
-            if on_token is None and prompts and _is_greedy(options):
-                _C.Search(native_options(options, config.eos_token_id), prompts, config.vocab_size)  # checks them
-                return self._greedy(given, prompts, options.max_new_tokens)
+            native = native_options(options, config.eos_token_id)
+            _C.Search(native, prompts, config.vocab_size)  # checks them
+            way = Way.of(options, config.vocab_size)
+            if on_token is None and prompts and way is not None:
+                return self._search(way, given, prompts, native)
             rows = len(prompts) * max(options.num_beams, options.num_return_sequences, 1)
             text = TextBatch(self._decoder, given, prompts, rows, options.max_new_tokens)
 
@@ -150,23 +152,22 @@ class CudaEngine:
         keys, values = (torch.stack([pair[i][image] for pair in layers]) for i in range(2))
         return CudaPrefix(keys, values, self._id)
 
-    def _greedy(
-        self, prefixes: Sequence[CudaPrefix | None], prompts: Sequence[Sequence[int]], limit: int
+    def _search(
+        self,
+        way: Way,
+        prefixes: Sequence[CudaPrefix | None],
+        prompts: Sequence[Sequence[int]],
+        options: dict[str, Any],
     ) -> list[list[Generation]]:
-        groups, places = group_prefixes(prefixes, self._decoder)
-        device, count = self._decoder.like.device, len(groups)
-        key = GreedyPlan.key(places, groups, max(map(len, prompts)) + limit)
-        plan = self._plans.pop(key, None)
-        if plan is None:
-            plan = GreedyPlan(self._decoder, groups, group_tiles(places, count, device), key[-1])
-        self._plans[key] = plan
+        groups, places = group_prefixes(prefixes)
+        key = PlanKey.of(way, places, groups, max(map(len, prompts)) + options["max_new_tokens"])
+        plan = self._plans.pop(key, None) or SearchPlan(self._decoder, key, self.config.eos_token_id)
+        results, steps = plan.run(groups, prompts, options)
+        self._plans[key] = plan  # one that fails is gone
         if len(self._plans) > _PLANS_KEPT:
             self._plans.pop(next(iter(self._plans)))
-        of_tokens = [place for place, ids in zip(places, prompts, strict=True) for _ in ids]
-        eos = self.config.eos_token_id
-        tokens, log_probs = plan.run(groups, prompts, group_tiles(of_tokens, count, device), limit, eos)
-        self.stats.decode_steps += tokens.shape[1] - 1
-        return [[g] for g in _sequences(tokens, log_probs, eos)]
+        self.stats.decode_steps += steps - 1
+        return generations(results)
 
     def _checked(
         self,
@@ -192,27 +193,6 @@ class CudaEngine:
                 if not 0 <= token < config.vocab_size:
                     raise ValueError(f"{name}[{r}]: token id {token} is outside the vocabulary of {config.vocab_size}")
         return [cast("CudaPrefix | None", prefix) for prefix in prefixes]
-
-
-def _is_greedy(options: GenerationOptions) -> bool:
-    """Whether nothing but the likeliest token is asked for."""
-    plain = GenerationOptions(max_new_tokens=options.max_new_tokens, seed=options.seed)
-    return options == plain and options.max_new_tokens > 0
-
-
-def _sequences(tokens: Tensor, log_probs: Tensor, eos: int) -> list[Generation]:
-    """Rows of tokens (R, L) up to the end-of-sequence token, with it."""
-    found = []
-    for row, (ids, values) in enumerate(zip(tokens.tolist(), log_probs.tolist(), strict=True)):
-        reason: Literal["stop", "length"] = "stop" if eos in ids else "length"
-        length = ids.index(eos) + 1 if eos in ids else len(ids)
-        if -1 in ids[:length]:
-            raise ValueError(f"logits: NaN in row {row}")
-        score = float(np.sum(values[:length]))
-        found.append(
-            Generation(token_ids=ids[:length], token_logprobs=values[:length], score=score, finish_reason=reason)
-        )
-    return found
 
 
 @contextlib.contextmanager

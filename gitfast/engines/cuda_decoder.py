@@ -156,10 +156,18 @@ class Decoder:
         assert logits is not None
         return logits
 
-    def greedy(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest token of rows (R, D), int32 (R,), and its log-probability, float32 (R,)."""
-        chosen = cuda.head_select(hidden, self._head.weight, self._head.bias)
-        return chosen.tokens[:, 0], chosen.log_probs[:, 0]
+    def select(
+        self,
+        hidden: Tensor,
+        *,
+        choices: int = 1,
+        temperature: float = 1.0,
+        keys: Tensor | None = None,
+        step: Tensor | None = None,
+    ) -> cuda.Selection:
+        """What the head chooses for rows (R, D): ``ops.cuda.head_select``."""
+        weight, bias = self._head.weight, self._head.bias
+        return cuda.head_select(hidden, weight, bias, choices=choices, temperature=temperature, keys=keys, step=step)
 
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:

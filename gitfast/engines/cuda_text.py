@@ -42,7 +42,8 @@ class TextBatch:
         new_tokens: int,
     ) -> None:
         self._decoder = decoder
-        self._groups, self._places = group_prefixes(prefixes, decoder)
+        groups, self._places = group_prefixes(prefixes)
+        self._groups = [_stacked(images, decoder) for images in groups]
         total = sum(map(len, prompts))
         self._longest = max(map(len, prompts), default=0) + new_tokens
         self._store = TextStore.empty(decoder, total + rows * new_tokens, max(total, rows))
@@ -91,7 +92,7 @@ class TextBatch:
         return self._store.keys.device
 
 
-def group_prefixes(prefixes: Sequence[CudaPrefix | None], decoder: Decoder) -> tuple[list[PrefixGroup], list[Place]]:
+def group_prefixes(prefixes: Sequence[CudaPrefix | None]) -> tuple[list[list[CudaPrefix | None]], list[Place]]:
     """Groups of prefixes of one length, each object once; and of every item its group and image within."""
     members: dict[int, dict[int, CudaPrefix | None]] = {}
     for prefix in prefixes:
@@ -101,19 +102,33 @@ def group_prefixes(prefixes: Sequence[CudaPrefix | None], decoder: Decoder) -> t
     for prefix in prefixes:
         group, images = order[0 if prefix is None else prefix.num_tokens]
         places.append((group, images.index(id(prefix))))
-    return [_stack(list(images.values()), decoder) for images in members.values()], places
+    return [list(images.values()) for images in members.values()], places
 
 
-def _stack(prefixes: list[CudaPrefix | None], decoder: Decoder) -> PrefixGroup:
-    present = [prefix for prefix in prefixes if prefix is not None]
-    if not present:
-        config = decoder.config
-        heads = config.num_attention_heads
-        none = decoder.like.new_empty((config.num_hidden_layers, 1, heads, 0, config.hidden_size // heads))
-        return PrefixGroup(none, none)
-    if len(present) == 1:
-        return PrefixGroup(present[0].keys[:, None], present[0].values[:, None])
-    return PrefixGroup(torch.stack([p.keys for p in present], 1), torch.stack([p.values for p in present], 1))
+def empty_group(decoder: Decoder, images: int, tokens: int) -> PrefixGroup:
+    """Memory for prefixes of so many images and tokens."""
+    config = decoder.config
+    heads = config.num_attention_heads
+    shape = (config.num_hidden_layers, images, heads, tokens, config.hidden_size // heads)
+    return PrefixGroup(decoder.like.new_empty(shape), decoder.like.new_empty(shape))
+
+
+def stack(images: Sequence[CudaPrefix | None], out: PrefixGroup) -> None:
+    """The prefixes of a group to memory that ``empty_group`` made."""
+    present = [prefix for prefix in images if prefix is not None]
+    if present:  # the others have no tokens
+        torch.stack([prefix.keys for prefix in present], 1, out=out.keys)
+        torch.stack([prefix.values for prefix in present], 1, out=out.values)
+
+
+def _stacked(images: Sequence[CudaPrefix | None], decoder: Decoder) -> PrefixGroup:
+    """A group that is read once: one prefix alone stays where it is."""
+    first = images[0]
+    if first is not None and len(images) == 1:
+        return PrefixGroup(first.keys[:, None], first.values[:, None])
+    group = empty_group(decoder, len(images), 0 if first is None else first.num_tokens)
+    stack(images, out=group)
+    return group
 
 
 def group_tiles(places: Sequence[Place], groups: int, device: torch.device) -> list[Tensor]:

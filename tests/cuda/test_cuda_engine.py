@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from gitfast.checkpoint import open_checkpoint
 from gitfast.engines.base import Generation, GenerationOptions
 from gitfast.engines.cpu import CpuEngine
 from gitfast.engines.cuda import CudaEngine, CudaPrefix
+from gitfast.engines.cuda_search import Way
 from gitfast.errors import EngineError
 from gitfast.ops import cuda
 from gitfast.processor import Processor
@@ -108,22 +112,69 @@ def test_the_search_on_the_host_agrees_with_the_device(device: str, processor: P
     np.testing.assert_allclose(streamed[0][0].token_logprobs, alone[0][0].token_logprobs, atol=1e-5)
 
 
-def test_beams_samples_and_questions(device: str, cpu: CpuEngine, processor: Processor, pixels: np.ndarray) -> None:
-    engine, prompt = make_engine(device), processor.tokenizer.prompt
+SEARCHES = {
+    "greedy": GenerationOptions(max_new_tokens=6),
+    "beams": GenerationOptions(num_beams=3, num_return_sequences=2, max_new_tokens=5),
+    "long beams": GenerationOptions(
+        num_beams=2, num_return_sequences=2, max_new_tokens=7, length_penalty=2.0, early_stopping="never"
+    ),
+    "short beams": GenerationOptions(num_beams=2, max_new_tokens=9, length_penalty=-1.0, early_stopping=True),
+    "the paper's beams": GenerationOptions(
+        num_beams=4, num_return_sequences=4, max_new_tokens=4, length_penalty=0.6, length_penalty_form="paper"
+    ),
+    "samples": GenerationOptions(do_sample=True, temperature=0.8, seed=1, num_return_sequences=2, max_new_tokens=4),
+    "samples of a few": GenerationOptions(
+        do_sample=True, top_k=3, seed=1, num_return_sequences=2, max_new_tokens=4
+    ),
+    "samples of a share": GenerationOptions(
+        do_sample=True, top_k=9, top_p=0.9, temperature=1.3, seed=2, num_return_sequences=3, max_new_tokens=4
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches(
+    device: str, name: str, cpu: CpuEngine, processor: Processor, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device, on the host over its logits, and by the CPU engine."""
+    engine, prompt, options = make_engine(device), processor.tokenizer.prompt, SEARCHES[name]
     ours, theirs = engine.encode(pixels[:2]), cpu.encode(pixels[:2])
     encoded = engine.stats.encoded_images
     # Questions of several lengths on one prefix, one on another, and no image at all.
     prompts = [prompt("how many shapes are there ?"), prompt("what color ?"), prompt(), prompt()]
-    for options in (
-        GenerationOptions(num_beams=3, num_return_sequences=2, max_new_tokens=5),
-        GenerationOptions(do_sample=True, top_k=3, seed=1, num_return_sequences=2, max_new_tokens=4),
-    ):
-        results = [
-            which.generate([prefixes[0], prefixes[0], prefixes[1], None], prompts, options)
-            for which, prefixes in ((engine, ours), (cpu, theirs))
-        ]
-        assert tokens(results[0]) == tokens(results[1])
+    results = [
+        which.generate([prefixes[0], prefixes[0], prefixes[1], None], prompts, options)
+        for which, prefixes in ((engine, ours), (cpu, theirs))
+    ]
+    assert len(engine._plans) == 1
     assert engine.stats.encoded_images == encoded
+    monkeypatch.setattr(Way, "of", lambda *_: None)
+    results.append(engine.generate([ours[0], ours[0], ours[1], None], prompts, options))
+    assert len(engine._plans) == 1
+    for other, tolerance in ((1, 0.02), (2, 1e-4)):
+        assert tokens(results[other]) == tokens(results[0])
+        for got, expected in zip(*(itertools.chain(*found) for found in (results[0], results[other])), strict=True):
+            assert got.finish_reason == expected.finish_reason
+            assert got.score == pytest.approx(expected.score, abs=tolerance * len(got.token_ids))
+            np.testing.assert_allclose(got.token_logprobs, expected.token_logprobs, atol=tolerance)
+
+
+def test_a_plan_of_beams_reads_what_changes(
+    device: str, cpu: CpuEngine, processor: Processor, pixels: np.ndarray
+) -> None:
+    """Lengths, penalties and stopping are data; the steps after all beams have ended are not done."""
+    engine, prompt = make_engine(device), [processor.tokenizer.prompt()]
+    ours, theirs = engine.encode(pixels[:1]), cpu.encode(pixels[:1])
+    for length_penalty, early_stopping, limit in ((1.0, False, 14), (-2.0, True, 15), (3.0, "never", 3)):
+        options = GenerationOptions(
+            num_beams=2, length_penalty=length_penalty, early_stopping=early_stopping, max_new_tokens=limit
+        )
+        before = engine.stats.decode_steps
+        results = engine.generate(ours, prompt, options)
+        assert tokens(results) == tokens(cpu.generate(theirs, prompt, options))
+        steps = engine.stats.decode_steps - before + 1
+        assert steps < limit or limit == 3, "the search did not stop early"
+    assert len(engine._plans) == 1
 
 
 def test_scores(device: str, cpu: CpuEngine, processor: Processor, pixels: np.ndarray) -> None:
@@ -160,12 +211,13 @@ def test_what_cannot_be_is_named(device: str, processor: Processor, pixels: np.n
         make_engine(device, "float32")
 
 
-def test_logits_that_are_no_numbers(device: str, processor: Processor, pixels: np.ndarray) -> None:
+@pytest.mark.parametrize("name", ["greedy", "beams", "samples", "samples of a few"])
+def test_logits_that_are_no_numbers(device: str, name: str, processor: Processor, pixels: np.ndarray) -> None:
     engine = make_engine(device)
     prefix = engine.encode(pixels[:1])[0]
     broken = CudaPrefix(prefix.keys, torch.full_like(prefix.values, torch.nan), prefix.engine)
     with pytest.raises(ValueError, match="logits: NaN in row 0"):
-        engine.generate([broken], [processor.tokenizer.prompt()], GenerationOptions(max_new_tokens=2))
+        engine.generate([broken], [processor.tokenizer.prompt()], SEARCHES[name])
 
 
 def test_memory_that_does_not_suffice(
@@ -181,6 +233,65 @@ def test_memory_that_does_not_suffice(
         with pytest.raises(EngineError, match="cuda engine: tried to allocate 9 GiB"):
             engine.encode(pixels[:1])
     assert len(engine.encode(pixels[:1])) == 1
+
+
+def test_memory_that_does_not_suffice_for_a_search(
+    device: str,
+    processor: Processor,
+    pixels: np.ndarray,
+    captioned: list[list[Generation]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wherever it ends, at first, in the second step or where one is captured: the plan is dropped, no more."""
+    engine, prompt, options = make_engine(device), [processor.tokenizer.prompt()], GenerationOptions(max_new_tokens=4)
+    prefix = engine.encode(pixels[:1])
+    advance = cuda.advance_search
+    for steps in range(3):
+        left = iter(range(steps))
+
+        def advance_or_fail(*args: object, left: Iterator[int] = left, **kwargs: object) -> None:
+            if next(left, None) is None:
+                raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+            advance(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda, "advance_search", advance_or_fail)
+            with pytest.raises(EngineError, match="cuda engine: tried to allocate 9 GiB"):
+                engine.generate(prefix, prompt, options)
+        assert not engine._plans
+        assert tokens(engine.generate(prefix, prompt, options)) == [[captioned[0][0].token_ids[:4]]]
+        engine._plans.clear()
+
+
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ({}, Way(1, False, False, 1)),
+        ({"temperature": 3.0, "top_k": 100}, Way(1, False, False, 1)),
+        ({"num_beams": 4, "length_penalty": 2.0, "num_return_sequences": 2}, Way(4, True, False, 8)),
+        ({"num_beams": 16}, Way(16, True, False, 32)),
+        ({"num_beams": 17}, None),
+        ({"do_sample": True, "num_return_sequences": 3}, Way(3, False, True, 1, 1.0)),
+        ({"do_sample": True, "temperature": 1e-35}, None),
+        ({"do_sample": True, "top_k": 63, "temperature": 2.0}, Way(1, False, True, 64)),
+        ({"do_sample": True, "top_k": 64}, None),
+        ({"do_sample": True, "top_p": 0.9}, None),
+        ({"do_sample": True, "top_k": 5, "top_p": 0.9, "min_p": 0.1}, Way(1, False, True, 6)),
+        ({"suppress_tokens": (3,)}, None),
+        ({"min_new_tokens": 1}, None),
+        ({"num_beams": 4, "repetition_penalty": 1.5}, None),
+    ],
+    ids=str,
+)
+def test_what_runs_on_the_device(options: dict[str, Any], way: Way | None) -> None:
+    assert Way.of(GenerationOptions(**options), 30522) == way
+
+
+def test_few_tokens_are_all_drawn_from() -> None:
+    options = GenerationOptions(do_sample=True, top_p=0.9)
+    assert Way.of(options, 64) == Way(1, False, True, 64)
+    assert Way.of(options, 65) is None
+    assert Way.of(GenerationOptions(num_beams=4), 5) == Way(4, True, False, 5)
 
 
 def test_heads_the_kernels_do_not_take(device: str, tmp_path: Path) -> None:
