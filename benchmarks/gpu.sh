@@ -30,12 +30,12 @@ step() {
 architecture=$($python -c 'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}{b}" + "a" * (a == 9))')
 export CMAKE_CUDA_ARCHITECTURES=$architecture-real GITFAST_CUDA=on
 step build 100 $python setup.py build_ext --inplace
-step build-test 40 cmake --build build/cmake --target gitfast_cuda_test
+step build-test 30 cmake --build build/cmake --target gitfast_cuda_test
 step info 10 $python -m gitfast info
 # The tests skip where there is no device, so that must not go unseen here.
 step devices 10 $python -c 'from gitfast import _C; found = _C.cuda.devices(); print(found); assert found["devices"]'
 step kernels 10 build/cmake/gitfast_cuda_test
-step tests 70 $python -m pytest -q -p no:cacheprovider tests/cuda/test_device.py \
+step tests 60 $python -m pytest -q -p no:cacheprovider tests/cuda/test_device.py \
   tests/cuda/test_arguments.py tests/cuda/test_norm.py tests/cuda/test_activation.py tests/cuda/test_embed.py \
   tests/cuda/test_attention_cuda.py tests/cuda/test_linear_cuda.py tests/cuda/test_select_cuda.py
 # Whole captions, on the bundled model.
@@ -43,6 +43,9 @@ step engine 50 $python -m pytest -q -p no:cacheprovider tests/cuda/test_function
 for tool in memcheck racecheck synccheck; do
   step "sanitizer-$tool" 25 compute-sanitizer --tool $tool --error-exitcode 1 build/cmake/gitfast_cuda_test
 done
+# What launches, barriers and reading cost on this GPU, without a kernel of ours.
+step probe 25 bash -c "mkdir -p build && nvcc -arch=sm_$architecture -std=c++17 -O3 -o build/gpu_probe benchmarks/gpu_probe.cu &&
+  build/gpu_probe '$results/probe.json'"
 # Images of 224 and 480 pixels; the other models take longer. A run that is stopped has written what it had.
 step bench 110 $python -m gitfast bench kernels --device cuda --model base vqa --rounds 7 --json "$results/kernels.json"
 step caption 60 $python benchmarks/caption_cuda.py --json "$results/caption.json"
