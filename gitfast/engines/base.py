@@ -31,6 +31,20 @@ class ImagePrefix(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """How bytes become what a model was trained on: ``(byte * factor - mean) / std``, by channel."""
+
+    factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def affine(self) -> tuple[list[float], list[float]]:
+        """The same as ``byte * a + b``: a and b, by channel."""
+        pairs = list(zip(self.mean, self.std, strict=True))
+        return [self.factor / std for _, std in pairs], [-mean / std for mean, std in pairs]
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
     """How to choose tokens. Names and meanings follow ``transformers.GenerationConfig``.
 
@@ -79,7 +93,12 @@ TokenCallback = Callable[[int, Sequence[int]], bool | None]
 
 
 class Engine(Protocol):
-    """What ``tasks`` needs of an engine. Calls are thread-safe."""
+    """What ``tasks`` needs of an engine. Calls are thread-safe.
+
+    An engine may have one attribute more, ``normalization``. If that is not None, ``encode`` also takes pixels as
+    bytes, uint8 (B, H, W, 3) or (B, T, H, W, 3), and normalises them so: a quarter of the bytes on their way to a
+    device. ``normalization_of`` asks for it.
+    """
 
     name: str
 
@@ -108,6 +127,11 @@ class Engine(Protocol):
     def score(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""
         ...
+
+
+def normalization_of(engine: Engine) -> Normalization | None:
+    """What ``engine`` does to pixels given as bytes; None: it does not take them."""
+    return getattr(engine, "normalization", None)
 
 
 @dataclass

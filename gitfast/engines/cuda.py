@@ -14,12 +14,20 @@ from torch import Tensor
 
 from gitfast import _C
 from gitfast.config import GitConfig
-from gitfast.engines.base import EngineStats, Generation, GenerationOptions, ImagePrefix, TokenCallback
+from gitfast.engines.base import (
+    EngineStats,
+    Generation,
+    GenerationOptions,
+    ImagePrefix,
+    Normalization,
+    TokenCallback,
+)
 from gitfast.engines.cuda_decoder import Decoder, WeightFormat
-from gitfast.engines.cuda_encoder import fuse_layers
+from gitfast.engines.cuda_encoder import Encoder, ImageKind, PrefixDtype
+from gitfast.engines.cuda_images import EncodePlan, ImageEncoder
 from gitfast.engines.cuda_search import PlanKey, SearchPlan, Way
 from gitfast.engines.cuda_text import CudaPrefix, TextBatch, group_prefixes
-from gitfast.engines.reference import GitModel, KeysValues, load_weights
+from gitfast.engines.reference import GitModel, load_weights
 from gitfast.errors import EngineError
 from gitfast.search import generate_with, generations, native_options
 
@@ -31,6 +39,7 @@ DTYPES: dict[str, tuple[torch.dtype, WeightFormat]] = {
     "int8": (torch.bfloat16, "int8"),
     "float8": (torch.bfloat16, "float8"),
 }
+PREFIX_DTYPES: tuple[PrefixDtype, ...] = ("auto", "int8")
 
 
 class CudaEngine:
@@ -43,15 +52,23 @@ class CudaEngine:
     name = "cuda"
     _ids = itertools.count()
 
-    def __init__(self, model: GitModel, weights: WeightFormat = None) -> None:
+    def __init__(
+        self,
+        model: GitModel,
+        weights: WeightFormat = None,
+        prefix_dtype: PrefixDtype = "auto",
+        normalization: Normalization | None = None,
+    ) -> None:
+        self.normalization = normalization
         self.config = model.config
         self.stats = EngineStats()
         self._id = next(self._ids)
         self._lock = threading.Lock()
         self._plans: dict[PlanKey, SearchPlan] = {}  # the last used is last
-        self._model = model.eval().requires_grad_(False)
-        self._decoder = Decoder(model, weights)
-        fuse_layers(model)
+        model.eval().requires_grad_(False)
+        encoder = Encoder(model, prefix_dtype, normalization)
+        self._images = ImageEncoder(encoder)
+        self._decoder = Decoder(model, weights, encoder.prefix_dtype)
 
     @classmethod
     def from_weights(
@@ -61,6 +78,8 @@ class CudaEngine:
         *,
         device: str | torch.device = "cuda",
         dtype: str = "bfloat16",
+        prefix_dtype: str = "auto",
+        normalization: Normalization | None = None,
     ) -> CudaEngine:
         """Build from a checkpoint's tensors, by Hugging Face name.
 
@@ -68,19 +87,27 @@ class CudaEngine:
         decoder's and the head's matrices for text in 8 bits, one scale per row, beside bfloat16 activations. Sums,
         softmax, norms and logits are float32.
 
+        ``prefix_dtype`` is that of the keys and values of images: "auto", that of the activations, or "int8", half the
+        bytes, with one scale per token and head (for heads of 64, which all published models have).
+
+        ``normalization`` is what ``encode`` does to pixels given as bytes; without, it takes none.
+
         Raises:
             CheckpointError: tensors are missing, unexpected or mis-shaped.
             EngineError: the kernels do not take the model's widths, or device memory does not suffice.
-            ValueError: ``dtype`` cannot be.
+            ValueError: ``dtype`` or ``prefix_dtype`` cannot be.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+        if prefix_dtype not in PREFIX_DTYPES:
+            raise ValueError(f"prefix_dtype: expected {', '.join(map(repr, PREFIX_DTYPES))}, got {prefix_dtype!r}")
         activations, stored = DTYPES[dtype]
         model = GitModel(config)
         load_weights(model, weights)
         try:
             with _memory_errors():
-                return cls(model.to(device=device, dtype=activations), stored)
+                chosen = cast(PrefixDtype, prefix_dtype)
+                return cls(model.to(device=device, dtype=activations), stored, chosen, normalization)
         except ValueError as error:
             raise EngineError(f"cuda engine: does not take this model in {dtype}: {error}") from error
 
@@ -88,15 +115,28 @@ class CudaEngine:
     def encode(self, pixel_values: np.ndarray, *, interpolate_positions: bool = False) -> list[CudaPrefix]:
         """Images (B, 3, H, W) or clips (B, T, 3, H, W), normalised -> one prefix per image or clip.
 
+        With ``normalization`` also bytes, uint8 (B, H, W, 3) or (B, T, H, W, 3). The result is on its way when this
+        returns: the device need not have computed it.
+
         Raises:
-            ValueError: rank, size or number of frames do not suit the model.
-            EngineError: device memory does not suffice; the engine stays usable.
+            ValueError: dtype, rank, size or number of frames do not suit the model.
+            EngineError: device memory does not suffice for one image; the engine stays usable.
         """
+        pixels = np.asarray(pixel_values)
+        kind = self._kind(pixels, interpolate_positions)
         with self._lock, _memory_errors():
-            pixels = torch.as_tensor(np.ascontiguousarray(pixel_values)).to(self._decoder.like.device)
-            layers = self._model.prefix(self._model.image_tokens(pixels, interpolate_positions))
-            self.stats.encoded_images += len(pixels)
-            return [self._prefix(layers, image) for image in range(len(pixels))]
+            pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32, copy=False)
+            try:
+                batches = list(self._images(pixels, kind))
+            finally:
+                self._count_plans()
+            self.stats.encoded_images += len(batches)
+            return [CudaPrefix.of(batch, self._id) for batch in batches]
+
+    def plans(self) -> list[EncodePlan]:
+        """What is kept for encoding batches of one size and kind, the last used last."""
+        with self._lock:
+            return self._images.plans()
 
     @torch.inference_mode()
     def generate(
@@ -147,10 +187,32 @@ class CudaEngine:
                 first += len(ids)
             return scores
 
-    def _prefix(self, layers: Sequence[KeysValues], image: int) -> CudaPrefix:
-        """Of one image of a batch, in memory of its own."""
-        keys, values = (torch.stack([pair[i][image] for pair in layers]) for i in range(2))
-        return CudaPrefix(keys, values, self._id)
+    def _kind(self, pixels: np.ndarray, interpolate_positions: bool) -> ImageKind:
+        """Of pixels that suit the model."""
+        config, vision = self.config, self.config.vision_config
+        shape, as_bytes = pixels.shape, pixels.dtype == np.uint8
+        if as_bytes and self.normalization is None:
+            raise ValueError("pixel_values: expected float32; this engine was not told how to normalise bytes")
+        if not as_bytes and not np.issubdtype(pixels.dtype, np.floating):
+            raise ValueError(f"pixel_values: expected float32 or uint8, got {pixels.dtype}")
+        image = "H, W, 3" if as_bytes else "3, H, W"
+        if pixels.ndim not in (4, 5) or shape[-1 if as_bytes else -3] != 3:
+            raise ValueError(f"pixel_values: expected (B, {image}) or (B, T, {image}), got {shape}")
+        frames, limit = shape[1] if pixels.ndim == 5 else None, config.num_image_with_embedding or 0
+        if frames is not None and not 1 <= frames <= limit:
+            raise ValueError(f"pixel_values: this model takes clips of at most {limit} frames, got {frames}")
+        size = shape[-3:-1] if as_bytes else shape[-2:]
+        if size != (vision.image_size,) * 2 and not interpolate_positions:
+            raise ValueError(f"pixel_values: expected images of {(vision.image_size,) * 2}, got {size}")
+        if min(size) < vision.patch_size:
+            raise ValueError(f"pixel_values: expected images of at least one patch, got {size}")
+        return ImageKind(frames, size[0] // vision.patch_size, size[1] // vision.patch_size)
+
+    def _count_plans(self) -> None:
+        plans = self._images.plans()
+        self.stats.extra["encode_plans"] = len(plans)
+        self.stats.extra["encode_plan_bytes"] = sum(plan.nbytes for plan in plans)
+        self.stats.extra["padded_images"] = self._images.padded
 
     def _search(
         self,

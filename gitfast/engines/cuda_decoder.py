@@ -23,10 +23,15 @@ _HEAD_DIMS = (16, 32, 64, 80, 128)  # of csrc/cuda/attention.cu
 
 @dataclass(frozen=True)
 class PrefixGroup:
-    """The prefixes of B images with the same number of tokens: keys and values (layers, B, H, P, head_dim)."""
+    """The prefixes of B images with the same number of tokens: keys and values (layers, B, H, P, head_dim).
+
+    Of int8 where there are scales, (layers, B, H, P) each.
+    """
 
     keys: Tensor
     values: Tensor
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
 
     @property
     def splits(self) -> int:
@@ -112,7 +117,8 @@ class PackedLayer:
                 cuda.prefix_attention(
                     q, group.keys[index], group.values[index], tiles, k_text=keys, v_text=values, slots=rows.slots,
                     text_len=rows.text_len, k_new=k_new, v_new=v_new, splits=group.splits, workspace=store.workspace,
-                    out=out,
+                    k_scale=group.k_scale if group.k_scale is None else group.k_scale[index],
+                    v_scale=group.v_scale if group.v_scale is None else group.v_scale[index], out=out,
                 )  # fmt: skip
         return out
 
@@ -132,8 +138,10 @@ class PackedLinear:
 class Decoder:
     """The text half of a model, its weights packed once; ``weights`` stores the matrices in 8 bits."""
 
-    def __init__(self, model: GitModel, weights: WeightFormat = None) -> None:
+    def __init__(self, model: GitModel, weights: WeightFormat, prefix_dtype: torch.dtype) -> None:
+        """``prefix_dtype`` is that of the prefixes it will read: int8, or the model's."""
         self.config, self.like = model.config, model.output.weight.data
+        self.prefix_dtype = prefix_dtype
         head_dim = model.config.hidden_size // model.config.num_attention_heads
         if head_dim not in _HEAD_DIMS:
             raise ValueError(f"head_dim: expected one of {_HEAD_DIMS}, got {head_dim}")

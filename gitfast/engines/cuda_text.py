@@ -8,16 +8,35 @@ import torch
 from torch import Tensor
 
 from gitfast.engines.cuda_decoder import Decoder, PrefixGroup, TextRows, TextStore
+from gitfast.engines.cuda_encoder import PrefixBatch
 from gitfast.ops import cuda
 
 Place = tuple[int, int]  # a row's prefix: its group, and its image within
 
 
 class CudaPrefix:
-    """Keys and values of one image in every layer, (layers, H, P, head_dim) each, on the device of their engine."""
+    """Keys and values of one image in every layer, (layers, H, P, head_dim) each, on the device of their engine.
 
-    def __init__(self, keys: Tensor, values: Tensor, engine: int) -> None:
+    Of int8 where there are scales, float32 (layers, H, P): what the integers of a token are multiplied with.
+    """
+
+    def __init__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        engine: int,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
+    ) -> None:
         self.keys, self.values, self.engine = keys, values, engine
+        self.k_scale, self.v_scale = k_scale, v_scale
+
+    @classmethod
+    def of(cls, image: PrefixBatch, engine: int) -> CudaPrefix:
+        """Of one image, without the dimension of the batch."""
+        keys, values = image.data
+        k_scale, v_scale = (None, None) if image.scales is None else image.scales
+        return cls(keys, values, engine, k_scale, v_scale)
 
     @property
     def num_tokens(self) -> int:
@@ -26,8 +45,8 @@ class CudaPrefix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.keys.nbytes + self.values.nbytes
+        """Bytes of keys, values and scales."""
+        return sum(x.nbytes for x in (self.keys, self.values, self.k_scale, self.v_scale) if x is not None)
 
 
 class TextBatch:
@@ -107,25 +126,30 @@ def group_prefixes(prefixes: Sequence[CudaPrefix | None]) -> tuple[list[list[Cud
 
 def empty_group(decoder: Decoder, images: int, tokens: int) -> PrefixGroup:
     """Memory for prefixes of so many images and tokens."""
-    config = decoder.config
+    config, like = decoder.config, decoder.like
     heads = config.num_attention_heads
-    shape = (config.num_hidden_layers, images, heads, tokens, config.hidden_size // heads)
-    return PrefixGroup(decoder.like.new_empty(shape), decoder.like.new_empty(shape))
+    shape = (config.num_hidden_layers, images, heads, tokens)
+    dtype = decoder.prefix_dtype if tokens else like.dtype  # no image: nothing to scale either
+    keys, values = (like.new_empty((*shape, config.hidden_size // heads), dtype=dtype) for _ in range(2))
+    if dtype != torch.int8:
+        return PrefixGroup(keys, values)
+    return PrefixGroup(keys, values, *(like.new_empty(shape, dtype=torch.float32) for _ in range(2)))
 
 
 def stack(images: Sequence[CudaPrefix | None], out: PrefixGroup) -> None:
     """The prefixes of a group to memory that ``empty_group`` made."""
     present = [prefix for prefix in images if prefix is not None]
     if present:  # the others have no tokens
-        torch.stack([prefix.keys for prefix in present], 1, out=out.keys)
-        torch.stack([prefix.values for prefix in present], 1, out=out.values)
+        for name in ("keys", "values", *(("k_scale", "v_scale") if out.k_scale is not None else ())):
+            torch.stack([getattr(prefix, name) for prefix in present], 1, out=getattr(out, name))
 
 
 def _stacked(images: Sequence[CudaPrefix | None], decoder: Decoder) -> PrefixGroup:
     """A group that is read once: one prefix alone stays where it is."""
     first = images[0]
     if first is not None and len(images) == 1:
-        return PrefixGroup(first.keys[:, None], first.values[:, None])
+        given = (first.keys, first.values, first.k_scale, first.v_scale)
+        return PrefixGroup(*(x[:, None] for x in given if x is not None))
     group = empty_group(decoder, len(images), 0 if first is None else first.num_tokens)
     stack(images, out=group)
     return group

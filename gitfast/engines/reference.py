@@ -70,9 +70,10 @@ class VisionEmbeddings(nn.Module):
         grid = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype))  # (B, D, rows, columns)
         patches = grid.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
-        return tokens + self._positions(grid.shape[2], grid.shape[3])
+        return tokens + self.positions(grid.shape[2], grid.shape[3])
 
-    def _positions(self, rows: int, columns: int) -> Tensor:
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Of the class token and a grid of patches, resized (bicubic) where it is not the model's own: (N, D)."""
         positions, side = self.position_embedding.weight, self.config.grid_size
         if (rows, columns) == (side, side):
             return positions

@@ -6,6 +6,10 @@ from types import ModuleType
 
 import emulated
 import pytest
+import torch
+
+from gitfast import _C
+from gitfast.ops import cuda
 
 
 @pytest.fixture(scope="session")
@@ -28,4 +32,18 @@ def emulation(emulation_file: Path) -> ModuleType:
 def order(request: pytest.FixtureRequest, emulation: ModuleType) -> str:
     """Every order of threads."""
     emulation.set_order(request.param, seed=1)
+    return request.param
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the engine runs: on "cpu" its kernels are emulated."""
+    if request.param == "cuda":
+        if not hasattr(_C, "cuda") or not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device and a build with CUDA")
+    else:
+        emulation = request.getfixturevalue("emulation")
+        emulation.set_order("forward")
+        monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
+        monkeypatch.setattr(cuda, "_stream", lambda _: 0)
     return request.param

@@ -12,11 +12,11 @@ import pytest
 import torch
 from tiny_checkpoint import write_checkpoint
 
-from gitfast import _C
 from gitfast.checkpoint import open_checkpoint
 from gitfast.engines.base import Generation, GenerationOptions
 from gitfast.engines.cpu import CpuEngine
 from gitfast.engines.cuda import CudaEngine, CudaPrefix
+from gitfast.engines.cuda_encoder import Encoder
 from gitfast.engines.cuda_search import Way
 from gitfast.errors import EngineError
 from gitfast.ops import cuda
@@ -27,23 +27,10 @@ MODEL = ROOT / "models" / "git-tiny"
 IMAGES = sorted((ROOT / "examples" / "images").glob("*.png"))[:3]
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where the engine runs: on "cpu" its kernels are emulated."""
-    if request.param == "cuda":
-        if not hasattr(_C, "cuda") or not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device and a build with CUDA")
-    else:
-        emulation = request.getfixturevalue("emulation")
-        emulation.set_order("forward")
-        monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
-        monkeypatch.setattr(cuda, "_stream", lambda _: 0)
-    return request.param
-
-
-def make_engine(device: str, dtype: str = "float16") -> CudaEngine:
+def make_engine(device: str, dtype: str = "float16", prefix_dtype: str = "auto") -> CudaEngine:
     checkpoint = open_checkpoint(MODEL)
-    return CudaEngine.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype)
+    config, weights = checkpoint.config, checkpoint.weights
+    return CudaEngine.from_weights(config, weights, device=device, dtype=dtype, prefix_dtype=prefix_dtype)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +75,23 @@ def test_captions(
         np.testing.assert_allclose(got.token_logprobs, expected.token_logprobs, atol=tolerance)
         assert got.score == pytest.approx(sum(got.token_logprobs))
     assert engine.stats.encoded_images == len(IMAGES)
+
+
+def test_captions_over_prefixes_of_int8(
+    device: str, processor: Processor, pixels: np.ndarray, captioned: list[list[Generation]]
+) -> None:
+    engine, prompts = make_engine(device, prefix_dtype="int8"), [processor.tokenizer.prompt()] * len(IMAGES)
+    prefixes = engine.encode(pixels)
+    results = engine.generate(prefixes, prompts, GenerationOptions())
+    assert tokens(results) == tokens(captioned)
+    for (got,), (expected,) in zip(results, captioned, strict=True):
+        np.testing.assert_allclose(got.token_logprobs, expected.token_logprobs, atol=0.05)
+    # Every search, a single prefix among them, and rows without an image.
+    for options in (GenerationOptions(num_beams=2), GenerationOptions(repetition_penalty=1.01)):
+        mixed = engine.generate([*prefixes[:1], None], prompts[:2], options)
+        assert mixed[0][0].token_ids == captioned[0][0].token_ids
+    (scores,) = engine.score(prefixes[:1], [[*prompts[0], *captioned[0][0].token_ids]])
+    np.testing.assert_allclose(scores, captioned[0][0].token_logprobs, atol=0.05)
 
 
 def test_a_plan_serves_calls_of_one_shape(
@@ -229,7 +233,7 @@ def test_memory_that_does_not_suffice(
         raise torch.OutOfMemoryError("tried to allocate 9 GiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._model, "image_tokens", fail)
+        patch.setattr(Encoder, "__call__", fail)
         with pytest.raises(EngineError, match="cuda engine: tried to allocate 9 GiB"):
             engine.encode(pixels[:1])
     assert len(engine.encode(pixels[:1])) == 1

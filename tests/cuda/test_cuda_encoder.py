@@ -1,0 +1,218 @@
+"""Encoding on a CUDA device, and over emulated kernels: the reference's prefixes, whatever the batch and the layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_checkpoint import write_checkpoint
+
+from gitfast.checkpoint import open_checkpoint
+from gitfast.config import GitConfig
+from gitfast.engines import cuda_images
+from gitfast.engines.base import Normalization
+from gitfast.engines.cuda import CudaEngine, CudaPrefix
+from gitfast.engines.cuda_encoder import Encoder
+from gitfast.engines.cuda_images import BUCKETS, next_bucket
+from gitfast.engines.reference import ReferenceEngine
+from gitfast.errors import EngineError
+
+NORMALIZATION = Normalization(factor=1 / 255, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
+
+
+def write_model(folder: Path, **overrides: object) -> Path:
+    shape = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 64}
+    return write_checkpoint(folder, **{**shape, **overrides})
+
+
+def read_model(folder: Path) -> tuple[GitConfig, dict[str, np.ndarray]]:
+    """With matrices so small that no softmax is sharp, and rounding stays what it is."""
+    checkpoint = open_checkpoint(folder)
+    weights = {name: np.asarray(x) for name, x in checkpoint.weights.items()}
+    return checkpoint.config, {name: x * np.float32(0.3 if x.ndim > 1 else 1) for name, x in weights.items()}
+
+
+def make_engine(folder: Path, device: str, **options: object) -> CudaEngine:
+    return CudaEngine.from_weights(*read_model(folder), device=device, dtype="float16", **options)
+
+
+def random_pixels(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def values(prefix: CudaPrefix) -> np.ndarray:
+    """Keys and values as they are meant: float32 (2, layers, H, P, head_dim)."""
+    both = torch.stack([prefix.keys, prefix.values]).float()
+    if prefix.k_scale is not None and prefix.v_scale is not None:
+        both *= torch.stack([prefix.k_scale, prefix.v_scale])[..., None]
+    return both.cpu().numpy()
+
+
+def expected(folder: Path, pixels: np.ndarray) -> list[np.ndarray]:
+    prefixes = ReferenceEngine.from_weights(*read_model(folder)).encode(pixels, interpolate_positions=True)
+    return [np.stack([[pair[i].numpy() for pair in prefix.layers] for i in (0, 1)]) for prefix in prefixes]
+
+
+def assert_near(got: list[CudaPrefix], truth: list[np.ndarray], tolerance: float) -> None:
+    """In the root mean square, of the values' own."""
+    assert len(got) == len(truth)
+    for prefix, exact in zip(got, truth, strict=True):
+        assert values(prefix).shape == exact.shape
+        assert np.sqrt(np.mean((values(prefix) - exact) ** 2) / np.mean(exact**2)) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("shape", "frames"),
+    [
+        ((3, 3, 32, 32), None),
+        ((2, 3, 24, 47), None),
+        ((1, 3, 8, 200), None),
+        ((2, 2, 3, 32, 32), 3),
+        ((2, 3, 32, 32), 3),
+    ],
+    ids=["images", "rectangles", "a row of patches", "clips", "images on a video model"],
+)
+def test_prefixes_are_the_reference_s(device: str, tmp_path: Path, shape: tuple[int, ...], frames: int | None) -> None:
+    folder = write_model(tmp_path, num_image_with_embedding=frames)
+    engine, pixels = make_engine(folder, device), random_pixels(*shape)
+    for _ in range(3):  # at first, captured, replayed
+        assert_near(engine.encode(pixels, interpolate_positions=True), expected(folder, pixels), 0.01)
+
+
+@pytest.mark.parametrize("patch_size", [8, 6])
+@pytest.mark.parametrize("clips", [False, True], ids=["images", "clips"])
+def test_bytes_are_normalised(device: str, tmp_path: Path, patch_size: int, clips: bool) -> None:
+    config = open_checkpoint(write_model(tmp_path / "other")).config
+    vision = {**config.to_dict()["vision_config"], "patch_size": patch_size}
+    folder = write_model(tmp_path / "model", vision_config=vision, num_image_with_embedding=2)
+    engine = make_engine(folder, device, normalization=NORMALIZATION)
+    shape = (2, 2, 32, 32, 3) if clips else (3, 32, 32, 3)
+    given = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    normalised = (given * np.float32(1 / 255) - np.float32(NORMALIZATION.mean)) / np.float32(NORMALIZATION.std)
+    floats = np.ascontiguousarray(np.moveaxis(normalised, -1, -3))
+    from_bytes, from_floats = engine.encode(given), engine.encode(floats)
+    assert_near(from_bytes, [values(prefix) for prefix in from_floats], 1e-3)
+    assert_near(from_bytes, expected(folder, floats), 0.01)
+
+
+def test_batches_of_any_size(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_model(tmp_path)
+    pixels = random_pixels(11, 3, 32, 32)
+    truth = expected(folder, pixels)
+    engine = make_engine(folder, device)
+    for count, padded in ((3, 1), (5, 0), (11, 1)):
+        before = engine.stats.extra.get("padded_images", 0)
+        assert_near(engine.encode(pixels[:count]), truth[:count], 0.01)
+        assert engine.stats.extra["padded_images"] - before == padded
+    assert {plan.images for plan in engine.plans()} == {1, 4, 8}
+    assert engine.stats.encoded_images == 19
+    assert engine.stats.extra["encode_plans"] == 3
+    assert engine.stats.extra["encode_plan_bytes"] == sum(plan.nbytes for plan in engine.plans()) > 0
+    if device == "cuda":
+        assert all(plan.captured for plan in engine.plans() if plan.images == 4)
+    assert engine.encode(pixels[:0]) == []
+    # Bounded by tokens: 17 of an image.
+    monkeypatch.setattr(cuda_images, "_MOST_TOKENS", 2 * 17)
+    engine = make_engine(folder, device)
+    assert_near(engine.encode(pixels[:5]), truth[:5], 0.01)
+    assert {plan.images for plan in engine.plans()} == {1, 2}
+
+
+def test_what_a_batch_leaves_is_its_images_own(device: str, tmp_path: Path) -> None:
+    """Neither the next batch nor another image of the batch holds or changes a prefix."""
+    engine = make_engine(write_model(tmp_path), device)
+    prefixes = engine.encode(random_pixels(2, 3, 32, 32))
+    before = [values(prefix) for prefix in prefixes]
+    engine.encode(random_pixels(2, 3, 32, 32) + 1)
+    for prefix, kept in zip(prefixes, before, strict=True):
+        np.testing.assert_array_equal(values(prefix), kept)
+        assert prefix.keys.untyped_storage().nbytes() == prefix.nbytes
+
+
+def test_sizes_of_batches() -> None:
+    for largest in BUCKETS:
+        for images in range(1, 200):
+            left, computed = images, 0
+            while left > 0:
+                bucket = next_bucket(left, largest)
+                assert bucket in BUCKETS
+                assert bucket <= largest
+                assert 4 * min(left, bucket) >= 3 * bucket
+                left -= bucket
+                computed += bucket
+            assert 3 * computed <= 4 * images
+    assert [next_bucket(images, 64) for images in (1, 3, 5, 6, 33, 48, 64, 100)] == [1, 4, 4, 8, 32, 64, 64, 64]
+
+
+def test_plans_of_rare_sizes_go(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_images, "_PLANS_KEPT", 2)
+    engine = make_engine(write_model(tmp_path), device)
+    for height, width in ((32, 32), (16, 24), (32, 32), (24, 16)):
+        engine.encode(random_pixels(1, 3, height, width), interpolate_positions=True)
+    assert [(plan.height, plan.width) for plan in engine.plans()] == [(32, 32), (24, 16)]
+    assert engine.plans()[0].label == "1 images, 32 x 32 pixels"
+
+
+def test_memory_for_small_batches_only(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_model(tmp_path)
+    pixels = random_pixels(9, 3, 32, 32)
+    engine, compute = make_engine(folder, device), Encoder.__call__
+
+    def limited(self: Encoder, inputs, kind, out) -> None:
+        if len(out.data) > 2:
+            raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+        compute(self, inputs, kind, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "__call__", limited)
+        for _ in range(2):  # the second knows
+            assert_near(engine.encode(pixels), expected(folder, pixels), 0.01)
+            assert {plan.images for plan in engine.plans()} == {1, 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_images, "_apart", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+        with pytest.raises(EngineError, match="cuda engine: none at all"):
+            engine.encode(pixels[:1])
+    assert engine.plans() == []
+    assert_near(engine.encode(pixels[:2]), expected(folder, pixels[:2]), 0.01)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_prefixes_of_int8(device: str, tmp_path: Path, count: int) -> None:
+    folder = write_model(tmp_path)
+    pixels = random_pixels(count, 3, 32, 32)
+    prefixes = make_engine(folder, device, prefix_dtype="int8").encode(pixels)
+    assert_near(prefixes, expected(folder, pixels), 0.02)
+    halves = make_engine(folder, device).encode(pixels)
+    tokens = 2 * 2 * 2 * 17  # keys and values, layers, heads, tokens
+    for prefix, half in zip(prefixes, halves, strict=True):
+        assert prefix.keys.dtype == torch.int8
+        assert int(prefix.keys.abs().max()) == int(prefix.values.abs().max()) == 127
+        assert (half.nbytes, prefix.nbytes) == (tokens * 64 * 2, tokens * (64 + 4))
+
+
+def test_a_prefix_dtype_that_cannot_be(device: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="prefix_dtype: expected 'auto', 'int8', got 'int4'"):
+        make_engine(write_model(tmp_path / "a"), device, prefix_dtype="int4")
+    with pytest.raises(EngineError, match="prefix_dtype: int8 needs a head_dim of 64, got 16"):
+        make_engine(write_model(tmp_path / "b", num_attention_heads=8), device, prefix_dtype="int8")
+
+
+def test_pixels_that_cannot_be(device: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path, num_image_with_embedding=2)
+    told, untold = make_engine(folder, device, normalization=NORMALIZATION), make_engine(folder, device)
+    as_bytes = np.zeros((1, 32, 32, 3), np.uint8)
+    for engine, pixels, message in (
+        (untold, as_bytes, r"expected float32; this engine was not told how to normalise bytes"),
+        (told, as_bytes.astype(np.int64), r"expected float32 or uint8, got int64"),
+        (told, as_bytes[0], r"expected \(B, H, W, 3\) or \(B, T, H, W, 3\), got \(32, 32, 3\)"),
+        (told, as_bytes.transpose(0, 3, 1, 2), r"expected \(B, H, W, 3\) .* got \(1, 3, 32, 32\)"),
+        (told, as_bytes.astype(np.float32), r"expected \(B, 3, H, W\) .* got \(1, 32, 32, 3\)"),
+        (told, as_bytes[:, :24], r"expected images of \(32, 32\), got \(24, 32\)"),
+        (told, np.zeros((1, 3, 32, 32, 3), np.uint8), r"this model takes clips of at most 2 frames, got 3"),
+    ):
+        with pytest.raises(ValueError, match=f"pixel_values: {message}"):
+            engine.encode(pixels)
+    with pytest.raises(ValueError, match="pixel_values: expected images of at least one patch"):
+        told.encode(as_bytes[:, :4], interpolate_positions=True)
