@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import numpy as np
 
 from gitfast.config import GitConfig, read_json
+from gitfast.engines.base import Normalization
 from gitfast.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -364,6 +365,7 @@ class ImageProcessor:
         exif: bool = True,
         limits: ImageLimits = DEFAULT_LIMITS,
         num_threads: int | None = None,
+        normalize: bool = True,
     ) -> np.ndarray:
         """One image, a list of them or an array (B, H, W, 3) -> float32 (B, 3, H, W).
 
@@ -371,6 +373,7 @@ class ImageProcessor:
             images: Each anything that ``load_image`` takes.
             exif, limits: As in ``load_image``.
             num_threads: Images decoded and resized at a time; None: as many as there are cores, at most 8.
+            normalize: False leaves bytes, uint8 (B, H, W, 3), for an engine that knows this ``normalization``.
 
         Raises:
             ImageError: an image is bad (the message gives its index in a list), or without a crop the images end
@@ -390,20 +393,34 @@ class ImageProcessor:
         # PIL images and file objects have state, and one may be listed twice: not to be loaded by two threads.
         stateless = (str, os.PathLike, bytes, np.ndarray)
         sources = [s if isinstance(s, stateless) else load(i, s) for i, s in enumerate(sources)]
-        pixels = map_in_threads(lambda i: self.preprocess(load(i, sources[i])), range(len(sources)), num_threads)
+
+        def preprocess(index: int) -> np.ndarray:
+            return self.preprocess(load(index, sources[index]), normalize=normalize)
+
+        pixels = map_in_threads(preprocess, range(len(sources)), num_threads)
         if len(pixels) == 1:
             return pixels[0][None]
         if len({p.shape for p in pixels}) > 1:
-            raise ImageError(f"images: these settings give different sizes: {[p.shape[1:] for p in pixels]}")
+            sizes = [p.shape[1:] if normalize else p.shape[:2] for p in pixels]
+            raise ImageError(f"images: these settings give different sizes: {sizes}")
         return np.stack(pixels)
 
-    def preprocess(self, image: PIL.Image.Image) -> np.ndarray:
-        """One RGB picture, as ``load_image`` gives it -> float32 (3, H, W)."""
+    @property
+    def normalization(self) -> Normalization:
+        """What becomes of the bytes of a resized and cropped picture."""
+        mean, std = self.image_mean, self.image_std
+        if mean is None or std is None:
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        return Normalization(factor=self.rescale_factor, mean=mean, std=std)
+
+    def preprocess(self, image: PIL.Image.Image, *, normalize: bool = True) -> np.ndarray:
+        """One RGB picture, as ``load_image`` gives it -> float32 (3, H, W); not normalised, uint8 (H, W, 3)."""
         if self.size is not None:
             image = image.resize(self._resized(*image.size), getattr(_pillow().Resampling, self.resample.upper()))
         if self.crop_size is not None:
             image = self._crop(image)
-        return self._normalize(np.asarray(image))
+        pixels = np.asarray(image)
+        return self._normalize(pixels) if normalize else pixels
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) after resizing."""

@@ -41,19 +41,21 @@ def _is_frame(value: Any) -> bool:
 
 
 def read_pixels(
-    processor: Processor, sources: Sequence[Any], clips: ClipSampling
+    processor: Processor, sources: Sequence[Any], clips: ClipSampling, *, normalize: bool = True
 ) -> list[np.ndarray | ImagePrefix | GitfastError]:
-    """Pixels (3, H, W) of images or (T, 3, H, W) of clips; prefixes stay, bad sources give their error."""
+    """Pixels (3, H, W) of images or (T, 3, H, W) of clips; prefixes stay, bad sources give their error.
+
+    Not normalised, pixels are bytes: uint8 (H, W, 3) or (T, H, W, 3).
+    """
 
     def read(source: Any) -> np.ndarray | ImagePrefix | GitfastError:
         if isinstance(source, ImagePrefix):
             return source
         try:
             if processor.num_frames is None:
-                return processor.images([source])[0]
-            return processor.clip(
-                source, clips.num_frames or processor.num_frames, sampling=clips.sampling, seed=clips.seed
-            )
+                return processor.images([source], normalize=normalize)[0]
+            frames = clips.num_frames or processor.num_frames
+            return processor.clip(source, frames, normalize=normalize, sampling=clips.sampling, seed=clips.seed)
         except ImageError as error:
             return error
 

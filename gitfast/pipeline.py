@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gitfast.engines.base import Engine, Generation, GenerationOptions, ImagePrefix
+from gitfast.engines.base import Engine, Generation, GenerationOptions, ImagePrefix, normalization_of
 from gitfast.errors import GitfastError
 from gitfast.inputs import ClipSampling, read_pixels
 from gitfast.processor import Processor
@@ -52,9 +52,11 @@ def encode(engine: Engine, processor: Processor, sources: Sequence[Any], batchin
         ImageError: a source is bad and ``on_error`` is "raise"; the message gives its index.
     """
     argument = "images" if processor.num_frames is None else "videos"
+    normalize = normalization_of(engine) != processor.image_processor.normalization
     for start in range(0, len(sources), batching.batch_size):
         begin = time.perf_counter()
-        pixels = read_pixels(processor, sources[start : start + batching.batch_size], batching.clips)
+        some = sources[start : start + batching.batch_size]
+        pixels = read_pixels(processor, some, batching.clips, normalize=normalize)
         for i, value in enumerate(pixels, start):
             if isinstance(value, GitfastError) and batching.on_error == "raise":
                 raise value if len(sources) == 1 else type(value)(f"{argument}[{i}]: {value}") from None

@@ -67,9 +67,10 @@ class Processor:
         *,
         exif: bool = True,
         limits: ImageLimits = _image.DEFAULT_LIMITS,
+        normalize: bool = True,
     ) -> np.ndarray:
-        """Images -> float32 (B, 3, H, W); see ``ImageProcessor.__call__``."""
-        return self.image_processor(images, exif=exif, limits=limits)
+        """Images -> float32 (B, 3, H, W); not normalised, uint8 (B, H, W, 3). See ``ImageProcessor.__call__``."""
+        return self.image_processor(images, exif=exif, limits=limits, normalize=normalize)
 
     def clips(
         self,
@@ -104,12 +105,13 @@ class Processor:
             raise VideoError(f"videos: expected clips of one shape, got {[clip.shape for clip in clips]}")
         return np.stack(clips)
 
-    def clip(self, video: VideoSource, num_frames: int, **options: Any) -> np.ndarray:
-        """One video -> float32 (T, 3, H, W); options as in ``load_clip``."""
+    def clip(self, video: VideoSource, num_frames: int, *, normalize: bool = True, **options: Any) -> np.ndarray:
+        """One video -> float32 (T, 3, H, W); not normalised, uint8 (T, H, W, 3). Options as in ``load_clip``."""
         pictures = _video.load_clip(video, num_frames=num_frames, **options)
-        frames = map_in_threads(self.image_processor.preprocess, pictures)
+        frames = map_in_threads(lambda picture: self.image_processor.preprocess(picture, normalize=normalize), pictures)
         if len({frame.shape for frame in frames}) > 1:
-            raise VideoError(f"frames end in different sizes: {[frame.shape[1:] for frame in frames]}")
+            sizes = [frame.shape[1:] if normalize else frame.shape[:2] for frame in frames]
+            raise VideoError(f"frames end in different sizes: {sizes}")
         return np.stack(frames)
 
 

@@ -17,6 +17,7 @@ def load(
     *,
     engine: str = "auto",
     dtype: str = "auto",
+    prefix_dtype: str = "auto",
     num_threads: int | None = None,
     prefix_cache_bytes: int | None = None,
     preprocess: Preprocess = "hf",
@@ -34,6 +35,7 @@ def load(
         dtype: Of the weights: "float32" (not cuda); "bfloat16"; "float16" (not cpu); "int8" (one scale per output
             channel of the decoder, bfloat16 in the vision encoder; not reference); "float8" (the same; cuda). "auto" is
             float32, and bfloat16 for cuda. Sums are float32 always.
+        prefix_dtype: Of the encoding of images: "auto", or "int8" (cuda): half the bytes of bfloat16, less exact.
         num_threads: Threads of the CPU engine; None takes ``GITFAST_NUM_THREADS`` or the processors there are.
         prefix_cache_bytes: Keep the encoding of images seen lately, up to this many bytes (7.3 MB for an image of
             git-base in float32); ``model.engine.cache_stats`` counts hits. None: keep none.
@@ -42,13 +44,20 @@ def load(
 
     Raises:
         CheckpointError, ConfigError: the model is not there, or a file of it is damaged; the message names it.
-        EngineError: the engine cannot run here, or not with this dtype.
+        EngineError: the engine cannot run here, or not with these dtypes.
     """
     checkpoint = hub.open_model(
         model, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
     processor = Processor.from_folder(checkpoint.folder, checkpoint.config, preprocess=preprocess)
-    chosen = create_engine(engine, checkpoint, dtype=dtype, num_threads=num_threads)
+    chosen = create_engine(
+        engine,
+        checkpoint,
+        dtype=dtype,
+        prefix_dtype=prefix_dtype,
+        num_threads=num_threads,
+        normalization=processor.image_processor.normalization,
+    )
     if prefix_cache_bytes is not None:
         chosen = CachingEngine(chosen, prefix_cache_bytes)
     return Model(chosen, processor, checkpoint.config, name=os.fspath(model))

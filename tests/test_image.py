@@ -246,6 +246,16 @@ def test_batches_hold_the_same_pixels_as_single_images() -> None:
     np.testing.assert_array_equal(processor(frames), processor(list(frames)))
 
 
+@pytest.mark.parametrize("changes", [{}, {"do_normalize": False}, {"do_rescale": False}, {"do_center_crop": False}])
+def test_bytes_and_their_normalization_are_the_pixels(changes: dict) -> None:
+    processor = ImageProcessor.from_dict({"size": 30, "crop_size": 24, **changes})
+    images = [picture(seed=seed) for seed in (1, 2)]
+    given, expected = processor(images, normalize=False), processor(images)
+    assert given.dtype == np.uint8
+    a, b = (np.array(values, np.float32) for values in processor.normalization.affine())
+    np.testing.assert_allclose((given * a + b).transpose(0, 3, 1, 2), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_threads_change_nothing(photographs: dict[str, PIL.Image.Image]) -> None:
     lazy = PIL.Image.open(io.BytesIO(encoded(picture(300, 200))))
     file = io.BytesIO(encoded(photographs["flower.jpg"], "JPEG"))

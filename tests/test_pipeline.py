@@ -12,6 +12,7 @@ from tiny_checkpoint import random_image
 import gitfast
 from gitfast import pipeline
 from gitfast.engines.base import Generation, GenerationOptions
+from gitfast.engines.caching import CachingEngine
 from gitfast.image import ImageProcessor
 from gitfast.pipeline import Batching
 from gitfast.processor import Processor
@@ -81,6 +82,20 @@ def test_images_of_one_shape_are_encoded_together_and_keep_their_places(engine, 
     assert sorted(engine.encoded) == [(3, 3, 16, 16), (4, 3, 16, 32)]
     expected = [processor.images(image).mean() for image in images]
     np.testing.assert_allclose([s for (s,) in scores], expected, rtol=1e-5)
+
+
+def test_engines_that_normalise_are_given_bytes(engine, processor, checkpoint_folder):
+    images = [random_image(0, (32, 16)), random_image(1, (16, 16))]
+    engine.normalization = processor.image_processor.normalization
+    scores = generate(engine, processor, images)
+    assert sorted(engine.encoded) == [(1, 16, 16, 3), (1, 16, 32, 3)]
+    np.testing.assert_allclose([s for (s,) in scores], [processor.images(x, normalize=False).mean() for x in images])
+    # Behind a cache too; but never bytes that the engine would normalise otherwise.
+    generate(CachingEngine(engine, 100), processor, images[:1])
+    assert engine.encoded[-1] == (1, 16, 32, 3)
+    engine.normalization = ImageProcessor(image_mean=(0.1, 0.2, 0.3)).normalization
+    generate(engine, processor, images[:1])
+    assert engine.encoded[-1] == (1, 3, 16, 32)
 
 
 def test_memory_does_not_grow_with_the_inputs(engine, processor):

@@ -26,6 +26,15 @@ def clip(frames: int, seed: int = 0, height: int = 30, width: int = 50) -> np.nd
     return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), np.uint8)
 
 
+def test_clips_of_bytes(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="no preprocessor_config.json"):
+        processor = Processor.from_folder(folder, VIDEO_CONFIG)
+    frames, normalised = processor.clip(clip(6), 6, normalize=False), processor.clip(clip(6), 6)
+    assert (frames.dtype, frames.shape) == (np.dtype(np.uint8), (6, 224, 224, 3))
+    a, b = (np.array(values, np.float32) for values in processor.image_processor.normalization.affine())
+    np.testing.assert_allclose(frames * a + b, normalised.transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
+
+
 def test_settings_of_a_folder(folder: Path) -> None:
     config = GitConfig()
     with pytest.warns(UserWarning, match="no preprocessor_config.json"):

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gitfast.engines.base import Engine, Generation, GenerationOptions, ImagePrefix, TokenCallback
+from gitfast.engines.base import (
+    Engine,
+    Generation,
+    GenerationOptions,
+    ImagePrefix,
+    Normalization,
+    TokenCallback,
+    normalization_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,11 @@ class CachingEngine:
         self._prefixes: OrderedDict[bytes, ImagePrefix] = OrderedDict()
         self._lock = threading.Lock()
         self._hits = self._misses = self._evictions = self._nbytes = 0
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """That of ``engine``, for pixels given as bytes."""
+        return normalization_of(self.engine)
 
     @property
     def cache_stats(self) -> CacheStats:

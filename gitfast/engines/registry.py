@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from gitfast.checkpoint import Checkpoint
-from gitfast.engines.base import Engine
+from gitfast.engines.base import Engine, Normalization
 from gitfast.errors import EngineError
 
 ENGINES = ("cpu", "cuda", "reference")
@@ -34,11 +34,21 @@ def engine_status(name: str) -> EngineStatus:
     return {"cpu": _cpu_status, "cuda": _cuda_status, "reference": _reference_status}[name]()
 
 
-def create_engine(name: str, checkpoint: Checkpoint, *, dtype: str = "auto", num_threads: int | None = None) -> Engine:
+def create_engine(
+    name: str,
+    checkpoint: Checkpoint,
+    *,
+    dtype: str = "auto",
+    prefix_dtype: str = "auto",
+    num_threads: int | None = None,
+    normalization: Normalization | None = None,
+) -> Engine:
     """An engine by name; "auto" takes the CPU engine, "torch" is another name of "reference".
 
+    ``normalization`` is for engines that take pixels as bytes; the others are given floats, and ignore it.
+
     Raises:
-        EngineError: the engine cannot run here, or not with this dtype; the message says why.
+        EngineError: the engine cannot run here, or not with these dtypes; the message says why.
         ValueError: an unknown engine or dtype, or ``num_threads`` for an engine that has no threads of its own.
     """
     name = {"auto": "cpu", "torch": "reference"}.get(name, name)
@@ -49,11 +59,15 @@ def create_engine(name: str, checkpoint: Checkpoint, *, dtype: str = "auto", num
     status = engine_status(name)
     if not status.usable:
         raise EngineError(f"{name} engine: not usable: {status.detail}")
+    if prefix_dtype != "auto" and name != "cuda":
+        raise EngineError(f"{name} engine: the dtype of prefixes follows from that of weights; got {prefix_dtype!r}")
     if name == "cpu":
         return _create_cpu(checkpoint, dtype, num_threads)
     if num_threads is not None:
         raise ValueError(f"num_threads: the {name} engine has no threads of its own; use torch.set_num_threads")
-    return _create_cuda(checkpoint, dtype) if name == "cuda" else _create_reference(checkpoint, dtype)
+    if name == "cuda":
+        return _create_cuda(checkpoint, dtype, prefix_dtype, normalization)
+    return _create_reference(checkpoint, dtype)
 
 
 def _create_cpu(checkpoint: Checkpoint, dtype: str, num_threads: int | None) -> Engine:
@@ -66,7 +80,7 @@ def _create_cpu(checkpoint: Checkpoint, dtype: str, num_threads: int | None) -> 
     return CpuEngine.from_weights(checkpoint.config, checkpoint.weights, dtype=chosen, num_threads=num_threads or 0)
 
 
-def _create_cuda(checkpoint: Checkpoint, dtype: str) -> Engine:
+def _create_cuda(checkpoint: Checkpoint, dtype: str, prefix_dtype: str, normalization: Normalization | None) -> Engine:
     import torch
 
     from gitfast.engines.cuda import DTYPES as SUPPORTED
@@ -77,7 +91,9 @@ def _create_cuda(checkpoint: Checkpoint, dtype: str) -> Engine:
         raise EngineError(f"cuda engine: takes {', '.join(SUPPORTED)}, not {dtype}")
     if not torch.cuda.is_available():
         raise EngineError(f"cuda engine: torch {torch.__version__} has no CUDA, or finds no device")
-    return CudaEngine.from_weights(checkpoint.config, checkpoint.weights, dtype=chosen)
+    return CudaEngine.from_weights(
+        checkpoint.config, checkpoint.weights, dtype=chosen, prefix_dtype=prefix_dtype, normalization=normalization
+    )
 
 
 def _create_reference(checkpoint: Checkpoint, dtype: str) -> Engine:

@@ -19,6 +19,7 @@ from gitfast.engines.cuda import CudaEngine, CudaPrefix
 from gitfast.engines.cuda_encoder import Encoder
 from gitfast.engines.cuda_search import Way
 from gitfast.errors import EngineError
+from gitfast.model import Model
 from gitfast.ops import cuda
 from gitfast.processor import Processor
 
@@ -92,6 +93,24 @@ def test_captions_over_prefixes_of_int8(
         assert mixed[0][0].token_ids == captioned[0][0].token_ids
     (scores,) = engine.score(prefixes[:1], [[*prompts[0], *captioned[0][0].token_ids]])
     np.testing.assert_allclose(scores, captioned[0][0].token_logprobs, atol=0.05)
+
+
+def test_tasks_hand_over_bytes(
+    device: str, processor: Processor, captioned: list[list[Generation]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, given = open_checkpoint(MODEL), []
+    engine = CudaEngine.from_weights(
+        checkpoint.config,
+        checkpoint.weights,
+        device=device,
+        dtype="float16",
+        normalization=processor.image_processor.normalization,
+    )
+    encode = engine.encode
+    monkeypatch.setattr(engine, "encode", lambda pixels, **_: given.append(pixels.dtype) or encode(pixels))
+    results = Model(engine, processor, checkpoint.config).caption(IMAGES)
+    assert given == [np.uint8]
+    assert [list(result.token_ids) for result in results] == [item[0].token_ids for item in captioned]
 
 
 def test_a_plan_serves_calls_of_one_shape(

@@ -45,6 +45,12 @@ def test_dtypes_that_an_engine_does_not_take(checkpoint_folder):
         create_engine("cpu", checkpoint, dtype="int4")
 
 
+def test_the_dtype_of_prefixes_is_asked_of_cuda_only(checkpoint_folder):
+    for name in ("cpu", "reference"):
+        with pytest.raises(EngineError, match=rf"{name} engine: the dtype of prefixes follows .* got 'int8'"):
+            create_engine(name, open_checkpoint(checkpoint_folder), prefix_dtype="int8")
+
+
 def test_without_the_native_library(checkpoint_folder, monkeypatch):
     import gitfast
 
