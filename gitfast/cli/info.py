@@ -1,4 +1,4 @@
-"""``gitfast info``: which engines can run here and why others cannot, and what a model is."""
+"""``gitfast info``: which engines can run here and why others cannot, what a model is, and what it holds in memory."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import json
 import platform
 from typing import Any
 
-from gitfast import __version__, hub
+import numpy as np
+
+from gitfast import Model, __version__, hub, load
 from gitfast.checkpoint import num_parameters
 from gitfast.cli import common
-from gitfast.engines.registry import engine_statuses
+from gitfast.engines.registry import DTYPES, ENGINES, engine_statuses
 
 _EXAMPLE = """\
   gitfast info
-  gitfast info --model microsoft/git-base-coco --json"""
+  gitfast info --model microsoft/git-base-coco --json
+  gitfast info --model microsoft/git-base-coco --engine cuda --dtype int8"""
 
 
 def add_parser(commands: Any) -> None:
@@ -23,6 +26,8 @@ def add_parser(commands: Any) -> None:
         commands, "info", run, help="Say which engines can run here, and what a model is.", example=_EXAMPLE
     )
     parser.add_argument("--model", help="folder, Hugging Face repository, or short name")
+    parser.add_argument("--engine", choices=["auto", *ENGINES], help="load the model on it, and say what it holds")
+    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES], help="of the weights in memory")
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -35,6 +40,10 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.model is not None:
         facts["model"] = _model_facts(args.model)
+    if args.engine is not None:
+        if args.model is None:
+            raise ValueError("--engine: needs a --model to load")
+        facts["loaded"] = loaded_facts(load(args.model, engine=args.engine, dtype=args.dtype))
     print(json.dumps(facts) if args.json else _text(facts))
     return 0
 
@@ -59,6 +68,24 @@ def _model_facts(name: str) -> dict[str, Any]:
     }
 
 
+def loaded_facts(model: Model) -> dict[str, Any]:
+    """What a model's engine holds, once it has encoded an image or clip; None for what it does not count."""
+    engine, config = model.engine, model.config
+    edge = config.vision_config.image_size
+    frames = [] if config.num_image_with_embedding is None else [config.num_image_with_embedding]
+    blank = np.zeros((1, *frames, 3, edge, edge), np.float32)
+    for _ in range(2):  # what serves images again and again is made the second time
+        (prefix,) = engine.encode(blank)
+    plans: list[Any] = getattr(engine, "plans", list)()
+    return {
+        "engine": engine.name,
+        "dtype": getattr(engine, "dtype", None),
+        "weight_bytes": getattr(engine, "nbytes", None),
+        "prefix_bytes": prefix.nbytes,
+        "plans": [{"for": plan.label, "captured": plan.captured, "bytes": plan.nbytes} for plan in plans],
+    }
+
+
 def _text(facts: dict[str, Any]) -> str:
     lines = [f"gitfast {facts['gitfast']}, Python {facts['python']}, {facts['platform']}", "", "engines"]
     for engine in facts["engines"]:
@@ -67,6 +94,13 @@ def _text(facts: dict[str, Any]) -> str:
     if model := facts.get("model"):
         lines += ["", "model"]
         lines += [f"  {key.replace('_', ' '):<15} {_shown(value)}" for key, value in model.items()]
+    if loaded := facts.get("loaded"):
+        *counts, (_, plans) = loaded.items()
+        lines += ["", "loaded"]
+        lines += [f"  {key.replace('_', ' '):<15} {_shown(value)}" for key, value in counts if value is not None]
+        for plan in plans:
+            how = "a graph" if plan["captured"] else "kernel by kernel"
+            lines.append(f"  {'kept':<15} for {plan['for']}: {how}, {plan['bytes']:,} bytes")
     return "\n".join(lines)
 
 

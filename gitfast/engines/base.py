@@ -97,7 +97,8 @@ class Engine(Protocol):
 
     An engine may have one attribute more, ``normalization``. If that is not None, ``encode`` also takes pixels as
     bytes, uint8 (B, H, W, 3) or (B, T, H, W, 3), and normalises them so: a quarter of the bytes on their way to a
-    device. ``normalization_of`` asks for it.
+    device. ``normalization_of`` asks for it. ``gitfast info`` shows ``dtype``, ``nbytes`` (of weights) and ``plans()``
+    of engines that have them.
     """
 
     name: str

@@ -65,6 +65,7 @@ class CudaEngine:
         self._id = next(self._ids)
         self._lock = threading.Lock()
         self._plans: dict[PlanKey, SearchPlan] = {}  # the last used is last
+        self._stored = weights
         model.eval().requires_grad_(False)
         encoder = Encoder(model, prefix_dtype, normalization)
         self._images = ImageEncoder(encoder)
@@ -132,6 +133,11 @@ class CudaEngine:
                 self._count_plans()
             self.stats.encoded_images += len(batches)
             return [CudaPrefix.of(batch, self._id) for batch in batches]
+
+    @property
+    def dtype(self) -> str:
+        """How matrices for text are stored, as ``from_weights`` takes it."""
+        return self._stored or str(self._decoder.like.dtype).removeprefix("torch.")
 
     def plans(self) -> list[EncodePlan]:
         """What is kept for encoding batches of one size and kind, the last used last."""

@@ -36,8 +36,8 @@ class EncodePlan:
     @property
     def label(self) -> str:
         """In words."""
-        what = f"{self.images} images" if self.frames is None else f"{self.images} clips of {self.frames} frames"
-        return f"{what}, {self.height} x {self.width} pixels"
+        frames = "" if self.frames is None else f" clips of {self.frames} frames"
+        return f"batches of {self.images}{frames}, {self.height} x {self.width} pixels"
 
 
 def next_bucket(images: int, largest: int) -> int:

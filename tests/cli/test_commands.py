@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
-from tiny_checkpoint import random_image
+from tiny_checkpoint import random_image, write_checkpoint
 
 import gitfast
 from gitfast.cli import main
@@ -158,6 +159,30 @@ class TestInfo:
         assert {engine["name"] for engine in facts["engines"]} == set(registry.ENGINES)
         assert facts["model"]["image_tokens"] == 17
         assert facts["model"]["frames"] is None
+
+    @pytest.mark.parametrize("frames", [None, 2])
+    def test_what_a_loaded_model_holds(self, run, tmp_path, frames):
+        folder = write_checkpoint(tmp_path, num_image_with_embedding=frames)
+        arguments = ["info", "--model", folder, "--engine", "cpu", "--dtype", "bfloat16"]
+        code, lines, _ = run(*arguments)
+        assert code == 0
+        frame = np.zeros((32, 32, 3), np.uint8)
+        model = gitfast.load(folder, engine="cpu", dtype="bfloat16")
+        prefix_bytes = model.encode(frame if frames is None else [frame] * frames).nbytes
+        assert f"  prefix bytes    {prefix_bytes:,}" in lines
+        loaded = json.loads(run(*arguments, "--json")[1][0])["loaded"]
+        assert loaded == {
+            "engine": "cpu",
+            "dtype": "bfloat16",
+            "weight_bytes": model.engine.nbytes,
+            "prefix_bytes": prefix_bytes,
+            "plans": [],
+        }
+
+    def test_an_engine_needs_a_model(self, run):
+        code, _, errors = run("info", "--engine", "cpu")
+        assert code == 1
+        assert "--engine: needs a --model" in "".join(errors)
 
     def test_says_why_not(self, run, monkeypatch):
         monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)

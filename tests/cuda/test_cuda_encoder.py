@@ -152,7 +152,7 @@ def test_plans_of_rare_sizes_go(device: str, tmp_path: Path, monkeypatch: pytest
     for height, width in ((32, 32), (16, 24), (32, 32), (24, 16)):
         engine.encode(random_pixels(1, 3, height, width), interpolate_positions=True)
     assert [(plan.height, plan.width) for plan in engine.plans()] == [(32, 32), (24, 16)]
-    assert engine.plans()[0].label == "1 images, 32 x 32 pixels"
+    assert engine.plans()[0].label == "batches of 1, 32 x 32 pixels"
 
 
 def test_memory_for_small_batches_only(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import torch
 from tiny_checkpoint import write_checkpoint
 
 from gitfast.checkpoint import open_checkpoint
+from gitfast.cli import info, main
 from gitfast.engines.base import Generation, GenerationOptions
 from gitfast.engines.cpu import CpuEngine
 from gitfast.engines.cuda import CudaEngine, CudaPrefix
@@ -111,6 +112,24 @@ def test_tasks_hand_over_bytes(
     results = Model(engine, processor, checkpoint.config).caption(IMAGES)
     assert given == [np.uint8]
     assert [list(result.token_ids) for result in results] == [item[0].token_ids for item in captioned]
+
+
+def test_info_shows_what_is_kept(
+    device: str, processor: Processor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = make_engine(device, "int8", prefix_dtype="int8")
+    monkeypatch.setattr(info, "load", lambda *_, **__: Model(engine, processor, engine.config))
+    assert main(["info", "--model", str(MODEL), "--engine", "cuda"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (plan,) = engine.plans()
+    assert plan.nbytes > 2 * 3 * 2 * 65 * (64 + 4)  # a prefix, its scales, and what it is made of
+    how = "a graph" if device == "cuda" else "kernel by kernel"
+    assert lines[lines.index("loaded") + 1 :] == [
+        "  engine          cuda",
+        "  dtype           int8",
+        f"  prefix bytes    {2 * 3 * 2 * 65 * (64 + 4):,}",
+        f"  kept            for batches of 1, 64 x 64 pixels: {how}, {plan.nbytes:,} bytes",
+    ]
 
 
 def test_a_plan_serves_calls_of_one_shape(
