@@ -2,8 +2,9 @@
 
     python benchmarks/caption_cuda.py [--shape git-base] [--batch 1 8 64] [--rounds 9] [--json FILE]
 
-All run the same random weights on the same pixels; none may end early. Sides take turns within each round, ratios are
-taken round by round. "step" is what a token more costs. Beside the speed stand the tokens equal to those of
+All run the same random weights on the same pixels; none may end early. gitfast is given them as bytes, as its tasks
+give them, transformers normalised; "float32 pixels" is gitfast with those. Sides take turns within each round, ratios
+are taken round by round. "step" is what a token more costs. Beside the speed stand the tokens equal to those of
 transformers in float32, up to the first that differs in each caption: beyond it texts go ways of their own.
 """
 
@@ -19,15 +20,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from captioners import SHAPES, milliseconds, random_model, random_pixels
+from captioners import SHAPES, milliseconds, random_model
 
 from gitfast.bench.machine import gpu_facts
 from gitfast.config import GitConfig
-from gitfast.engines.base import GenerationOptions
+from gitfast.engines.base import GenerationOptions, Normalization
 from gitfast.engines.cuda import CudaEngine
+from gitfast.image import CLIP_MEAN, CLIP_STD
 
 NEW_TOKENS, BEAMS = 20, 4
-DTYPES = ("bfloat16", "int8", "float8")
+ENGINES = {
+    "bfloat16": {"dtype": "bfloat16"},
+    "bfloat16, int8 prefix": {"dtype": "bfloat16", "prefix_dtype": "int8"},
+    "int8": {"dtype": "int8"},
+    "float8": {"dtype": "float8"},
+}
+NORMALIZATION = Normalization(factor=1 / 255, mean=CLIP_MEAN, std=CLIP_STD)
 Caption = Callable[[int], Sequence[Sequence[int]]]  # so many new tokens -> token ids of every image
 
 
@@ -37,6 +45,12 @@ def endless(config: transformers.GitConfig) -> transformers.GitForCausalLM:
     with torch.no_grad():
         model.output.bias[config.eos_token_id] = -1e4
     return model
+
+
+def normalised(pixels: np.ndarray) -> np.ndarray:
+    """Bytes (B, H, W, 3) -> float32 (B, 3, H, W)."""
+    scale, shift = (np.array(values, np.float32) for values in NORMALIZATION.affine())
+    return np.ascontiguousarray((pixels * scale + shift).transpose(0, 3, 1, 2))
 
 
 def of_transformers(model: transformers.GitForCausalLM, pixels: np.ndarray) -> Caption:
@@ -106,19 +120,24 @@ def run(shape: str, batches: Sequence[int], rounds: int, device: str) -> list[di
     exact, half = endless(config).to(device), endless(config).to(device, torch.bfloat16)
     weights = {name: x.float().cpu().numpy() for name, x in exact.state_dict().items()}
     own = GitConfig.from_dict(config.to_dict())
-    engines = {dtype: CudaEngine.from_weights(own, weights, device=device, dtype=dtype) for dtype in DTYPES}
+    engines = {
+        name: CudaEngine.from_weights(own, weights, device=device, normalization=NORMALIZATION, **options)
+        for name, options in ENGINES.items()
+    }
     results: list[dict[str, object]] = []
     for batch in batches:
-        one = random_pixels(config)
-        pixels = np.random.default_rng(batch).standard_normal((batch, *one.shape[1:]), dtype=np.float32)
+        edge = own.vision_config.image_size
+        given = np.random.default_rng(batch).integers(0, 256, (batch, edge, edge, 3), dtype=np.uint8)
+        pixels = normalised(given)
         sides = {"transformers:bfloat16": of_transformers(half, pixels)}
-        sides |= {f"gitfast:{dtype}": of_gitfast(engine, pixels) for dtype, engine in engines.items()}
+        sides |= {f"gitfast:{name}": of_gitfast(engine, given) for name, engine in engines.items()}
+        sides["gitfast:bfloat16, float32 pixels"] = of_gitfast(engines["bfloat16"], pixels)
         if batch == 1:
-            sides[f"gitfast:bfloat16, {BEAMS} beams"] = of_gitfast(engines["bfloat16"], pixels, BEAMS)
+            sides[f"gitfast:bfloat16, {BEAMS} beams"] = of_gitfast(engines["bfloat16"], given, BEAMS)
         for row in measure(sides, of_transformers(exact, pixels)(NEW_TOKENS), rounds):
             results.append({"shape": shape, "batch": batch, **row})
             print(
-                "{shape:15} {batch:5} {engine:26} {caption_ms:10.3f} {first_token_ms:10.3f} {step_us:9.1f}"
+                "{shape:15} {batch:5} {engine:32} {caption_ms:10.3f} {first_token_ms:10.3f} {step_us:9.1f}"
                 " {captions_per_s:11.1f} {speedup:8.2f} {same_tokens:6.1%}".format(**results[-1]),
                 flush=True,
             )
@@ -134,9 +153,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("torch sees no GPU")
-    print(
-        "shape           batch engine                     caption ms   first ms   step us  captions/s  speedup   same"
-    )
+    columns = ("caption ms", "first ms", "step us", "captions/s", "speedup", "same")
+    print("{:15} {:5} {:32} {:>10} {:>10} {:>9} {:>11} {:>8} {:>6}".format("shape", "batch", "engine", *columns))
     results = run(arguments.shape, arguments.batch, arguments.rounds, "cuda")
     if arguments.json:
         report = {"gpu": gpu_facts(torch), "new_tokens": NEW_TOKENS, "rounds": arguments.rounds, "results": results}

@@ -22,16 +22,19 @@ def test_all_sides_say_the_same(
     monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
     monkeypatch.setattr(cuda, "_stream", lambda _: 0)
     monkeypatch.setattr(caption_cuda, "NEW_TOKENS", 3)
-    monkeypatch.setattr(caption_cuda, "DTYPES", ("bfloat16", "float8"))
+    engines = {name: caption_cuda.ENGINES[name] for name in ("bfloat16", "float8")}
+    monkeypatch.setattr(caption_cuda, "ENGINES", engines)
     results = caption_cuda.run("tiny", [1, 2], 1, "cpu")
     assert [(row["batch"], row["engine"]) for row in results] == [
         (1, "transformers:bfloat16"),
         (1, "gitfast:bfloat16"),
         (1, "gitfast:float8"),
+        (1, "gitfast:bfloat16, float32 pixels"),
         (1, "gitfast:bfloat16, 4 beams"),
         (2, "transformers:bfloat16"),
         (2, "gitfast:bfloat16"),
         (2, "gitfast:float8"),
+        (2, "gitfast:bfloat16, float32 pixels"),
     ]
     same = {(row["batch"], row["engine"]): row["same_tokens"] for row in results}
     assert same[1, "gitfast:bfloat16"] == same[2, "gitfast:bfloat16"] == 1
