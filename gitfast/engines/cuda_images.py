@@ -137,7 +137,7 @@ class _Plan:
 
     def run(self, other: torch.cuda.CUDAGraph | None) -> None:
         """Fill ``out``; a graph shares the memory it works in with ``other``, which never runs beside it."""
-        if self._used and self.graph is None and self.out.data.is_cuda:
+        if self._used and self.graph is None and _can_capture(self.out.data):
             self._capture(other)
         if self.graph is not None:
             self.graph.replay()
@@ -160,6 +160,10 @@ class _Plan:
             raise
         self.nbytes += torch.cuda.memory_reserved(device) - before
         self.graph = graph
+
+
+def _can_capture(x: torch.Tensor) -> bool:
+    return x.is_cuda
 
 
 def _apart(batch: PrefixBatch, images: int) -> list[PrefixBatch]:

@@ -22,7 +22,7 @@ class _Buffer:
 
     def reserve(self, nbytes: int, device: torch.device) -> None:
         """At least so many bytes; the caller's stream is the one that copies."""
-        if len(self.host) < nbytes:
+        if len(self.device) < nbytes:
             self.read.synchronize()  # and so has been copied
             self.host = self.device = torch.empty(0, dtype=torch.uint8)  # the old ones go first
             self.host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
