@@ -80,7 +80,12 @@ class Encoder:
         kernel = self._embeddings.patch_embedding.weight.data.permute(0, 2, 3, 1).flatten(1)
         self._patch_weight = F.pad(kernel, (0, -kernel.shape[1] % 8)).contiguous()
         self._norms = vision.pre_layrnorm, vision.post_layernorm
-        self._vision = [FusedVisionLayer(layer) for layer in vision.encoder["layers"]]
+        self._vision: list[FusedVisionLayer] = []
+        missing = torch.zeros(config.vision_config.hidden_size, device=self.like.device)
+        for layer in vision.encoder["layers"]:
+            self._vision.append(FusedVisionLayer(layer, missing))
+            missing = missing + layer.self_attn["out_proj"].bias.float() + layer.mlp["fc2"].bias.float()
+        self._missing = missing.to(self.like.dtype)  # what the last layer's rows lack
         self._projection = model.git.visual_projection["visual_projection"]
         self._decoder = [FusedDecoderLayer(layer) for layer in model.git.encoder["layer"]]
         self._temporal: Tensor | None = None  # (frames, 1, D)
@@ -137,8 +142,8 @@ class Encoder:
             inputs.rows, inputs.places, x, inputs.table, before.weight, before.bias, eps=before.eps
         ).view(frames, tokens, -1)
         for vision_layer in self._vision:
-            x = vision_layer(x)
-        x = after(x)
+            vision_layer(x)
+        x = _add_norm(after, x.flatten(0, 1), bias=self._missing).view_as(x)
         if kind.frames is not None:
             assert self._temporal is not None
             x = x.unflatten(0, (-1, kind.frames)) + self._temporal[: kind.frames]
@@ -163,29 +168,39 @@ def _heads(x: Tensor, num_heads: int, parts: int) -> Tensor:
     return x.unflatten(-1, (parts, num_heads, -1)).permute(0, 2, 3, 1, 4)
 
 
-class FusedVisionLayer(nn.Module):
-    """One pre-norm CLIP block, (B, N, D) -> (B, N, D)."""
+class FusedVisionLayer:
+    """One pre-norm CLIP block on rows (F, N, D), in place.
 
-    def __init__(self, layer: VisionLayer) -> None:
-        super().__init__()
+    Products are added to the rows by the matrix product itself, which has no place for their biases as well. So rows
+    lack the biases that were to be added so far: always the same vector, which each norm adds as it reads them.
+    """
+
+    def __init__(self, layer: VisionLayer, missing: Tensor) -> None:
+        """``missing``: what the rows lack at first, float32 (D,)."""
         self.num_heads = layer.num_heads
         projections: Any = layer.self_attn
         self.qkv_weight, self.qkv_bias = joined([projections[f"{name}_proj"] for name in "qkv"])
-        self.out, self.fc1, self.fc2 = layer.self_attn["out_proj"], layer.mlp["fc1"], layer.mlp["fc2"]
+        out: Any = projections["out_proj"]
+        self.out_weight, dtype = out.weight, out.weight.dtype
+        self.fc1, self.fc2 = layer.mlp["fc1"], layer.mlp["fc2"]
         self.norm1, self.norm2 = layer.layer_norm1, layer.layer_norm2
+        self.missing1, self.missing2 = missing.to(dtype), (missing + out.bias.float()).to(dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = _heads(F.linear(self.norm1(x), self.qkv_weight, self.qkv_bias), self.num_heads, 3).unbind(1)
-        x = x + self.out(merge_heads(F.scaled_dot_product_attention(q, k, v)))
-        y = F.linear(self.norm2(x), self.fc1.weight).flatten(0, 1)
-        return x + self.fc2(cuda.bias_quick_gelu(y, self.fc1.bias)).view_as(x)
+    def __call__(self, x: Tensor) -> None:
+        rows = x.flatten(0, 1)  # a view
+        y = _add_norm(self.norm1, rows, bias=self.missing1).view_as(x)
+        q, k, v = _heads(F.linear(y, self.qkv_weight, self.qkv_bias), self.num_heads, 3).unbind(1)
+        y = merge_heads(F.scaled_dot_product_attention(q, k, v)).flatten(0, 1)
+        rows.addmm_(y, self.out_weight.T)
+        y = _add_norm(self.norm2, rows, bias=self.missing2)
+        y = cuda.bias_quick_gelu(F.linear(y, self.fc1.weight), self.fc1.bias)
+        rows.addmm_(y, self.fc2.weight.T)
 
 
-class FusedDecoderLayer(nn.Module):
+class FusedDecoderLayer:
     """One post-norm BERT layer over image rows, (B, P, D) -> (B, P, D)."""
 
     def __init__(self, layer: DecoderLayer) -> None:
-        super().__init__()
         projections, tail = layer.attention["self"], layer.attention["output"]
         self.num_heads = layer.num_heads
         self.query = projections["query"]
@@ -197,15 +212,16 @@ class FusedDecoderLayer(nn.Module):
         """Keys and values of rows x, (B, 2, H, P, head_dim)."""
         return _heads(F.linear(x, self.kv_weight, self.kv_bias), self.num_heads, 2)
 
-    def forward(self, x: Tensor, keys_values: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, keys_values: Tensor) -> Tensor:
         (q,) = _heads(self.query(x), self.num_heads, 1).unbind(1)
         y = merge_heads(F.scaled_dot_product_attention(q, *keys_values.unbind(1)))
-        rows = _add_norm(self.norm1, F.linear(y, self.out.weight).flatten(0, 1), self.out.bias, x.flatten(0, 1))
+        rows = F.linear(y, self.out.weight).flatten(0, 1)
+        rows = _add_norm(self.norm1, rows, bias=self.out.bias, residual=x.flatten(0, 1))
         y = cuda.bias_gelu(F.linear(rows, self.fc1.weight), self.fc1.bias)
-        return _add_norm(self.norm2, F.linear(y, self.fc2.weight), self.fc2.bias, rows).view_as(x)
+        return _add_norm(self.norm2, F.linear(y, self.fc2.weight), bias=self.fc2.bias, residual=rows).view_as(x)
 
 
-def _add_norm(norm: nn.LayerNorm, x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+def _add_norm(norm: nn.LayerNorm, x: Tensor, *, bias: Tensor, residual: Tensor | None = None) -> Tensor:
     """LayerNorm(x + bias + residual), rows (R, D)."""
     return cuda.add_layer_norm(x, norm.weight, norm.bias, bias=bias, residual=residual, eps=norm.eps)
 

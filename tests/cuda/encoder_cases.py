@@ -11,7 +11,7 @@ from tiny_checkpoint import write_checkpoint
 from gitfast.checkpoint import open_checkpoint
 from gitfast.config import GitConfig
 from gitfast.engines.cuda import CudaEngine, CudaPrefix
-from gitfast.engines.reference import ReferenceEngine
+from gitfast.engines.reference import ReferenceEngine, ReferencePrefix
 
 
 def write_model(folder: Path, **overrides: object) -> Path:
@@ -44,7 +44,12 @@ def values(prefix: CudaPrefix) -> np.ndarray:
 
 def expected(folder: Path, pixels: np.ndarray) -> list[np.ndarray]:
     prefixes = ReferenceEngine.from_weights(*read_model(folder)).encode(pixels, interpolate_positions=True)
-    return [np.stack([[pair[i].numpy() for pair in prefix.layers] for i in (0, 1)]) for prefix in prefixes]
+    return [layer_values(prefix) for prefix in prefixes]
+
+
+def layer_values(prefix: ReferencePrefix) -> np.ndarray:
+    """As ``values``, of the reference, in its precision."""
+    return torch.stack([torch.stack([pair[i] for pair in prefix.layers]) for i in (0, 1)]).double().numpy()
 
 
 def assert_near(got: list[CudaPrefix], truth: list[np.ndarray], tolerance: float) -> None:

@@ -7,15 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from encoder_cases import assert_near, expected, make_engine, random_pixels, values, write_model
+from encoder_cases import assert_near, expected, layer_values, make_engine, random_pixels, values, write_model
 
 from gitfast.checkpoint import open_checkpoint
 from gitfast.engines import cuda_images
 from gitfast.engines.base import Normalization
+from gitfast.engines.cuda import CudaEngine
 from gitfast.engines.cuda_encoder import Encoder
 from gitfast.engines.cuda_images import BUCKETS, next_bucket
+from gitfast.engines.reference import ReferenceEngine
 from gitfast.errors import EngineError
+from gitfast.processor import Processor
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 NORMALIZATION = Normalization(factor=1 / 255, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
 
 
@@ -132,6 +136,24 @@ def test_memory_for_small_batches_only(device: str, tmp_path: Path, monkeypatch:
             engine.encode(pixels[:1])
     assert engine.plans() == []
     assert_near(engine.encode(pixels[:2]), expected(folder, pixels[:2]), 0.01)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_no_further_from_the_truth_than_torch(device: str, dtype: str) -> None:
+    """On a trained model, in the root mean square over all keys and values."""
+    checkpoint = open_checkpoint(ROOT / "models" / "git-tiny")
+    pixels = Processor.from_folder(checkpoint.folder, checkpoint.config).images(
+        sorted((ROOT / "examples" / "images").glob("*.png"))[:3]
+    )
+
+    def of_torch(which: torch.dtype) -> list[np.ndarray]:
+        engine = ReferenceEngine.from_weights(checkpoint.config, checkpoint.weights, dtype=which)
+        return [layer_values(prefix) for prefix in engine.encode(pixels)]
+
+    truth, theirs = of_torch(torch.float64), of_torch(getattr(torch, dtype))
+    engine = CudaEngine.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype)
+    ours = [values(prefix) for prefix in engine.encode(pixels)]
+    assert np.mean((np.stack(ours) - truth) ** 2) < 1.1 * np.mean((np.stack(theirs) - truth) ** 2)
 
 
 @pytest.mark.parametrize("count", [1, 3])
