@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from gitfast.engines.cuda_encoder import Encoder, ImageKind, PrefixBatch
+from gitfast.engines.cuda_graphs import captured
 from gitfast.engines.cuda_uploads import Uploads
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # images or clips encoded together
@@ -54,6 +55,7 @@ class ImageEncoder:
     def __init__(self, network: Encoder) -> None:
         self._network = network
         self._uploads = Uploads(network.like.device)
+        self._captures = torch.cuda.Stream(network.like.device) if network.like.is_cuda else None
         self._plans: dict[tuple[int, ImageKind], _Plan] = {}  # the last used is last
         self._largest: dict[ImageKind, int] = {}  # where memory did not suffice for more
         self.padded = 0  # images that were computed for nothing
@@ -109,7 +111,8 @@ class ImageEncoder:
         frames = pixels if kind.frames is None else pixels.reshape(-1, *pixels.shape[2:])
         with self._uploads.on_device(frames) as there:
             self._network.unfold(there, plan.inputs, kind)
-        plan.run(next((other.graph for other in self._plans.values() if other.graph is not None), None))
+        other = next((other.graph for other in self._plans.values() if other.graph is not None), None)
+        plan.run(self._captures, beside=other)
         prefixes = _apart(plan.out, len(pixels))
         self._plans[bucket, kind] = plan
         if len(self._plans) > _PLANS_KEPT:
@@ -135,35 +138,25 @@ class _Plan:
         self.nbytes = sum(x.nbytes for x in (*self.inputs, *self.out) if x is not None)
         self._used = False
 
-    def run(self, other: torch.cuda.CUDAGraph | None) -> None:
-        """Fill ``out``; a graph shares the memory it works in with ``other``, which never runs beside it."""
-        if self._used and self.graph is None and _can_capture(self.out.data):
-            self._capture(other)
+    def run(self, captures: torch.cuda.Stream | None, *, beside: torch.cuda.CUDAGraph | None) -> None:
+        """Fill ``out``. A graph is captured on ``captures``, if there is such a stream, and in memory of ``beside``."""
+        if self._used and self.graph is None and captures is not None:
+            self._capture(captures, beside)
         if self.graph is not None:
             self.graph.replay()
         else:
-            self._network(self.inputs, self._kind, self.out)
+            self._compute()
         self._used = True
 
-    def _capture(self, other: torch.cuda.CUDAGraph | None) -> None:
+    def _capture(self, stream: torch.cuda.Stream, beside: torch.cuda.CUDAGraph | None) -> None:
         device = self.out.data.device
-        torch.cuda.empty_cache()  # as a capture does: what is reserved from here on is the graph's
-        pool = None if other is None else other.pool()
-        before, graph = torch.cuda.memory_reserved(device), torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self._network(self.inputs, self._kind, self.out)
-        except RuntimeError as error:
-            # Lack of memory breaks the capture, and ending a broken one is an error of its own.
-            if isinstance(error.__context__, torch.OutOfMemoryError):
-                raise error.__context__ from None
-            raise
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(device)  # from here on that of the graph, which takes from no cache
+        self.graph = captured(self._compute, stream=stream, beside=beside)
         self.nbytes += torch.cuda.memory_reserved(device) - before
-        self.graph = graph
 
-
-def _can_capture(x: torch.Tensor) -> bool:
-    return x.is_cuda
+    def _compute(self) -> None:
+        self._network(self.inputs, self._kind, self.out)
 
 
 def _apart(batch: PrefixBatch, images: int) -> list[PrefixBatch]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from gitfast.engines.base import GenerationOptions
 from gitfast.engines.cuda_decoder import Decoder, TextRows, TextStore
+from gitfast.engines.cuda_graphs import captured
 from gitfast.engines.cuda_text import CudaPrefix, Place, empty_group, group_tiles, stack
 from gitfast.ops import cuda
 from gitfast.ops.cuda_search import MOST_BEAMS, Found, SearchSize, SearchState
@@ -174,7 +174,7 @@ class SearchPlan:
             self._kernels_loaded = True
         else:
             if self._graph is None:
-                self._graph = _captured(self._one_step)
+                self._graph = captured(self._one_step)
             self._graph.replay()
         self._events.append(torch.cuda.Event())
         self._events[-1].record()
@@ -184,23 +184,3 @@ class SearchPlan:
         if len(self._events) >= _STEPS_AHEAD:
             self._events.pop(0).synchronize()
         return int(self._num_ended) == self._state.items
-
-
-def _captured(enqueue: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """What ``enqueue`` enqueues, as a graph. An error leaves no stream in the middle of a capture.
-
-    Other threads may allocate meanwhile: only what this one must not do is an error.
-    """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            enqueue()
-        except BaseException:
-            with contextlib.suppress(RuntimeError):  # that the capture failed is known
-                graph.capture_end()
-            raise
-        graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
-    return graph

@@ -5,76 +5,111 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from encoder_cases import assert_near, expected, make_engine, random_pixels, write_model
 
-from gitfast.engines import cuda_images
+from gitfast.engines.cuda import CudaEngine
 from gitfast.engines.cuda_encoder import Encoder
+from gitfast.ops import cuda
+
+COMPUTE = Encoder.__call__
+
+
+class Stream:
+    """On which nothing is enqueued."""
+
+    def wait_stream(self, other: object) -> None:
+        pass
+
+
+class Graphs:
+    """All that were captured; ``most`` is the largest batch that there is memory to capture."""
+
+    def __init__(self) -> None:
+        self.captured: list[Graph] = []
+        self.capturing: Graph | None = None
+        self.most = 64
+        self.eager: list[int] = []
+        self.streams = [Stream()]  # the last is the current one
+
+    @contextlib.contextmanager
+    def on(self, stream: Stream) -> Iterator[None]:
+        self.streams.append(stream)
+        try:
+            yield
+        finally:
+            self.streams.pop()
+
+    def call(self, encoder: Encoder, inputs, kind, out) -> None:
+        """In the place of ``Encoder.__call__``."""
+        if self.capturing is None:
+            self.eager.append(len(out.data))
+            COMPUTE(encoder, inputs, kind, out)
+        elif len(out.data) > self.most:
+            self.capturing.broken = True
+            raise torch.OutOfMemoryError("no memory for a graph")
+        else:
+            self.capturing.calls.append((encoder, inputs, kind, out))
 
 
 class Graph:
     """Of one call of an encoder."""
 
-    def __init__(self) -> None:
-        self.calls: list[tuple] = []
-        self.replays = 0
+    def __init__(self, state: Graphs) -> None:
+        self.state, self.calls, self.replays = state, [], 0
         self.shares: object = None
+        self.broken = False
+
+    def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local"
+        assert len(self.state.streams) == 2, "captures on a stream of its own"
+        self.shares, self.state.capturing = pool, self
+
+    def capture_end(self) -> None:
+        self.state.capturing = None
+        if self.broken:
+            raise RuntimeError("the capture was invalidated")
+        self.state.captured.append(self)
 
     def pool(self) -> object:
         return self.shares or self
 
     def replay(self) -> None:
-        assert len(self.calls) == 1
+        (call,) = self.calls
         self.replays += 1
-        COMPUTE(*self.calls[0])
-
-
-COMPUTE = Encoder.__call__
+        COMPUTE(*call)
 
 
 @pytest.fixture
-def graphs(emulation, device: str, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """All that were captured; ``most`` is the largest batch that there is memory to capture."""
-    if device != "cpu":
-        pytest.skip("graphs are real there")
-    state = SimpleNamespace(captured=[], capturing=None, most=64, eager=[])
-
-    @contextlib.contextmanager
-    def capture(graph: Graph, pool: object, capture_error_mode: str) -> Iterator[None]:
-        assert capture_error_mode == "thread_local"
-        graph.shares, state.capturing = pool, graph
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            raise RuntimeError("capture was invalidated") from None
-        finally:
-            state.capturing = None
-        state.captured.append(graph)
-
-    def call(self: Encoder, inputs, kind, out) -> None:
-        if state.capturing is None:
-            state.eager.append(len(out.data))
-            COMPUTE(self, inputs, kind, out)
-        elif len(out.data) > state.most:
-            raise torch.OutOfMemoryError("no memory for a graph")
-        else:
-            state.capturing.calls.append((self, inputs, kind, out))
-
-    monkeypatch.setattr(Encoder, "__call__", call)
-    monkeypatch.setattr(cuda_images, "_can_capture", lambda _: True)
-    for name, fake in (("graph", capture), ("CUDAGraph", Graph), ("empty_cache", lambda: None)):
-        monkeypatch.setattr(torch.cuda, name, fake)
+def graphs(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Graphs:
+    emulation.set_order("forward")
+    state = Graphs()
+    monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
+    monkeypatch.setattr(cuda, "_stream", lambda _: 0)
+    monkeypatch.setattr(Encoder, "__call__", lambda *arguments: state.call(*arguments))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(state))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", state.on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: state.streams[-1])
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1000 * len(state.captured))
     return state
 
 
-def test_a_plan_used_again_is_captured_once(tmp_path: Path, device: str, graphs: SimpleNamespace) -> None:
+def capturing_engine(folder: Path) -> CudaEngine:
+    """On the CPU, but as if there were graphs."""
+    engine = make_engine(folder, "cpu")
+    engine._images._captures = torch.cuda.Stream()
+    return engine
+
+
+def test_a_plan_used_again_is_captured_once(tmp_path: Path, graphs: Graphs) -> None:
     folder = write_model(tmp_path)
-    pixels, engine = random_pixels(6, 3, 32, 32), make_engine(folder, device)
+    pixels, engine = random_pixels(6, 3, 32, 32), capturing_engine(folder)
     truth = expected(folder, pixels)
     for first in (0, 2, 4, 0):
         assert_near(engine.encode(pixels[first : first + 2]), truth[first : first + 2], 0.01)
@@ -88,9 +123,9 @@ def test_a_plan_used_again_is_captured_once(tmp_path: Path, device: str, graphs:
     assert [plan.captured for plan in engine.plans()] == [True, True]
 
 
-def test_memory_that_does_not_suffice_for_a_graph(tmp_path: Path, device: str, graphs: SimpleNamespace) -> None:
+def test_memory_that_does_not_suffice_for_a_graph(tmp_path: Path, graphs: Graphs) -> None:
     folder = write_model(tmp_path)
-    pixels, engine = random_pixels(4, 3, 32, 32), make_engine(folder, device)
+    pixels, engine = random_pixels(4, 3, 32, 32), capturing_engine(folder)
     truth = expected(folder, pixels)
     graphs.most = 2
     for _ in range(4):
@@ -98,3 +133,5 @@ def test_memory_that_does_not_suffice_for_a_graph(tmp_path: Path, device: str, g
     assert [(plan.images, plan.captured) for plan in engine.plans()] == [(2, True)]
     assert graphs.eager == [4, 2]
     assert np.all([len(graph.calls[0][3].data) == 2 for graph in graphs.captured])
+    assert graphs.capturing is None
+    assert len(graphs.streams) == 1

@@ -1,0 +1,38 @@
+"""Kernels that are enqueued once and replayed as one launch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+
+
+def captured(
+    enqueue: Callable[[], None],
+    *,
+    stream: torch.cuda.Stream | None = None,
+    beside: torch.cuda.CUDAGraph | None = None,
+) -> torch.cuda.CUDAGraph:
+    """What ``enqueue`` enqueues, as a graph. An error leaves no stream in the middle of a capture.
+
+    Other threads may allocate meanwhile: only what this one must not do is an error.
+
+    Args:
+        enqueue: Runs once, without effect on the device.
+        stream: To capture on; None takes a new one. cuBLAS keeps memory for every stream it has seen.
+        beside: A graph that is never replayed at the same time: both work in the same memory.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), stream or torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool=None if beside is None else beside.pool(), capture_error_mode="thread_local")
+        try:
+            enqueue()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # that the capture failed is known
+                graph.capture_end()
+            raise
+        graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph
