@@ -37,7 +37,8 @@ step devices 10 $python -c 'from gitfast import _C; found = _C.cuda.devices(); p
 step kernels 10 build/cmake/gitfast_cuda_test
 step tests 60 $python -m pytest -q -p no:cacheprovider tests/cuda/test_device.py \
   tests/cuda/test_arguments.py tests/cuda/test_norm.py tests/cuda/test_activation.py tests/cuda/test_embed.py \
-  tests/cuda/test_attention_cuda.py tests/cuda/test_linear_cuda.py tests/cuda/test_select_cuda.py
+  tests/cuda/test_attention_cuda.py tests/cuda/test_linear_cuda.py tests/cuda/test_select_cuda.py \
+  tests/cuda/test_search_cuda.py
 # Images and whole captions, on small models.
 step engine 50 $python -m pytest -q -p no:cacheprovider tests/cuda/test_functions.py tests/cuda/test_cuda_encoder.py \
   tests/cuda/test_cuda_engine.py -k "not cpu"

@@ -1,6 +1,5 @@
 #include "cuda/ptx.h"
 #include "cuda/search.cuh"
-#include "cuda/select.h"
 #include "tensor.h"
 
 namespace gitfast::cuda {

@@ -8,6 +8,7 @@
 
 #include "cuda/platform.h"
 #include "cuda/search.h"
+#include "cuda/select.h"
 #include "random.h"
 
 namespace gitfast::cuda {
@@ -52,87 +53,109 @@ __device__ inline void start_item(const SearchState& s, int item) {
   if (lane == 0) s.steps[item] = s.ended[item] = 0;
 }
 
-// A choice among a row's: at a random quantile of their weights in order of token, by the rules of
-// csrc/search/sampling.cpp; scores below the k-th, beyond the share top_p, or lighter than min_p weigh nothing.
-__device__ inline int draw_choice(const SearchState& s, const Choices& choices, int row, int step) {
-  constexpr int kOfLane = 2;
-  const int lane = lane_of_warp(), count = static_cast<int>(choices.count);
-  const int32_t* tokens = choices.tokens + int64_t{row} * count;
-  const float* log_probs = choices.log_probs + int64_t{row} * count;
-  const SearchSettings& settings = *s.settings;
-  // Choice i is in lane i % 32.
-  float score[kOfLane], weight[kOfLane];
-  for (int j = 0; j < kOfLane; ++j) {
-    const int i = lane + j * kWarpSize;
-    score[j] = i < count ? (log_probs[i] - log_probs[0]) / settings.temperature : -INFINITY;
-    weight[j] = expf(score[j]);
-  }
-  const auto at = [&](const float (&values)[kOfLane], int i) {
-    const float low = __shfl_sync(kAllLanes, values[0], i % kWarpSize);
-    const float high = __shfl_sync(kAllLanes, values[1], i % kWarpSize);
-    return i < kWarpSize ? low : high;
-  };
+// A value of each choice of a row: choice i's is that of lane i % 32, the first or the second of its own.
+constexpr int kOfLane = static_cast<int>(kMaxChoices) / kWarpSize;
 
-  float least = settings.top_k > 0 ? at(score, smaller(settings.top_k, count) - 1) : -INFINITY;
-  if (settings.top_p < 1) {
-    double sum = 0, reached = 0;
-    for (int i = 0; i < count; ++i)
-      if (const float w = at(weight, i); at(score, i) >= least) sum += double{w};
-    float last = least;
-    for (int i = 0; i < count; ++i) {
-      const float value = at(score, i);
-      const bool needed = value >= least && (i == 0 || reached < double{settings.top_p} * sum);
-      if (needed) last = value;
-      reached += double{at(weight, i)};
-    }
-    least = last;
-  }
-  double sum = 0;
-  for (int j = 0; j < kOfLane; ++j)
-    if (score[j] < least || weight[j] < settings.min_p) weight[j] = 0;
-  for (int i = 0; i < count; ++i) sum += double{at(weight, i)};
+template <class T>
+struct OfChoices {
+  T own[kOfLane];
 
-  const double target = uniform(static_cast<uint64_t>(s.keys[row]), static_cast<uint64_t>(step)) * sum;
-  double before[kOfLane] = {0, 0};  // the weight of lower tokens
-  int32_t token[kOfLane];
-  for (int j = 0; j < kOfLane; ++j) token[j] = lane + j * kWarpSize < count ? tokens[lane + j * kWarpSize] : INT_MAX;
+  __device__ __forceinline__ T at(int i) const {
+    static_assert(kOfLane == 2, "one shuffle each");
+    const T first = __shfl_sync(kAllLanes, own[0], i % kWarpSize);
+    const T second = __shfl_sync(kAllLanes, own[1], i % kWarpSize);
+    return i < kWarpSize ? first : second;
+  }
+};
+
+// Of `count` scores in descending order, the last that is needed for weights from `least` on to reach their share.
+__device__ inline float least_of_share(const OfChoices<float>& scores, const OfChoices<float>& weights, int count,
+                                       float least, float share) {
+  double sum = 0, reached = 0;
   for (int i = 0; i < count; ++i) {
-    const float other = at(weight, i);
-    const int32_t low = __shfl_sync(kAllLanes, token[0], i % kWarpSize);
-    const int32_t high = __shfl_sync(kAllLanes, token[1], i % kWarpSize);
-    const int32_t its = i < kWarpSize ? low : high;
+    const float weight = weights.at(i);
+    if (scores.at(i) >= least) sum += double{weight};
+  }
+  float last = least;
+  for (int i = 0; i < count; ++i) {
+    const float score = scores.at(i), weight = weights.at(i);
+    if (score >= least && (i == 0 || reached < double{share} * sum)) last = score;
+    reached += double{weight};
+  }
+  return last;
+}
+
+// Which of `count` tokens is at quantile u of their weights, in order of token: its place among them.
+__device__ inline int place_at_quantile(const OfChoices<int32_t>& tokens, const OfChoices<float>& weights, int count,
+                                        double u) {
+  double sum = 0, before[kOfLane] = {0, 0};  // the weight of all, and of lower tokens
+  for (int i = 0; i < count; ++i) {
+    const int32_t token = tokens.at(i);
+    const float weight = weights.at(i);
+    sum += double{weight};
     for (int j = 0; j < kOfLane; ++j)
-      if (its < token[j]) before[j] += double{other};
+      if (token < tokens.own[j]) before[j] += double{weight};
   }
   // The last token that the target lies behind.
   int32_t drawn = -1;
   int place = 0;
   for (int j = 0; j < kOfLane; ++j)
-    if (weight[j] > 0 && before[j] <= target && token[j] > drawn) drawn = token[j], place = lane + j * kWarpSize;
+    if (weights.own[j] > 0 && before[j] <= u * sum && tokens.own[j] > drawn)
+      drawn = tokens.own[j], place = lane_of_warp() + j * kWarpSize;
   for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
     const int32_t other = __shfl_xor_sync(kAllLanes, drawn, lanes);
-    const int others = __shfl_xor_sync(kAllLanes, place, lanes);
-    if (other > drawn) drawn = other, place = others;
+    const int its_place = __shfl_xor_sync(kAllLanes, place, lanes);
+    if (other > drawn) drawn = other, place = its_place;
   }
   return place;
 }
 
+// One of a row's choices by chance, by the rules of csrc/search/sampling.cpp: scores below the k-th, not needed for the
+// share top_p, or lighter than min_p weigh nothing.
+__device__ inline int draw_choice(const SearchState& s, const Choices& choices, int row, int step) {
+  const int count = static_cast<int>(choices.count);
+  const int64_t first = row * choices.count;
+  const SearchSettings& settings = *s.settings;
+  OfChoices<float> scores, weights;
+  OfChoices<int32_t> tokens;
+  for (int j = 0; j < kOfLane; ++j) {
+    const int i = lane_of_warp() + j * kWarpSize;
+    tokens.own[j] = i < count ? choices.tokens[first + i] : INT_MAX;
+    const float below_best = i < count ? choices.log_probs[first + i] - choices.log_probs[first] : -INFINITY;
+    scores.own[j] = below_best / settings.temperature;
+    weights.own[j] = expf(scores.own[j]);
+  }
+  float least = settings.top_k > 0 ? scores.at(smaller(settings.top_k, count) - 1) : -INFINITY;
+  if (settings.top_p < 1) least = least_of_share(scores, weights, count, least, settings.top_p);
+  for (int j = 0; j < kOfLane; ++j)
+    if (scores.own[j] < least || weights.own[j] < settings.min_p) weights.own[j] = 0;
+  const double u = uniform(static_cast<uint64_t>(s.keys[row]), static_cast<uint64_t>(step));
+  return place_at_quantile(tokens, weights, count, u);
+}
+
+// For one lane: a row's next token, and its place in the text.
+__device__ __forceinline__ void feed(const SearchState& s, int64_t row, int32_t token, int place) {
+  s.ids[row] = token;
+  s.positions[row] = place;
+  s.text_len[row] = place + 1;
+}
+
 // The next token of an item of one row.
 __device__ inline void advance_row(const SearchState& s, const Choices& choices, int row, int step) {
+  const int prompt_len = s.prompt_len[row / s.rows_per_prompt];
+  const bool last_step = step + 1 >= limit_of(s, prompt_len);
   const int64_t first = row * choices.count;
   const bool sound = choices.tokens[first] >= 0;
   const int64_t chosen = first + (s.keys && !choices.drawn && sound ? draw_choice(s, choices, row, step) : 0);
   const int32_t token = !sound ? -1 : choices.drawn ? choices.drawn[row] : choices.tokens[chosen];
+  const float log_prob = choices.drawn ? choices.drawn_log_probs[row] : choices.log_probs[chosen];
   if (lane_of_warp() > 0) return;
   const int64_t record = step * s.items + row;
   s.tokens[record] = token;
-  s.log_probs[record] = choices.drawn ? choices.drawn_log_probs[row] : choices.log_probs[chosen];
+  s.log_probs[record] = log_prob;
   if (token < 0) return end_item(s, row, Ended::not_numbers);
-  const int prompt_len = s.prompt_len[row / s.rows_per_prompt];
-  if (token == s.eos || step + 1 >= limit_of(s, prompt_len)) return end_item(s, row, Ended::yes);
-  s.ids[row] = token;
-  s.positions[row] += 1;
-  s.text_len[row] += 1;
+  if (token == s.eos || last_step) return end_item(s, row, Ended::yes);
+  feed(s, row, token, prompt_len + step);
 }
 
 // A continuation of one of an item's beams; each of the best 2 K is in the lane of its rank.
@@ -290,9 +313,7 @@ __device__ inline void advance_beams(const SearchState& s, const Choices& choice
   s.log_probs[record] = mine.log_prob;
   s.parents[record] = item * beams + mine.row;
   s.scores[row] = exists ? mine.score : -INFINITY;
-  s.ids[row] = exists ? mine.token : 0;
-  s.positions[row] += 1;
-  s.text_len[row] += 1;
+  feed(s, row, exists ? mine.token : 0, prompt_len + step);
 }
 
 __device__ inline void advance_item(const SearchState& s, const Choices& choices, int item) {

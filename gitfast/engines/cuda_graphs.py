@@ -24,7 +24,8 @@ def captured(
         beside: A graph that is never replayed at the same time: both work in the same memory.
     """
     graph, stream = torch.cuda.CUDAGraph(), stream or torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         graph.capture_begin(pool=None if beside is None else beside.pool(), capture_error_mode="thread_local")
         try:
@@ -34,5 +35,24 @@ def captured(
                 graph.capture_end()
             raise
         graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
+    current.wait_stream(stream)
     return graph
+
+
+class Repeated:
+    """What is enqueued again and again, always the same: on CUDA as it is at first, which loads all kernels, then
+    captured as a graph and replayed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._ran = device, False
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, enqueue: Callable[[], None]) -> None:
+        """Errors of ``enqueue`` leave no stream in the middle of a capture."""
+        if self._graph is None and self._ran and self._device.type == "cuda":
+            self._graph = captured(enqueue, stream=torch.cuda.Stream(self._device))
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            enqueue()
+            self._ran = True

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gitfast.engines.base import GenerationOptions
 from gitfast.engines.cuda_decoder import Decoder, TextRows, TextStore
-from gitfast.engines.cuda_graphs import captured
+from gitfast.engines.cuda_graphs import Repeated
 from gitfast.engines.cuda_text import CudaPrefix, Place, empty_group, group_tiles, stack
 from gitfast.ops import cuda
 from gitfast.ops.cuda_search import MOST_BEAMS, Found, SearchSize, SearchState
@@ -94,8 +94,7 @@ class SearchPlan:
         self._rows = TextRows(state.ids, state.positions, state.slots, state.text_len, tiles, apart=True)
         # Copied to the host behind every step, and looked at without waiting: late, but it only grows.
         self._num_ended = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
-        self._kernels_loaded = False
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._start, self._step = Repeated(device), Repeated(device)
         self._events: list[torch.cuda.Event] = []
 
     def run(
@@ -113,13 +112,14 @@ class SearchPlan:
             stack(images, out=kept)
         state, limit = self._state, options["max_new_tokens"]
         state.ask(prompts, options)
-        self._ask_for_prompts(prompts)
-        state.given.to_device()
-        cuda.start_search(state)
+        as_steps = self._way.rows == 1 and all(len(ids) == 1 for ids in prompts)
+        if not as_steps:
+            self._ask_for_prompts(prompts)
+        self._start(self._give)
         self._num_ended.zero_()
         self._events.clear()
         steps = 0
-        if self._way.rows > 1 or any(len(ids) > 1 for ids in prompts):
+        if not as_steps:
             self._choose(self._prompts(prompts))
             steps = 1
         while steps < limit and not self._ended_by_now():
@@ -162,22 +162,16 @@ class SearchPlan:
         cuda.advance_search(state, chosen, overlap=True)
         self._num_ended.copy_(state.num_ended, non_blocking=True)
 
-    def _one_step(self) -> None:
-        self._choose(self._decoder.hidden(self._rows, self._groups, self._store))
+    def _give(self) -> None:
+        self._state.given.to_device()
+        cuda.start_search(self._state)
 
     def _advance(self) -> None:
-        """One more step: on CUDA the first runs as it is, which loads all kernels, the second is captured."""
-        if self._state.ids.device.type != "cuda":
-            return self._one_step()
-        if not self._kernels_loaded:
-            self._one_step()
-            self._kernels_loaded = True
-        else:
-            if self._graph is None:
-                self._graph = captured(self._one_step)
-            self._graph.replay()
-        self._events.append(torch.cuda.Event())
-        self._events[-1].record()
+        self._step(lambda: self._choose(self._decoder.hidden(self._rows, self._groups, self._store)))
+        device = self._state.ids.device
+        if device.type == "cuda":
+            self._events.append(torch.cuda.Event())
+            self._events[-1].record(torch.cuda.current_stream(device))
 
     def _ended_by_now(self) -> bool:
         """Whether all items are known to have ended, when no more than a few steps are still to be done."""

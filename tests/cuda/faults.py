@@ -321,7 +321,7 @@ FAULTS |= {
         "search", "i < own ? choices.log_probs", "i <= own ? choices.log_probs", OUT_OF_BOUNDS
     ),
     "search: of equal continuations the later row": Fault(
-        "search", "other > best || (other == best && other_from < from)", "other > best", "deadlock"
+        "search", "other > best || (other == best && other_from < from)", "other > best", WRONG_VALUES
     ),
     "search: every continuation may finish": Fault(
         "search", "lane < beams && candidate.ends", "candidate.ends && lane < kWarpSize", WRONG_VALUES
@@ -330,12 +330,16 @@ FAULTS |= {
         "search", "old_rank += others > old.score;", "", WRONG_VALUES
     ),
     "search: a place beyond the last": Fault("search", "finishes && fresh_rank < beams", "finishes", OUT_OF_BOUNDS),
-    "search: the end of sequence counted as text": Fault("search", "(ends_in_eos ? 1 : 0)", "0", WRONG_VALUES),
+    "search: the end of sequence counted as text": Fault(
+        "search", "(ends_in_eos ? 1 : 0)", "(ends_in_eos ? 0 : 0)", WRONG_VALUES
+    ),
     "search: beams that end stay": Fault(
         "search", "score > -INFINITY && !candidate.ends", "score > -INFINITY", WRONG_VALUES
     ),
     "search: slots of other beams": Fault("search", "exists && mine.row != lane", "false", WRONG_VALUES),
-    "search: the last slot left": Fault("search", "prompt_len + step);", "prompt_len + step - 1);", WRONG_VALUES),
+    "search: the last slot left": Fault(
+        "search", "lane, prompt_len, prompt_len + step);", "lane, prompt_len, prompt_len + step - 1);", WRONG_VALUES
+    ),
     "search: every second slot exchanged": Fault(
         "search", "base += kBatch * lanes_per_row", "base += 2 * kBatch * lanes_per_row", WRONG_VALUES
     ),
@@ -344,19 +348,25 @@ FAULTS |= {
     ),
     "search: records of rows that are not there": Fault("search", "  if (lane >= beams) return;\n", "", OUT_OF_BOUNDS),
     "search: prompts shared by nobody": Fault("search", "column < length ? first : row", "row", "KeyError"),
-    "search: one more token than asked for": Fault("search", "step + 1 >= limit_of", "step >= limit_of", "IndexError"),
-    "search: a score at the edge dropped": Fault("search", "score[j] < least", "score[j] <= least", WRONG_VALUES),
+    "search: one more token than asked for": Fault(
+        "search", "step + 1 >= limit_of", "step >= limit_of", "AssertionError"
+    ),
+    "search: a score at the edge dropped": Fault(
+        "search", "scores.own[j] < least", "scores.own[j] <= least", WRONG_VALUES
+    ),
     "search: half of the choices drawn from": Fault(
-        "search", "i < kWarpSize ? low : high;\n  };", "low;\n  };", WRONG_VALUES
+        "search", "i < kWarpSize ? first : second", "i >= 0 ? first : second", WRONG_VALUES
     ),
     "search: draws in order of score": Fault(
-        "search", "if (its < token[j])", "if (i < lane + j * kWarpSize)", WRONG_VALUES
+        "search", "if (token < tokens.own[j])", "if (token >= 0 && i < lane_of_warp() + j * kWarpSize)", WRONG_VALUES
     ),
-    "search: scores not over the temperature": Fault("search", ") / settings.temperature", ")", WRONG_VALUES),
+    "search: scores not over the temperature": Fault(
+        "search", "below_best / settings.temperature", "below_best", WRONG_VALUES
+    ),
     "search: the share of a token too many": Fault(
         "search",
-        "reached < double{settings.top_p} * sum",
-        "reached <= double{settings.top_p} * sum + 0.1 * sum",
+        "reached < double{share} * sum",
+        "reached < double{share} * sum + 0.1 * sum",
         WRONG_VALUES,
     ),
     "select: log-probabilities at another temperature": Fault(

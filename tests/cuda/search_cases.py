@@ -75,15 +75,15 @@ class Case:
         state.given.to_device()
         own_memory(state)
         kernels.start_search(state, stream)
-        first_rows = [i // state.rows_per_prompt for i in range(state.size.rows)]
+        prompt_of = [i // state.rows_per_prompt for i in range(state.size.rows)]
         text = {}  # by slot
-        for row, prompt in enumerate(first_rows):
-            text |= dict(zip(state.slots[row].tolist(), self.prompts[prompt], strict=False))
+        for slots, prompt in zip(state.slots[:: state.rows_per_prompt].tolist(), self.prompts, strict=True):
+            text |= dict(zip(slots, prompt, strict=False))
         steps = 0
         while steps < self.limit and int(state.num_ended) < state.items:
             lengths, slots = state.text_len.tolist(), state.slots.tolist()
             assert state.positions.tolist() == [length - 1 for length in lengths]
-            assert steps > 0 or lengths == [len(self.prompts[prompt]) for prompt in first_rows]
+            assert steps > 0 or lengths == [len(self.prompts[prompt]) for prompt in prompt_of]
             for own, length, token in zip(slots, lengths, state.ids.tolist(), strict=True):
                 assert steps == 0 or own[length - 1] not in text or text[own[length - 1]] == token
                 text[own[length - 1]] = token
@@ -93,6 +93,7 @@ class Case:
             drawn = (chosen.drawn, chosen.drawn_log_probs)
             kernels.advance_search(state, chosen.tokens, chosen.log_probs, *drawn, False, stream)
             steps += 1
+        assert int(state.num_ended) == state.items
         for name, array in state.found.device.items():
             array.copy_(getattr(state, name))
         return state.results(steps, self.options["num_return_sequences"])
@@ -155,3 +156,11 @@ def make_case(
     language = Language.random(seed, vocab_size, eos_bias=eos_bias)
     native = native_options(GenerationOptions(**{"max_new_tokens": 9, "seed": seed, **options}), EOS)
     return Case(language, [list(prompt) for prompt in prompts], native)
+
+
+def equal_choices() -> tuple[Case, list[list[int]]]:
+    """Two beams of tokens that are all as likely, but EOS: the lower row wins, then the lower token."""
+    case = make_case(8, [[3]], num_beams=2, num_return_sequences=2, max_new_tokens=3)
+    case.language.table[:] = 0
+    case.language.table[:, EOS] = -9
+    return case, [[0, 0, 0], [0, 0, 1]]

@@ -196,6 +196,9 @@ def search(emulation: ModuleType) -> Iterator[tuple[str, float]]:
         yield f"search, samples of {top_k}", case.error(case.on_device(emulation, choose))
     case = search_cases.make_case(20)
     yield "search, greedy", case.error(case.on_device(emulation, case.likeliest(1)))
+    case, expected = search_cases.equal_choices()
+    found = [ids for ids, *_ in case.on_device(emulation, case.likeliest(4))[0]]
+    yield "search, ties", 0.0 if found == expected else float("inf")
 
 
 CASES = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from search_cases import CONTEXTS, EOS, Case, make_case
+from search_cases import CONTEXTS, Case, equal_choices, make_case
 
 from gitfast.ops.cuda import SearchState, Selection
 from gitfast.ops.cuda_weights import PackedWeight
@@ -216,11 +216,9 @@ def test_a_row_that_does_not_exist_may_hold_anything(emulation: ModuleType) -> N
 
 
 def test_ties_go_to_the_lower_row_and_the_lower_token(emulation: ModuleType, order: str) -> None:
-    case = make_case(8, [[3]], num_beams=2, num_return_sequences=2, max_new_tokens=3)
-    case.language.table[:] = 0
-    case.language.table[:, EOS] = -9
-    ((first, second),) = case.on_device(emulation, case.likeliest(4))
-    assert [first[0], second[0]] == [[0, 0, 0], [0, 0, 1]]
+    case, expected = equal_choices()
+    (found,) = case.on_device(emulation, case.likeliest(4))
+    assert [ids for ids, *_ in found] == expected
 
 
 def test_memory_bounds_a_limit_beyond_it(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
