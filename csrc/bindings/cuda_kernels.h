@@ -13,6 +13,7 @@
 #include "cuda/embed.h"
 #include "cuda/norm.h"
 #include "cuda_arguments.h"
+#include "cuda_decode.h"
 #include "cuda_linear.h"
 #include "cuda_search.h"
 
@@ -220,6 +221,7 @@ inline void bind_cuda_kernels(py::module_& m, Device device) {
   bind_linear(m, device);
   bind_head_select(m, device);
   bind_cuda_search(m, device);
+  bind_decode(m, device);
   m.def(
       "prefix_attention",
       [device](const py::object& q, const py::object& tiles, const py::object& k_prefix, const py::object& v_prefix,

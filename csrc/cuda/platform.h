@@ -35,6 +35,8 @@ struct Launch {
   cudaStream_t stream;
   // May start while the kernel before it in the stream still runs: see wait_for_previous_kernel in cuda/ptx.h.
   bool overlap = false;
+  unsigned cluster = 1;  // blocks along x that share a barrier and reach each other's shared memory (cuda/cluster.h)
+  bool cooperative = false;  // all blocks run at once, or the launch fails
 };
 
 inline std::string describe(const Launch& launch) {
@@ -86,11 +88,20 @@ void launch_kernel(const Launch& launch, void (*kernel)(Parameters...), Argument
   config.blockDim = launch.block;
   config.dynamicSmemBytes = launch.shared_bytes;
   config.stream = launch.stream;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = launch.overlap && can_overlap() ? 1 : 0;
+  cudaLaunchAttribute attributes[3]{};
+  config.attrs = attributes;
+  const auto add = [&](cudaLaunchAttributeID id) -> cudaLaunchAttributeValue& {
+    attributes[config.numAttrs].id = id;
+    return attributes[config.numAttrs++].val;
+  };
+  if (launch.overlap && can_overlap())
+    add(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
+  if (launch.cluster > 1) {
+    auto& size = add(cudaLaunchAttributeClusterDimension).clusterDim;
+    size.x = launch.cluster;
+    size.y = size.z = 1;
+  }
+  if (launch.cooperative) add(cudaLaunchAttributeCooperative).cooperative = 1;
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
   if (status != cudaSuccess) check(status, describe(launch));
 }
@@ -101,7 +112,8 @@ struct DeviceScope {
 
 template <class... Parameters, class... Arguments>
 void launch_kernel(const Launch& launch, void (*kernel)(Parameters...), Arguments&&... arguments) {
-  emulation::launch([&] { kernel(arguments...); }, launch.grid, launch.block, launch.shared_bytes);
+  emulation::launch([&] { kernel(arguments...); },
+                    {launch.grid, launch.block, launch.shared_bytes, launch.cluster, launch.cooperative});
 }
 #endif
 

@@ -13,8 +13,8 @@
 // ordered
 //   only by a fence before an atomic operation and, in the other block, an atomic operation before a fence.
 //
-// Blocks run one after another, forwards or backwards. Not covered: atomic operations and fences by different threads
-// of a block, and what the compiler or the hardware does (rounding of fast intrinsics, occupancy).
+// How blocks follow one another, or run side by side: emulation/launch.h. Not covered: atomic operations and fences by
+// different threads of a block, and what the compiler or the hardware does (rounding of fast intrinsics, occupancy).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -34,7 +34,7 @@
 
 namespace gitfast::emulation {
 
-enum class State { ready, at_barrier, at_warp, failed, done };
+enum class State { ready, at_barrier, at_warp, at_cluster, polling, failed, done };
 
 // An asynchronous copy that has not landed.
 struct Copy {
@@ -56,6 +56,7 @@ struct Thread {
   std::vector<size_t> groups;  // how many of them were issued when each group was committed
   bool fenced = false;         // since its last atomic operation
   void* seen = nullptr;        // what its last atomic operation read
+  uint64_t stores_seen = 0;    // when it began to wait for a value
 };
 
 struct Slot {
@@ -78,6 +79,17 @@ class SharedMemory {
   void* data_;
 };
 
+class Block;
+
+// Blocks that run side by side: those of a cluster, or of a whole grid.
+struct Neighbours {
+  std::vector<Block*> blocks;
+  std::vector<Meeting> meetings;  // of each cluster
+  unsigned cluster = 1;           // blocks of one
+  uint64_t stores = 0;            // of atomic values, for which threads may wait
+  bool hopeless = false;          // nothing moves, and no value that a thread waits for will come
+};
+
 class Block {
  public:
   Block(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> kernel)
@@ -90,7 +102,14 @@ class Block {
         warp_meetings_(warps()),
         random_(settings.seed) {}
 
-  void run(uint3 block_index);
+  void start(uint3 block_index, Neighbours& neighbours);
+  // Lets threads run until they wait, and those go on that may. False when nothing moved.
+  bool advance();
+  bool done() const { return count(State::done) == threads_.size(); }
+  // Whether all threads wait for the cluster, at the same place as those of `first`.
+  bool at_cluster_with(const Block& first) const;
+  void leave_cluster();
+  std::string describe() const;
   // After the last run: what the threads did comes before what follows.
   void join();
 
@@ -100,6 +119,14 @@ class Block {
   GITFAST_UNCHECKED Thread& current() { return *current_; }
   GITFAST_UNCHECKED void fence();
   GITFAST_UNCHECKED void meet_others(void* address);
+  GITFAST_UNCHECKED void cluster_barrier(const void* site);
+  // Until an atomic value changes; false when none ever will.
+  GITFAST_UNCHECKED bool poll();
+  GITFAST_UNCHECKED Neighbours& neighbours() { return *neighbours_; }
+  // Of this block within its cluster.
+  GITFAST_UNCHECKED unsigned rank() const { return index.x % neighbours_->cluster; }
+  // The same place in the shared memory of another block of the cluster.
+  GITFAST_UNCHECKED void* in_block(unsigned rank, void* address);
   [[noreturn]] GITFAST_UNCHECKED void fail(const char* fault);
 
   dim3 grid, block;
@@ -108,15 +135,17 @@ class Block {
 
  private:
   size_t warps() const { return (threads_.size() + 31) / 32; }
-  void start();
   GITFAST_UNCHECKED void run_thread(Thread& thread);
   void choose_order();
   void resume_ready();
   void resume(Thread& thread);
   bool release_warps();
   bool release_barrier();
+  void wake_polling();
   size_t count(State state) const;
 
+  Neighbours* neighbours_ = nullptr;
+  bool begun_ = false;
   std::function<void()> kernel_;
   std::vector<Thread> threads_;
   std::vector<Slot> slots_;  // [warp][parity][lane]
@@ -131,25 +160,46 @@ class Block {
 inline thread_local Block* running = nullptr;
 GITFAST_UNCHECKED inline void set_running(Block* block) { running = block; }
 
-inline void Block::run(uint3 block_index) {
-  index = block_index;
-  start();
-  while (count(State::done) < threads_.size()) {
-    resume_ready();
-    if (fault_) throw Fault(fault_);
-    if (release_warps() || count(State::ready) > 0) continue;
-    if (!release_barrier() && count(State::done) < threads_.size())
-      throw Fault("deadlock: " + std::to_string(count(State::at_barrier)) + " threads at __syncthreads, " +
-                  std::to_string(count(State::at_warp)) + " at warp operations, " + std::to_string(count(State::done)) +
-                  " exited");
-  }
+inline bool Block::advance() {
+  begun_ = true;
+  wake_polling();
+  const bool ran = count(State::ready) > 0;
+  resume_ready();
+  if (fault_) throw Fault(fault_);
+  if (release_warps() || count(State::ready) > 0) return true;
+  return release_barrier() || ran;
+}
+
+inline void Block::wake_polling() {
+  for (Thread& thread : threads_)
+    if (thread.state == State::polling && (neighbours_->hopeless || thread.stores_seen != neighbours_->stores))
+      thread.state = State::ready;
+}
+
+inline std::string Block::describe() const {
+  return std::to_string(count(State::at_barrier)) + " threads at __syncthreads, " +
+         std::to_string(count(State::at_warp)) + " at warp operations, " + std::to_string(count(State::at_cluster)) +
+         " at the cluster's barrier, " + std::to_string(count(State::done)) + " exited";
+}
+
+inline bool Block::at_cluster_with(const Block& first) const {
+  return std::all_of(threads_.begin(), threads_.end(),
+                     [&](const Thread& t) { return t.state == State::at_cluster && t.site == first.threads_[0].site; });
+}
+
+inline void Block::leave_cluster() {
+  for (Thread& thread : threads_) thread.state = State::ready;
+  choose_order();
 }
 
 inline void Block::join() {
   for (Thread& thread : threads_) thread.fiber.join();
 }
 
-inline void Block::start() {
+inline void Block::start(uint3 block_index, Neighbours& neighbours) {
+  index = block_index;
+  neighbours_ = &neighbours;
+  begun_ = false;
   choose_order();
   shared.poison();
   for (size_t i = 0; i < threads_.size(); ++i) {
@@ -227,9 +277,9 @@ inline bool Block::release_warps() {
 }
 
 inline bool Block::release_barrier() {
-  if (count(State::at_barrier) == 0 || count(State::at_warp) > 0) return false;
-  if (const size_t exited = count(State::done))
-    throw Fault("__syncthreads: " + std::to_string(exited) + " threads of the block have exited");
+  const size_t waiting = count(State::at_barrier), exited = count(State::done);
+  if (waiting == 0 || waiting + exited < threads_.size()) return false;
+  if (exited) throw Fault("__syncthreads: " + std::to_string(exited) + " threads of the block have exited");
   for (const Thread& thread : threads_)
     if (thread.site != threads_[0].site) throw Fault("__syncthreads: threads wait at different places in the program");
   for (Thread& thread : threads_) thread.state = State::ready;
@@ -248,6 +298,36 @@ inline void Block::barrier(const void* site) {
   barrier_meeting_.release();
   me.fiber.yield();
   barrier_meeting_.acquire();
+}
+
+inline void Block::cluster_barrier(const void* site) {
+  Thread& me = *current_;
+  me.site = site;
+  me.state = State::at_cluster;
+  Meeting& meeting = neighbours_->meetings[index.x / neighbours_->cluster % neighbours_->meetings.size()];
+  meeting.release();
+  me.fiber.yield();
+  meeting.acquire();
+}
+
+inline bool Block::poll() {
+  if (neighbours_->hopeless) return false;
+  Thread& me = *current_;
+  me.stores_seen = neighbours_->stores;
+  me.state = State::polling;
+  me.fiber.yield();
+  return true;
+}
+
+inline void* Block::in_block(unsigned rank, void* address) {
+  const unsigned first = this->rank();
+  for (Block* other : neighbours_->blocks) {
+    if (other->index.x != index.x - first + rank) continue;
+    if (!other->begun_) fail("shared memory of a block that has not begun");
+    if (other->done()) fail("shared memory of a block that has ended");
+    return static_cast<char*>(other->shared.data()) + (static_cast<char*>(address) - static_cast<char*>(shared.data()));
+  }
+  fail("the cluster has no block of this rank");
 }
 
 // Deposits a value and waits for the lanes of `mask`; then the slots hold the values of all of them.
@@ -288,41 +368,6 @@ inline void Block::fail(const char* fault) {
   fault_ = fault;
   current_->state = State::failed;
   for (;;) current_->fiber.yield();
-}
-
-inline void check_limits(dim3 grid, dim3 block, size_t shared_bytes) {
-  constexpr size_t kSharedOfHopper = 227 * 1024;
-  const size_t threads = size_t{block.x} * block.y * block.z;
-  if (threads == 0 || threads > 1024 || block.z > 64)
-    throw Fault("launch: " + std::to_string(threads) + " threads in a block");
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
-    throw Fault("launch: a grid of " + std::to_string(grid.x) + "x" + std::to_string(grid.y) + "x" +
-                std::to_string(grid.z));
-  if (shared_bytes > kSharedOfHopper)
-    throw Fault("launch: " + std::to_string(shared_bytes) + " bytes of shared memory");
-}
-
-// Runs all blocks one after another, backwards where threads run in reverse: nothing may depend on their order.
-inline void launch(std::function<void()> kernel, dim3 grid, dim3 block, size_t shared_bytes) {
-  check_limits(grid, block, shared_bytes);
-#ifdef __SANITIZE_THREAD__
-  constexpr bool kReuse = false;  // the memory of a block would order it after the one before
-#else
-  constexpr bool kReuse = true;
-#endif
-  std::vector<std::unique_ptr<Block>> ran;
-  struct Restore {
-    ~Restore() { set_running(nullptr); }
-  } restore;
-  const size_t blocks = size_t{grid.x} * grid.y * grid.z;
-  for (size_t i = 0; i < blocks; ++i) {
-    const size_t n = settings.order == Order::reverse ? blocks - 1 - i : i;
-    if (ran.empty() || !kReuse) ran.push_back(std::make_unique<Block>(grid, block, shared_bytes, kernel));
-    set_running(ran.back().get());
-    running->run({static_cast<unsigned>(n % grid.x), static_cast<unsigned>(n / grid.x % grid.y),
-                  static_cast<unsigned>(n / (size_t{grid.x} * grid.y))});
-  }
-  for (const auto& emulated : ran) emulated->join();
 }
 
 }  // namespace gitfast::emulation

@@ -1,7 +1,7 @@
 // The names of CUDA that kernels use, on the host.
 #pragma once
 
-#include "emulation/block.h"
+#include "emulation/launch.h"
 
 // A function kernels call at a place in the program, which is known by the function's return address.
 #define GITFAST_PLACED [[gnu::noinline]] GITFAST_UNCHECKED
@@ -101,6 +101,11 @@ inline int leading_zeros(unsigned bits) { return bits ? __builtin_clz(bits) : 32
 #define __popc(bits) ::gitfast::emulation::count_bits(bits)
 #define __ffs(bits) ::gitfast::emulation::first_bit(bits)
 #define __clz(bits) ::gitfast::emulation::leading_zeros(bits)
+
+#ifndef __grid_constant__
+#define __grid_constant__
+#endif
+#define __launch_bounds__(...)
 
 // As an array of its own it would have no red zone: use GITFAST_SHARED.
 #undef __shared__

@@ -18,6 +18,7 @@ KERNELS = {
     "select_wide": "csrc/cuda/select.cu",
     "attention_int8": "csrc/cuda/attention.cu",
     "search": "csrc/cuda/search.cuh",
+    "decode": "csrc/cuda/decode.cuh",
 }
 # Not for the thread sanitizer, under which every block keeps the memory of its threads.
 MANY_BLOCKS = ("linear_wide", "select_wide")
@@ -377,5 +378,92 @@ FAULTS |= {
         "raw += weight_of(mine[i].value, peak, args.temperature);",
         "raw += weight_of(mine[i].value, peak);",
         WRONG_VALUES,
+    ),
+}
+WEIGHTS_ON_THE_WAY = "csrc/cuda/weight_stream.cuh"
+FAULTS |= {
+    "decode: a block written to before it has begun": Fault(
+        "decode",
+        "  cluster_sync();  // the others",
+        "  // the others",
+        "shared memory of a block that has not begun",
+        file="csrc/cuda/decode.cu",
+    ),
+    "decode: the previous kernel not waited for": Fault(
+        "decode",
+        "  wait_for_previous_kernel();\n  if constexpr",
+        "  if constexpr",
+        "read before the previous kernel is waited for",
+        file="csrc/cuda/decode.cu",
+    ),
+    "decode: partials of other blocks not waited for": Fault(
+        "decode", "    cluster_sync();\n    normalize", "    normalize", WRONG_VALUES
+    ),
+    "decode: queries of other blocks not waited for": Fault(
+        "decode", "    cluster_sync();\n    store_keys", "    __syncthreads();\n    store_keys", WRONG_VALUES
+    ),
+    "decode: states of other blocks not waited for": Fault(
+        "decode", "    cluster_sync();\n    constexpr int kStride", "    constexpr int kStride", WRONG_VALUES
+    ),
+    "decode: inner columns of other blocks not waited for": Fault(
+        "decode", "    cluster_sync();\n    multiply_rows", "    __syncthreads();\n    multiply_rows", WRONG_VALUES
+    ),
+    "decode: states of warps not waited for": Fault(
+        "decode", "    __syncthreads();\n    // What the warps", "    // What the warps", RACE, "thread"
+    ),
+    "decode: mixed values not waited for": Fault(
+        "decode", "    __syncthreads();\n    multiply_rows", "    multiply_rows", RACE, "thread"
+    ),
+    "decode: rows not waited for": Fault("decode", "    }\n    __syncthreads();\n  }", "    }\n  }", RACE, "thread"),
+    "decode: keys stored by every block": Fault(
+        "decode", "      if (token % place_.cluster != place_.rank) continue;\n", "", RACE, "thread"
+    ),
+    "decode: the own token twice": Fault(
+        "decode",
+        "const bool is_own = valid && j >= keys.prefix && token_of(keys, j) ==",
+        "const bool is_own = valid && j >= keys.prefix && token_of(keys, j) + 1 >=",
+        WRONG_VALUES,
+    ),
+    "decode: a key too many": Fault(
+        "decode", "const bool valid = j < keys.count();", "const bool valid = j <= keys.count();", "tolerance"
+    ),
+    "decode: keys lost where they do not divide": Fault(
+        "decode",
+        "return {args_.prefix_len * (place_.rank + 1) / place_.cluster - begin",
+        "return {args_.prefix_len / place_.cluster",
+        WRONG_VALUES,
+    ),
+    "decode: the residual in every cluster's sums": Fault("decode", "if (place_.head == 0)", "if (true)", WRONG_VALUES),
+    "decode: no key yet, and not a number": Fault(
+        "decode", "base = top == -INFINITY ? 0.0f : top;  // no key yet", "base = top;", WRONG_VALUES
+    ),
+    "decode: room for too few rows": Fault(
+        "decode",
+        "rows = take(size_t{kStreamRows} * row_stride * 2)",
+        "rows = take(size_t{2} * row_stride)",
+        WRONG_VALUES,
+    ),
+    "decode: weights not waited for": Fault(
+        "decode", " cp_async_wait<kSlots - kStreamPass>(); ", "", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
+    ),
+    "decode: a chunk too few waited for": Fault(
+        "decode", "kSlots - kStreamPass>", "kSlots - kStreamPass + 1>", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
+    ),
+    "decode: weights of the next pass before those of the next step": Fault(
+        "decode",
+        "if (++step_ < share_.steps) return;",
+        "if (++step_ > share_.steps) return;",
+        "AddressSanitizer",
+        file=WEIGHTS_ON_THE_WAY,
+    ),
+    "decode: sums read before a barrier": Fault(
+        "decode", "  __syncthreads();\n", "", RACE, "thread", WEIGHTS_ON_THE_WAY
+    ),
+    "decode: one share of the depth left out": Fault(
+        "decode",
+        "for (int i = 0; i < shares; ++i)",
+        "for (int i = 1; i < shares; ++i)",
+        WRONG_VALUES,
+        file=WEIGHTS_ON_THE_WAY,
     ),
 }

@@ -16,6 +16,7 @@ from types import ModuleType
 
 import activation_cases
 import attention_cases
+import decode_cases
 import embed_cases
 import linear_cases
 import search_cases
@@ -201,6 +202,12 @@ def search(emulation: ModuleType) -> Iterator[tuple[str, float]]:
     yield "search, ties", 0.0 if found == expected else float("inf")
 
 
+def decode(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    for rows, weights, cluster, layers, prefix in ((1, "same", 2, 2, 40), (3, "int8", 3, 1, 0)):
+        case = decode_cases.make_case(rows, weights=weights, cluster=cluster, layers=layers, prefix=prefix, longest=4)
+        yield f"decode, {rows} rows, weights {weights}", case.run(emulation).error()
+
+
 CASES = {
     "norm": norm,
     "tile_product": tile_product,
@@ -214,6 +221,7 @@ CASES = {
     "select_wide": select_wide,
     "attention_int8": attention_int8,
     "search": search,
+    "decode": decode,
 }
 
 

@@ -1,0 +1,182 @@
+"""Steps of a small random decoder for the kernels of few rows, and what float64 makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gitfast.ops.cuda_weights import PackedWeight
+
+HEAD_DIM, EPS = 64, 1e-12
+Format = Literal["same", "int8", "float8"]
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float64 values that are values of ``dtype``: operands of products are rounded where the kernels round them."""
+    return x.to(dtype).double()
+
+
+@dataclass
+class Layer:
+    """Weights as they are multiplied by, float64, and as the kernels take them."""
+
+    matrices: dict[str, Tensor]
+    vectors: dict[str, Tensor]
+    given: dict[str, Tensor | None]
+
+
+@dataclass
+class DecodeCase:
+    """One step. R rows, H heads, D = 64 H, B images of P tokens, S slots, row r sees text_len[r] tokens."""
+
+    dtype: torch.dtype
+    heads: int
+    layers: list[Layer]
+    words: Tensor
+    positions: Tensor
+    norm: tuple[Tensor, Tensor]
+    step: dict[str, Tensor]  # what Decoder.step takes, but for its outputs
+    cluster: int
+    hidden: Tensor
+    partials: Tensor
+    before: tuple[Tensor, Tensor]  # keys and values of text before the step
+
+    def decoder(self, module: ModuleType) -> Any:
+        """The model of the case, as ``module`` takes it."""
+        given, (gamma, beta) = [layer.given for layer in self.layers], self.norm
+        return module.Decoder(given, self.heads, self.words, self.positions, gamma, beta, EPS, cluster=self.cluster)
+
+    def run(self, module: ModuleType) -> DecodeCase:
+        decoder = self.decoder(module)
+        self.partials = torch.full((decoder.workspace(len(self.hidden)),), torch.nan)
+        decoder.step(**self.step, partials=self.partials, hidden=self.hidden)
+        return self
+
+    def truth(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows (R, D), and the keys and values (layers, R, H, 64) of their own tokens."""
+        step, dtype, H = self.step, self.dtype, self.heads
+        ids, positions = step["ids"].long(), step["position_ids"].long()
+        D = self.words.shape[1]
+        x = _norm(self.words.double()[ids] + self.positions.double()[positions], *self.norm)
+        keys, values = [], []
+        for index, layer in enumerate(self.layers):
+            m, v = layer.matrices, layer.vectors
+            qkv = _rounded(_rounded(x, dtype) @ m["qkv"].T + v["qkv_bias"], dtype)
+            q, k_new, v_new = qkv.view(-1, 3, H, HEAD_DIM).unbind(1)
+            keys.append(k_new)
+            values.append(v_new)
+            mixed = torch.stack([self._attention(index, row, q[row], k_new[row], v_new[row]) for row in range(len(x))])
+            y = _rounded(mixed.view(-1, D), dtype) @ m["out"].T + v["out_bias"]
+            x = _norm(x + y, v["gamma1"], v["beta1"])
+            inner = _rounded(F.gelu(_rounded(x, dtype) @ m["fc1"].T + v["fc1_bias"]), dtype)
+            x = _norm(x + inner @ m["fc2"].T + v["fc2_bias"], v["gamma2"], v["beta2"])
+        return x, torch.stack(keys), torch.stack(values)
+
+    def _attention(self, layer: int, row: int, q: Tensor, k_new: Tensor, v_new: Tensor) -> Tensor:
+        """Of one row: (H, 64)."""
+        image, length = int(self.step["image"][row]), int(self.step["text_len"][row])
+        earlier = self.step["slots"][row, : length - 1].long()
+        parts = []
+        for prefix, text, new in zip(("k_prefix", "v_prefix"), self.before, (k_new, v_new), strict=True):
+            parts.append(
+                torch.cat(
+                    [
+                        self.step[prefix][layer, image].double(),
+                        text[layer, earlier].double().transpose(0, 1),
+                        new[:, None],
+                    ],
+                    1,
+                )
+            )
+        scores = (parts[0] @ q[:, :, None])[..., 0] * HEAD_DIM**-0.5
+        return (scores.softmax(-1)[:, None] @ parts[1])[:, 0]
+
+    def error(self) -> float:
+        """The largest distance of rows, and of stored keys and values, in units of one rounding to the dtype."""
+        x, keys, values = self.truth()
+        eps = torch.finfo(self.dtype).eps
+        worst = ((self.hidden.double() - x).abs() / (eps * (1 + x.abs()))).max().item()
+        own = self.step["slots"].gather(1, self.step["text_len"].long()[:, None] - 1)[:, 0].long()
+        for name, before, expected in zip(("k_text", "v_text"), self.before, (keys, values), strict=True):
+            stored = self.step[name]
+            distance = (stored[:, own].double() - expected).abs() / (eps * (1 + expected.abs()))
+            worst = max(worst, distance.max().item())
+            others = torch.ones(stored.shape[1], dtype=torch.bool)
+            others[own] = False
+            worst = max(worst, float(not torch.equal(stored[:, others], before[:, others])) * 99)
+        return worst if worst == worst else float("inf")
+
+
+def _norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], gamma.double(), beta.double(), EPS)
+
+
+def make_case(
+    rows: int,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    weights: Format = "same",
+    heads: int = 2,
+    layers: int = 2,
+    intermediate: int = 256,
+    prefix: int = 9,
+    images: int = 2,
+    longest: int = 5,
+    cluster: int = 2,
+    seed: int = 0,
+) -> DecodeCase:
+    """Row r has 1 + r % longest text tokens, and image r % images. Slots are given out in disorder."""
+    generator = torch.Generator().manual_seed(seed)
+    D = heads * HEAD_DIM
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(dtype)
+
+    def layer() -> Layer:
+        matrices, vectors, given = {}, {}, {}
+        for name, (N, K) in {
+            "qkv": (3 * D, D), "out": (D, D), "fc1": (intermediate, D), "fc2": (D, intermediate)
+        }.items():  # fmt: skip
+            packed = PackedWeight.pack(normal(N, K, scale=K**-0.5), None if weights == "same" else weights)
+            matrices[name] = packed.unpack().double()
+            vectors[f"{name}_bias"] = normal(N, scale=0.1)
+            given |= {name: packed.data, f"{name}_scales": packed.scales}
+        for name in ("gamma1", "gamma2"):
+            vectors[name] = 1 + normal(D, scale=0.1)
+        for name in ("beta1", "beta2"):
+            vectors[name] = normal(D, scale=0.1)
+        return Layer(matrices, {name: x.double() for name, x in vectors.items()}, given | vectors)
+
+    slots = torch.randperm(rows * longest, generator=generator).int().view(rows, longest)
+    text_len = (torch.arange(rows) % longest + 1).int()
+    text = (layers, rows * longest, heads, HEAD_DIM)
+    image_keys = (layers, images, heads, prefix, HEAD_DIM)
+    step = {
+        "ids": torch.randint(0, 11, (rows,), generator=generator).int(),
+        "position_ids": text_len - 1,
+        "image": (torch.arange(rows) % images).int(),
+        "slots": slots,
+        "text_len": text_len,
+        "k_prefix": normal(*image_keys),
+        "v_prefix": normal(*image_keys),
+        "k_text": normal(*text),
+        "v_text": normal(*text),
+    }
+    return DecodeCase(
+        dtype,
+        heads,
+        [layer() for _ in range(layers)],
+        normal(11, D),
+        normal(longest, D),
+        (1 + normal(D, scale=0.1), normal(D, scale=0.1)),
+        step,
+        cluster,
+        torch.full((rows, D), torch.nan, dtype=dtype),
+        torch.empty(0),
+        (step["k_text"].clone(), step["v_text"].clone()),
+    )

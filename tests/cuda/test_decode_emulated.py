@@ -1,0 +1,91 @@
+"""Steps of the decoder in two kernels per layer: clusters of blocks, emulated in every order of threads and blocks."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from decode_cases import make_case
+
+CASES: dict[str, dict[str, Any]] = {
+    "one row": {"rows": 1},
+    "float16": {"rows": 3, "dtype": torch.float16},
+    "most rows, several keys per lane": {"rows": 8, "cluster": 4, "intermediate": 512, "prefix": 301},
+    "int8, three heads": {"rows": 2, "weights": "int8", "heads": 3, "intermediate": 384, "cluster": 3},
+    "float8, largest cluster, no image": {
+        "rows": 2, "weights": "float8", "cluster": 8, "prefix": 0, "intermediate": 512
+    },
+    "text longer than a pass": {"rows": 2, "longest": 70, "prefix": 1},
+    "one layer": {"rows": 2, "layers": 1, "cluster": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps(emulation: ModuleType, order: str, name: str) -> None:
+    assert make_case(**CASES[name]).run(emulation).error() <= 1
+
+
+@pytest.mark.parametrize("late_copies", [True, False])
+def test_weights_may_come_late_or_early(emulation: ModuleType, late_copies: bool) -> None:
+    emulation.set_order("shuffled", seed=2, late_copies=late_copies)
+    assert make_case(2, seed=1).run(emulation).error() <= 1
+
+
+def test_a_row_does_not_depend_on_the_others(emulation: ModuleType) -> None:
+    emulation.set_order("run_ahead", seed=3)
+    together = make_case(5, prefix=40)
+    alone = make_case(5, prefix=40)
+    together.run(emulation)
+    alone.step |= {name: alone.step[name][4:] for name in ("ids", "position_ids", "image", "slots", "text_len")}
+    alone.hidden = alone.hidden[4:]
+    alone.run(emulation)
+    assert torch.equal(together.hidden[4:], alone.hidden)
+
+
+def test_an_id_outside_the_tables_makes_its_row_no_number(emulation: ModuleType) -> None:
+    case = make_case(3)
+    case.step["ids"][1] = 11
+    case.step["position_ids"][2] = -1
+    hidden = case.run(emulation).hidden
+    assert hidden[0].isfinite().all()
+    assert hidden[1:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": 9}, "rows: expected 1 to 8, got 9"),
+        ({"cluster": 1}, "columns of a head / 8: expected 1 to 12, got 24"),
+        ({"cluster": 9}, "cluster: expected 1 to 8, got 9"),
+        ({"intermediate": 96}, "intermediate: expected a multiple of 64, got 96"),
+        ({"layers": 13}, "layers: expected 1 to 12, got 13"),
+    ],
+)
+def test_shapes_that_no_kernel_takes(emulation: ModuleType, change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"rows": 1} | change
+    with pytest.raises(ValueError, match=message):
+        make_case(**arguments).run(emulation)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ids", torch.zeros(2, dtype=torch.int64), "ids: expected dtype int32"),
+        ("k_text", torch.zeros(2, 3, 2, 64, dtype=torch.bfloat16), "v_text: expected shape"),
+        ("k_prefix", torch.zeros(1, 2, 2, 9, 64, dtype=torch.bfloat16), "k_prefix: expected shape"),
+    ],
+)
+def test_arrays_that_do_not_fit(emulation: ModuleType, name: str, value: torch.Tensor, message: str) -> None:
+    case = make_case(2)
+    case.step[name] = value
+    with pytest.raises(ValueError, match=message):
+        case.run(emulation)
+
+
+def test_a_matrix_of_another_shape(emulation: ModuleType) -> None:
+    case = make_case(1)
+    case.layers[1].given["fc2"] = case.layers[1].given["out"]
+    with pytest.raises(ValueError, match="fc2: expected a weight of 128 x 256, got 128 x 128"):
+        case.run(emulation)
