@@ -9,8 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/decode.h"
+#include "cuda/caption.h"
 #include "cuda_linear.h"
+#include "cuda_search.h"
 
 namespace gitfast::bindings {
 
@@ -18,9 +19,9 @@ namespace gitfast::bindings {
 class Decoder {
  public:
   // Layers as mappings from names to arrays: qkv, out, fc1, fc2 (packed), each with _scales (None for 16 bits) and
-  // _bias, and gamma1, beta1, gamma2, beta2.
+  // _bias, and gamma1, beta1, gamma2, beta2. The head as one of head, head_scales and head_bias.
   Decoder(Device kind, const py::list& layers, int heads, const py::object& words, const py::object& positions,
-          const py::object& gamma, const py::object& beta, float eps, int cluster)
+          const py::object& gamma, const py::object& beta, float eps, int cluster, const py::dict& head)
       : kind_(kind), words_(keep(words, "words")), common_(kind, words_), width_("D"), intermediate_("F") {
     Dim num_words("words"), num_positions("positions");
     args_.words = common_.dense(words_, "words", common_.dtype, {&num_words, &width_});
@@ -40,6 +41,8 @@ class Decoder {
     args_.eps = eps;
     args_.cluster = cluster;
     for (int i = 0; i < args_.layers; ++i) add_layer(args_.layer[i], layers[static_cast<size_t>(i)].cast<py::dict>());
+    Dim vocabulary("vocabulary");
+    add_matrix(head, "head", head_, head_bias_, vocabulary);
     args_.intermediate = static_cast<int>(intermediate_.value);
     cuda::Decode one_row = args_;
     one_row.rows = 1;
@@ -67,6 +70,55 @@ class Decoder {
     cuda::decode_step(args, to, reinterpret_cast<CUstream_st*>(stream));
   }
 
+  bool can_caption(int rows, int choices) const {
+    cuda::Caption args;
+    args.decode = args_;
+    args.decode.rows = rows;
+    args.head = head_;
+    args.choices = choices;
+    return cuda::can_caption(args);
+  }
+  int64_t caption_workspace(int rows, int choices) const {
+    cuda::Caption args;
+    args.decode = args_;
+    args.decode.rows = rows;
+    args.choices = choices;
+    return cuda::caption_workspace(args);
+  }
+
+  void caption(const py::object& state, const py::object& image, const py::object& k_prefix, const py::object& v_prefix,
+               const py::object& k_text, const py::object& v_text, const py::object& partials, const py::object& tokens,
+               const py::object& log_probs, const py::object& workspace, const py::object& barrier,
+               const py::object& told, uintptr_t stream) const {
+    const SearchArguments search(kind_, state);
+    Dim R(search.call.state.items * search.call.state.rows_per_item), floats("floats"), bytes("bytes"), two(2);
+    cuda::Decode decode = args_;
+    decode.rows = static_cast<int>(R.value);
+    std::vector<Array> kept = rows(decode, R, state.attr("ids"), state.attr("positions"), image, state.attr("slots"),
+                                   state.attr("text_len"), k_prefix, v_prefix, k_text, v_text);
+    decode.partials =
+        static_cast<float*>(common_.dense(kept.emplace_back(partials, "partials"), "partials", DType::f32, {&floats}));
+    cuda::Caption args = caption_of(search, decode, tokens, log_probs, kept);
+    args.workspace = common_.dense(kept.emplace_back(workspace, "workspace"), "workspace", DType::u8, {&bytes});
+    args.barrier =
+        static_cast<uint32_t*>(common_.dense(kept.emplace_back(barrier, "barrier"), "barrier", DType::i32, {&two}));
+    if (!told.is_none()) {  // memory of the host, which the device sees at the same address
+      Dim words(1 + args.search.max_steps * R.value);
+      const Array& array = kept.emplace_back(told, "told");
+      array.check().dtype(DType::i32).shape({&words}).contiguous();
+      args.told = array.view().ptr<int32_t>();
+    }
+    const auto enough = [](const char* name, const Dim& got, int64_t needed) {
+      if (got.value < needed)
+        throw Error(std::string(name) + ": expected at least " + std::to_string(needed) + " elements, got " +
+                    std::to_string(got.value));
+    };
+    enough("partials", floats, this->workspace(decode.rows));
+    enough("workspace", bytes, cuda::caption_workspace(args));
+    py::gil_scoped_release release;
+    cuda::caption(args, reinterpret_cast<CUstream_st*>(stream));
+  }
+
  private:
   const Array& keep(const py::object& object, const char* name) {
     kept_.push_back(std::make_unique<Array>(object, name));
@@ -76,27 +128,46 @@ class Decoder {
     return common_.dense(keep(object, name), name, common_.dtype, shape);
   }
 
+  static py::object get(const py::dict& given, const std::string& name) {
+    if (!given.contains(name)) throw Error("layers, head: expected an array " + name);
+    return given[name.c_str()].cast<py::object>();
+  }
+
+  void add_matrix(const py::dict& given, const std::string& name, cuda::PackedWeight& weight, const void*& bias,
+                  Dim& columns) {
+    bias = dense(get(given, name + "_bias"), "bias", {&columns});
+    weight = packed_weight(common_, keep(get(given, name), "weight"), std::nullopt, columns);
+    if (const py::object scales = get(given, name + "_scales"); !scales.is_none())
+      weight.scales =
+          static_cast<const float*>(common_.dense(keep(scales, "scales"), "scales", DType::f32, {&columns}));
+  }
+
   void add_layer(cuda::DecodeLayer& layer, const py::dict& given) {
-    const auto get = [&](const std::string& name) {
-      if (!given.contains(name)) throw Error("layers: expected " + name + " in each");
-      return given[name.c_str()].cast<py::object>();
-    };
-    const auto matrix = [&](const std::string& name, cuda::PackedWeight& weight, const void*& bias, Dim& columns) {
-      bias = dense(get(name + "_bias"), "bias", {&columns});
-      weight = packed_weight(common_, keep(get(name), "weight"), std::nullopt, columns);
-      if (const py::object scales = get(name + "_scales"); !scales.is_none())
-        weight.scales =
-            static_cast<const float*>(common_.dense(keep(scales, "scales"), "scales", DType::f32, {&columns}));
-    };
     Dim three(3 * width_.value);
-    matrix("qkv", layer.qkv, layer.qkv_bias, three);
-    matrix("out", layer.out, layer.out_bias, width_);
-    matrix("fc1", layer.fc1, layer.fc1_bias, intermediate_);
-    matrix("fc2", layer.fc2, layer.fc2_bias, width_);
-    layer.gamma1 = dense(get("gamma1"), "gamma1", {&width_});
-    layer.beta1 = dense(get("beta1"), "beta1", {&width_});
-    layer.gamma2 = dense(get("gamma2"), "gamma2", {&width_});
-    layer.beta2 = dense(get("beta2"), "beta2", {&width_});
+    add_matrix(given, "qkv", layer.qkv, layer.qkv_bias, three);
+    add_matrix(given, "out", layer.out, layer.out_bias, width_);
+    add_matrix(given, "fc1", layer.fc1, layer.fc1_bias, intermediate_);
+    add_matrix(given, "fc2", layer.fc2, layer.fc2_bias, width_);
+    layer.gamma1 = dense(get(given, "gamma1"), "gamma1", {&width_});
+    layer.beta1 = dense(get(given, "beta1"), "beta1", {&width_});
+    layer.gamma2 = dense(get(given, "gamma2"), "gamma2", {&width_});
+    layer.beta2 = dense(get(given, "beta2"), "beta2", {&width_});
+  }
+
+  cuda::Caption caption_of(const SearchArguments& state, const cuda::Decode& decode, const py::object& tokens,
+                           const py::object& log_probs, std::vector<Array>& kept) const {
+    cuda::Caption args;
+    args.decode = decode;
+    args.search = state.call.state;
+    args.head = head_;
+    args.head_bias = head_bias_;
+    Dim R(decode.rows), choices("choices");
+    args.tokens =
+        static_cast<int32_t*>(common_.dense(kept.emplace_back(tokens, "tokens"), "tokens", DType::i32, {&R, &choices}));
+    args.log_probs = static_cast<float*>(
+        common_.dense(kept.emplace_back(log_probs, "log_probs"), "log_probs", DType::f32, {&R, &choices}));
+    args.choices = choices.value;
+    return args;
   }
 
   // What a step reads and writes beside the weights; the arrays hold its memory until the kernels are enqueued.
@@ -106,7 +177,7 @@ class Decoder {
                           const py::object& v_text) const {
     Dim layers(args.layers), B("B"), H(args.heads), P("P"), S("S"), L("max_text"), head_dim(cuda::kDecodeHeadDim);
     std::vector<Array> kept;
-    kept.reserve(9);
+    kept.reserve(16);
     const auto of = [&](const py::object& object, const char* name, DType dtype, std::initializer_list<Dim*> shape) {
       return common_.dense(kept.emplace_back(object, name), name, dtype, shape);
     };
@@ -141,20 +212,28 @@ class Decoder {
   Common common_;
   Dim width_, intermediate_;
   cuda::Decode args_;
+  cuda::PackedWeight head_;
+  const void* head_bias_ = nullptr;
 };
 
 inline void bind_decode(py::module_& m, Device device) {
   py::class_<Decoder>(m, "Decoder")
       .def(py::init([device](const py::list& layers, int heads, const py::object& words, const py::object& positions,
-                             const py::object& gamma, const py::object& beta, float eps, int cluster) {
-             return std::make_unique<Decoder>(device, layers, heads, words, positions, gamma, beta, eps, cluster);
+                             const py::object& gamma, const py::object& beta, float eps, int cluster,
+                             const py::dict& head) {
+             return std::make_unique<Decoder>(device, layers, heads, words, positions, gamma, beta, eps, cluster, head);
            }),
            py::arg("layers"), py::arg("heads"), py::arg("words"), py::arg("positions"), py::arg("gamma"),
-           py::arg("beta"), py::arg("eps"), py::arg("cluster") = 8)
+           py::arg("beta"), py::arg("eps"), py::arg("cluster"), py::arg("head"))
       .def("workspace", &Decoder::workspace, py::arg("rows"))
       .def("step", &Decoder::step, py::arg("ids"), py::arg("position_ids"), py::arg("image"), py::arg("slots"),
            py::arg("text_len"), py::arg("k_prefix"), py::arg("v_prefix"), py::arg("k_text"), py::arg("v_text"),
-           py::arg("partials"), py::arg("hidden"), py::arg("stream") = 0);
+           py::arg("partials"), py::arg("hidden"), py::arg("stream") = 0)
+      .def("can_caption", &Decoder::can_caption, py::arg("rows"), py::arg("choices"))
+      .def("caption_workspace", &Decoder::caption_workspace, py::arg("rows"), py::arg("choices"))
+      .def("caption", &Decoder::caption, py::arg("state"), py::arg("image"), py::arg("k_prefix"), py::arg("v_prefix"),
+           py::arg("k_text"), py::arg("v_text"), py::arg("partials"), py::arg("tokens"), py::arg("log_probs"),
+           py::arg("workspace"), py::arg("barrier"), py::arg("told"), py::arg("stream") = 0);
   m.def("can_decode", &cuda::can_decode, py::arg("device"), py::arg("hidden"), py::arg("intermediate"),
         py::arg("heads"), py::arg("cluster"));
 }

@@ -1,7 +1,5 @@
-#include <climits>
-#include <cmath>
-
 #include "cuda/linear.cuh"
+#include "cuda/select.cuh"
 #include "cuda/select.h"
 #include "random.h"
 
@@ -16,54 +14,27 @@ constexpr int kOfLane = kPart / kWarpSize;     // columns of one lane
 constexpr size_t kPartial = kProductWarps * kTiles * kTileSums;
 constexpr size_t kShared = (kPartial + kProductRows * kPart) * sizeof(float);
 
-struct Choice {
-  float value;
-  int32_t token;
-};
-constexpr int32_t kNoToken = INT32_MAX;
-
-__device__ __forceinline__ bool better(const Choice& a, const Choice& b) {
-  return a.value > b.value || (a.value == b.value && a.token < b.token);
-}
-
-__device__ __forceinline__ Choice best_of_warp(Choice mine) {
-  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
-    const Choice other{__shfl_xor_sync(kAllLanes, mine.value, lanes), __shfl_xor_sync(kAllLanes, mine.token, lanes)};
-    if (better(other, mine)) mine = other;
-  }
-  return mine;
-}
-
-__device__ __forceinline__ float warp_sum(float x) {
-  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
-  return x;
-}
-
-// The weights of a part's tokens are relative to its largest logit; one that has none weighs nothing. `temperature`
-// takes back what the logits were divided by.
-__device__ __forceinline__ float weight_of(float logit, float peak, float temperature = 1) {
-  return exp2f((logit - (peak == -INFINITY ? 0.0f : peak)) * temperature * kLog2E);
-}
-
-// What is known of every part of every row.
-struct Workspace {
-  Choice* choices;   // [rows][parts][choices], descending
-  float* totals;     // [rows][parts]: the sum of weights
-  float* raw;        // [rows][parts]: the same at a temperature of 1; where drawn_log_probs are asked for
+// What is known of every part of every row, and of every row.
+struct Workspace : PartChoices {
+  float* raw;        // [rows][parts]: `totals` at a temperature of 1; where drawn_log_probs are asked for
   int32_t* part;     // [rows]: in which the quantile lies, -1 where nothing can be drawn
   float* remainder;  // [rows]: the weight before it within that part
   float* peak;       // [rows]: the largest logit
   float* raw_log;    // [rows]: the logarithm of the row's sum at a temperature of 1
-  int64_t parts;
 
-  __host__ __device__ Workspace(void* memory, int64_t rows, int64_t columns, int64_t choices)
-      : choices(static_cast<Choice*>(memory)), parts((columns + kPart - 1) / kPart) {
-    totals = reinterpret_cast<float*>(this->choices + rows * parts * choices);
-    raw = totals + rows * parts;
-    part = reinterpret_cast<int32_t*>(raw + rows * parts);
-    remainder = reinterpret_cast<float*>(part + rows);
-    peak = remainder + rows;
-    raw_log = peak + rows;
+  __host__ __device__ explicit Workspace(const HeadSelect& args)
+      : PartChoices(args.workspace, args.rows, parts_of(args.weight.columns), args.choices) {
+    raw = totals + args.rows * parts;
+    part = reinterpret_cast<int32_t*>(raw + args.rows * parts);
+    remainder = reinterpret_cast<float*>(part + args.rows);
+    peak = remainder + args.rows;
+    raw_log = peak + args.rows;
+  }
+
+  static __host__ __device__ int64_t parts_of(int64_t columns) { return (columns + kPart - 1) / kPart; }
+  static int64_t bytes(int64_t rows, int64_t columns, int64_t choices) {
+    const int64_t parts = parts_of(columns), word = sizeof(float);
+    return PartChoices::bytes(rows, parts, choices) + rows * (parts + 4) * word;
   }
 };
 
@@ -101,47 +72,22 @@ __global__ void choose_in_part_kernel(HeadSelect args) {
   const int count = rows < kProductRows ? static_cast<int>(rows) : kProductRows;
   part_logits<T, W>(args, row0, count, part, partial, logits);
 
-  const Workspace known(args.workspace, args.rows, args.weight.columns, args.choices);
+  const Workspace known(args);
   const int lane = threadIdx.x % kWarpSize;
+  const int64_t first = part * kPart, left = args.weight.columns - first;
+  const int columns = left < kPart ? static_cast<int>(left) : kPart;
   for (int row = threadIdx.x / kWarpSize; row < count; row += kProductWarps) {
-    Choice mine[kOfLane];
-    for (int i = 0; i < kOfLane; ++i) {
-      const int place = lane + i * kWarpSize;
-      const int64_t column = part * kPart + place;
-      mine[i] = {logits[row * kPart + place], column < args.weight.columns ? static_cast<int32_t>(column) : kNoToken};
-      if (args.logits && column < args.weight.columns)
-        args.logits[(row0 + row) * args.weight.columns + column] = mine[i].value;
+    const float* own = logits + row * kPart;
+    const float peak = choose_in_part<kOfLane>(known, row0 + row, part, own, static_cast<int32_t>(first), columns);
+    float raw = 0;
+    for (int i = lane; i < columns; i += kWarpSize) {
+      if (args.logits) args.logits[(row0 + row) * args.weight.columns + first + i] = own[i];
+      if (args.drawn_log_probs) raw += weight_of(own[i], peak, args.temperature);
     }
-    const int64_t at = (row0 + row) * known.parts + part;
-    float peak = 0;
-    for (int k = 0; k < args.choices; ++k) {
-      Choice top{-INFINITY, kNoToken};
-      for (int i = 0; i < kOfLane; ++i)
-        if (better(mine[i], top)) top = mine[i];
-      top = best_of_warp(top);
-      if (lane == 0) known.choices[at * args.choices + k] = top;
-      if (k == 0) {
-        peak = top.value;
-        float total = 0;
-        for (int i = 0; i < kOfLane; ++i) total += weight_of(mine[i].value, peak);
-        total = warp_sum(total);
-        if (lane == 0) known.totals[at] = total;
-        if (args.drawn_log_probs) {
-          float raw = 0;
-          for (int i = 0; i < kOfLane; ++i) raw += weight_of(mine[i].value, peak, args.temperature);
-          raw = warp_sum(raw);
-          if (lane == 0) known.raw[at] = raw;
-        }
-      }
-      for (int i = 0; i < kOfLane; ++i)
-        if (mine[i].token == top.token) mine[i] = {-INFINITY, kNoToken};
-    }
+    if (!args.drawn_log_probs) continue;
+    raw = sum_of_warp(raw);
+    if (lane == 0) known.raw[(row0 + row) * known.parts + part] = raw;
   }
-}
-
-// A part's weight relative to the row's largest logit.
-__device__ __forceinline__ double part_weight(const Workspace& known, int choices, int64_t at, float peak) {
-  return double{known.totals[at]} * double{weight_of(known.choices[at * choices].value, peak)};
 }
 
 // For the log-probability of what will be drawn.
@@ -149,22 +95,21 @@ __device__ void keep_raw_log_sum(const HeadSelect& args, const Workspace& known,
   double total = 0;
   for (int64_t part = threadIdx.x; part < known.parts; part += kWarpSize) {
     const int64_t at = row * known.parts + part;
-    const float part_peak = known.choices[at * args.choices].value;
-    total += double{known.raw[at]} * double{weight_of(part_peak, peak, args.temperature)};
+    total += double{known.raw[at]} * double{weight_of(known.peak_of(at), peak, args.temperature)};
   }
-  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) total += __shfl_xor_sync(kAllLanes, total, lanes);
+  total = sum_of_warp(total);
   if (threadIdx.x == 0) known.peak[row] = peak, known.raw_log[row] = logf(static_cast<float>(total));
 }
 
 // Which part holds `target` of the row's weight, in order of parts, and what of it lies before.
-__device__ void find_part(const HeadSelect& args, const Workspace& known, int64_t row, float peak, double target) {
+__device__ void find_part(const Workspace& known, int64_t row, float peak, double target) {
   const int lane = threadIdx.x, parts = static_cast<int>(known.parts);
   const int64_t at = row * parts;
   double before = 0, before_found = 0;
   int found = -1;
   for (int base = 0; base < parts; base += kWarpSize) {
     const int part = base + lane;
-    const double own = part < parts ? part_weight(known, args.choices, at + part, peak) : 0;
+    const double own = part < parts ? part_weight(known, at + part, peak) : 0;
     double upto = own;  // of this warp's parts
     for (int lanes = 1; lanes < kWarpSize; lanes *= 2) {
       const double other = __shfl_up_sync(kAllLanes, upto, lanes);
@@ -185,53 +130,25 @@ __device__ void find_part(const HeadSelect& args, const Workspace& known, int64_
   if (lane > 0) return;
   known.part[row] = found;
   if (found < 0) return;
-  const float part_peak = known.choices[(at + found) * args.choices].value;
-  known.remainder[row] = static_cast<float>((target - before_found) / double{weight_of(part_peak, peak)});
+  known.remainder[row] =
+      static_cast<float>((target - before_found) / double{weight_of(known.peak_of(at + found), peak)});
 }
 
 // One warp per row.
 __global__ void choose_kernel(HeadSelect args) {
-  GITFAST_SHARED(uint8_t, taken);  // [parts]: how many of a part's choices are taken; each is one lane's own
+  GITFAST_SHARED(uint8_t, taken);
   let_next_kernel_start();
   wait_for_previous_kernel();
-  const Workspace known(args.workspace, args.rows, args.weight.columns, args.choices);
+  const Workspace known(args);
   const int64_t row = blockIdx.x;
-  const int lane = threadIdx.x, parts = static_cast<int>(known.parts), choices = static_cast<int>(args.choices);
-  for (int part = lane; part < parts; part += kWarpSize) taken[part] = 0;
-
-  Choice mine{-INFINITY, kNoToken};
-  int from = -1;  // of which part
-  float peak = 0, log_total = 0;
-  bool sound = false;
-  for (int k = 0; k < choices; ++k) {
-    if (k == 0 || from < 0) {  // the best of this lane's parts is new, or was taken
-      mine = {-INFINITY, kNoToken};
-      for (int part = lane; part < parts; part += kWarpSize) {
-        const Choice next = load_after_wait(known.choices + (row * parts + part) * choices + taken[part]);
-        if (better(next, mine)) mine = next, from = part;
-      }
+  choose_of_parts(known, row, taken, args.tokens, args.log_probs, [&](float peak, double total, bool sound) {
+    if (args.keys && sound) {
+      find_part(known, row, peak, uniform(args.keys[row], *args.step) * total);
+      if (args.drawn_log_probs) keep_raw_log_sum(args, known, row, peak);
+    } else if (args.keys && threadIdx.x == 0) {
+      known.part[row] = -1;
     }
-    const Choice top = best_of_warp(mine);
-    if (from >= 0 && mine.token == top.token) ++taken[from], from = -1;
-    if (k == 0) {
-      peak = top.value;
-      double total = 0;
-      for (int part = lane; part < parts; part += kWarpSize)
-        total += part_weight(known, choices, row * parts + part, peak);
-      for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) total += __shfl_xor_sync(kAllLanes, total, lanes);
-      sound = total > 0 && total < INFINITY;  // and not NaN
-      log_total = logf(static_cast<float>(total));
-      if (args.keys && sound) {
-        find_part(args, known, row, peak, uniform(args.keys[row], *args.step) * total);
-        if (args.drawn_log_probs) keep_raw_log_sum(args, known, row, peak);
-      } else if (args.keys && lane == 0) {
-        known.part[row] = -1;
-      }
-    }
-    if (lane > 0) continue;
-    args.tokens[row * choices + k] = sound ? top.token : -1;
-    args.log_probs[row * choices + k] = sound ? top.value - peak - log_total : NAN;
-  }
+  });
 }
 
 // One block per row: multiplies the part in which the row's quantile lies once more, and finds it.
@@ -241,7 +158,7 @@ __global__ void draw_kernel(HeadSelect args) {
   float* logits = partial + kPartial;
   let_next_kernel_start();
   wait_for_previous_kernel();
-  const Workspace known(args.workspace, args.rows, args.weight.columns, args.choices);
+  const Workspace known(args);
   const int64_t row = blockIdx.x;
   const int part = load_after_wait(known.part + row), lane = threadIdx.x % kWarpSize;
   if (part < 0) {
@@ -253,7 +170,7 @@ __global__ void draw_kernel(HeadSelect args) {
   part_logits<T, W>(args, row, 1, part, partial, logits);
   if (threadIdx.x >= kWarpSize) return;
 
-  const float peak = known.choices[(row * known.parts + part) * args.choices].value;
+  const float peak = known.peak_of(row * known.parts + part);
   float weights[kOfLane], own = 0;
   for (int i = 0; i < kOfLane; ++i) own += weights[i] = weight_of(logits[lane * kOfLane + i], peak);
   float upto = own;
@@ -279,7 +196,7 @@ __global__ void draw_kernel(HeadSelect args) {
 
 template <class T, class W>
 void launch(const HeadSelect& args, cudaStream_t stream) {
-  const auto parts = static_cast<unsigned>(Workspace(nullptr, 0, args.weight.columns, 0).parts);
+  const auto parts = static_cast<unsigned>(Workspace::parts_of(args.weight.columns));
   const auto rows = static_cast<unsigned>(args.rows);
   const dim3 block(kProductWarps * kWarpSize), grid(parts, (rows + kProductRows - 1) / kProductRows);
   launch_kernel({"choose_in_part_kernel", grid, block, kShared, stream, args.overlap}, choose_in_part_kernel<T, W>,
@@ -291,8 +208,7 @@ void launch(const HeadSelect& args, cudaStream_t stream) {
 }  // namespace
 
 int64_t select_workspace(int64_t rows, int64_t columns, int64_t choices) {
-  const int64_t parts = (columns + kPart - 1) / kPart;
-  return rows * (parts * (choices * static_cast<int64_t>(sizeof(Choice)) + 8) + 16);
+  return Workspace::bytes(rows, columns, choices);
 }
 
 void head_select(const HeadSelect& args, CUstream_st* stream) {

@@ -5,7 +5,10 @@
 // the block waits for in between. Nobody else reads these places, so no barrier guards them.
 #pragma once
 
-#include "cuda/linear.cuh"
+#include <cstring>
+
+#include "cuda/packed_weight.cuh"
+#include "cuda/ptx.h"
 
 namespace gitfast::cuda {
 

@@ -96,6 +96,7 @@ inline int leading_zeros(unsigned bits) { return bits ? __builtin_clz(bits) : 32
 #define __ballot_sync(...) ::gitfast::emulation::ballot(__VA_ARGS__)
 #define __any_sync(...) ::gitfast::emulation::any(__VA_ARGS__)
 #define __all_sync(...) ::gitfast::emulation::all(__VA_ARGS__)
+#define __threadfence_system() ::gitfast::emulation::thread_fence()
 #define __threadfence() ::gitfast::emulation::thread_fence()
 #define atomicInc(address, last) ::gitfast::emulation::atomic_increment(address, last)
 #define __popc(bits) ::gitfast::emulation::count_bits(bits)

@@ -2,7 +2,8 @@
 # Builds and runs the native test program under a sanitizer: csrc/tests/run.sh address|thread|none
 set -eu
 case ${1:-} in
-  address | thread) sanitize=$1 ;;
+  address) sanitize=address,undefined ;;
+  thread) sanitize=thread ;;
   none) sanitize= ;;
   *) echo "usage: csrc/tests/run.sh address|thread|none" >&2; exit 2 ;;
 esac

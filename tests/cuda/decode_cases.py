@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gitfast.ops.cuda_weights import PackedWeight
 
-HEAD_DIM, EPS = 64, 1e-12
+HEAD_DIM, EPS, VOCAB = 64, 1e-12, 61
 Format = Literal["same", "int8", "float8"]
 
 
@@ -45,11 +45,12 @@ class DecodeCase:
     hidden: Tensor
     partials: Tensor
     before: tuple[Tensor, Tensor]  # keys and values of text before the step
+    head: dict[str, Tensor | None]
 
     def decoder(self, module: ModuleType) -> Any:
         """The model of the case, as ``module`` takes it."""
         given, (gamma, beta) = [layer.given for layer in self.layers], self.norm
-        return module.Decoder(given, self.heads, self.words, self.positions, gamma, beta, EPS, cluster=self.cluster)
+        return module.Decoder(given, self.heads, self.words, self.positions, gamma, beta, EPS, self.cluster, self.head)
 
     def run(self, module: ModuleType) -> DecodeCase:
         decoder = self.decoder(module)
@@ -152,12 +153,13 @@ def make_case(
             vectors[name] = normal(D, scale=0.1)
         return Layer(matrices, {name: x.double() for name, x in vectors.items()}, given | vectors)
 
+    head = PackedWeight.pack(normal(VOCAB, D, scale=D**-0.5), None if weights == "same" else weights)
     slots = torch.randperm(rows * longest, generator=generator).int().view(rows, longest)
     text_len = (torch.arange(rows) % longest + 1).int()
     text = (layers, rows * longest, heads, HEAD_DIM)
     image_keys = (layers, images, heads, prefix, HEAD_DIM)
     step = {
-        "ids": torch.randint(0, 11, (rows,), generator=generator).int(),
+        "ids": torch.randint(0, VOCAB, (rows,), generator=generator).int(),
         "position_ids": text_len - 1,
         "image": (torch.arange(rows) % images).int(),
         "slots": slots,
@@ -171,7 +173,7 @@ def make_case(
         dtype,
         heads,
         [layer() for _ in range(layers)],
-        normal(11, D),
+        normal(VOCAB, D),
         normal(longest, D),
         (1 + normal(D, scale=0.1), normal(D, scale=0.1)),
         step,
@@ -179,4 +181,5 @@ def make_case(
         torch.full((rows, D), torch.nan, dtype=dtype),
         torch.empty(0),
         (step["k_text"].clone(), step["v_text"].clone()),
+        {"head": head.data, "head_scales": head.scales, "head_bias": normal(VOCAB, scale=0.1)},
     )

@@ -19,6 +19,7 @@ KERNELS = {
     "attention_int8": "csrc/cuda/attention.cu",
     "search": "csrc/cuda/search.cuh",
     "decode": "csrc/cuda/decode.cuh",
+    "caption": "csrc/cuda/caption.cu",
 }
 # Not for the thread sanitizer, under which every block keeps the memory of its threads.
 MANY_BLOCKS = ("linear_wide", "select_wide")
@@ -222,7 +223,11 @@ FAULTS |= {
     ),
     "linear: one warp's sums left out": Fault("linear", "int warp = 0; warp <", "int warp = 1; warp <", WRONG_VALUES),
     "linear: bytes without a sign": Fault(
-        "linear", "static_cast<int8_t>(two),", "static_cast<uint8_t>(two),", WRONG_VALUES
+        "linear",
+        "static_cast<int8_t>(two),",
+        "static_cast<uint8_t>(two),",
+        WRONG_VALUES,
+        file="csrc/cuda/packed_weight.cuh",
     ),
     "linear: too little shared memory": Fault(
         "linear", "kProductWarps * kTiles * kTileSums", "kTiles * kTileSums", OUT_OF_BOUNDS, file="csrc/cuda/linear.cu"
@@ -231,6 +236,7 @@ FAULTS |= {
         "linear", "    if (column >= args.weight.columns) continue;\n", "", OUT_OF_BOUNDS, file="csrc/cuda/linear.cu"
     ),
 }
+CHOICES = "csrc/cuda/select.cuh"
 FAULTS |= {
     "select: sums overwritten while read": Fault(
         "select", "    __syncthreads();  // before", "    // before", RACE, "thread"
@@ -239,22 +245,26 @@ FAULTS |= {
         "select", "if (column < columns) {", "if (column <= columns) {", OUT_OF_BOUNDS
     ),
     "select: logits of tokens that are not there": Fault(
-        "select", "if (args.logits && column < args.weight.columns)", "if (args.logits)", OUT_OF_BOUNDS
+        "select", "left < kPart ? static_cast<int>(left) : kPart", "kPart", OUT_OF_BOUNDS
     ),
     "select: a token chosen twice": Fault(
-        "select", "if (mine[i].token == top.token) mine[i]", "if (mine[i].token == -1) mine[i]", WRONG_VALUES
+        "select",
+        "if (mine[i].token == top.token) mine[i]",
+        "if (mine[i].token == -1) mine[i]",
+        WRONG_VALUES,
+        file=CHOICES,
     ),
-    "select: a part's best chosen twice": Fault("select", "++taken[from], from = -1", "++taken[from]", WRONG_VALUES),
+    "select: a part's best chosen twice": Fault(
+        "select", "++taken[from], from = -1", "++taken[from]", WRONG_VALUES, file=CHOICES
+    ),
     "select: the previous kernel not waited for": Fault(
         "select",
-        "  wait_for_previous_kernel();\n  const Workspace known(args.workspace, args.rows, args.weight.columns, "
-        "args.choices);\n  const int64_t row = blockIdx.x;\n  const int lane",
-        "  const Workspace known(args.workspace, "
-        "args.rows, args.weight.columns, args.choices);\n  const int64_t row = blockIdx.x;\n  const int lane",
+        "  wait_for_previous_kernel();\n  const Workspace known(args);\n  const int64_t row = blockIdx.x;\n  choose",
+        "  const Workspace known(args);\n  const int64_t row = blockIdx.x;\n  choose",
         "read before the previous kernel is waited for",
     ),
     "select: a part without tokens, and not a number": Fault(
-        "select", "peak == -INFINITY ? 0.0f : peak", "peak", WRONG_VALUES
+        "select", "peak == -INFINITY ? 0.0f : peak", "peak", WRONG_VALUES, file=CHOICES
     ),
     "select: weight of earlier parts forgotten": Fault(
         "select_wide", "    before += __shfl_sync(kAllLanes, upto, kWarpSize - 1);\n", "", WRONG_VALUES
@@ -266,7 +276,7 @@ FAULTS |= {
         "select", "if (left < 0) break;", "if (left < -1) break;", WRONG_VALUES
     ),
     "select: totals over the choices": Fault(
-        "select", "rows * parts * choices)", "rows * parts * (choices - 1))", WRONG_VALUES
+        "select", "rows * parts * count)", "rows * parts * (count - 1))", WRONG_VALUES, file=CHOICES
     ),
     "select: too little shared memory": Fault("select", "(kPartial + kProductRows * kPart)", "kPartial", OUT_OF_BOUNDS),
 }
@@ -375,8 +385,8 @@ FAULTS |= {
     ),
     "select: sums at the temperature": Fault(
         "select",
-        "raw += weight_of(mine[i].value, peak, args.temperature);",
-        "raw += weight_of(mine[i].value, peak);",
+        "raw += weight_of(own[i], peak, args.temperature);",
+        "raw += weight_of(own[i], peak);",
         WRONG_VALUES,
     ),
 }
@@ -465,5 +475,29 @@ FAULTS |= {
         "for (int i = 1; i < shares; ++i)",
         WRONG_VALUES,
         file=WEIGHTS_ON_THE_WAY,
+    ),
+}
+FAULTS |= {
+    "caption: blocks that do not wait for each other": Fault(
+        "caption", "load_acquire(counter_) < target_) all", "false) all", WRONG_VALUES
+    ),
+    "caption: a wait for those of the round before": Fault("caption", "target_ += gridDim.x;\n", "", WRONG_VALUES),
+    "caption: a block that counts twice": Fault(
+        "caption", "add_release(counter_, 1)", "add_release(counter_, 2)", WRONG_VALUES
+    ),
+    "caption: threads behind who waits": Fault(
+        "caption", "    }\n    __syncthreads();\n    return *flag_", "    }\n    return *flag_", RACE, "thread"
+    ),
+    "caption: threads that still write when who waits counts": Fault(
+        "caption", " bool wait() {\n    __syncthreads();", " bool wait() {", RACE, "thread"
+    ),
+    "caption: sums added up where they are written": Fault(
+        "caption", "decode_.mlp(i, partials[1]);", "decode_.mlp(i, partials[0]);", WRONG_VALUES
+    ),
+    "caption: logits overwritten while read": Fault(
+        "caption", "      __syncthreads();  // before the next sums", "      // before the next sums", RACE, "thread"
+    ),
+    "caption: tokens chosen before all rows have theirs": Fault(
+        "caption", "nothing);\n      __syncthreads();", "nothing);", RACE, "thread"
     ),
 }

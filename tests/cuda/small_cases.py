@@ -16,6 +16,7 @@ from types import ModuleType
 
 import activation_cases
 import attention_cases
+import caption_cases
 import decode_cases
 import embed_cases
 import linear_cases
@@ -203,9 +204,17 @@ def search(emulation: ModuleType) -> Iterator[tuple[str, float]]:
 
 
 def decode(emulation: ModuleType) -> Iterator[tuple[str, float]]:
-    for rows, weights, cluster, layers, prefix in ((1, "same", 2, 2, 40), (3, "int8", 3, 1, 0)):
-        case = decode_cases.make_case(rows, weights=weights, cluster=cluster, layers=layers, prefix=prefix, longest=4)
-        yield f"decode, {rows} rows, weights {weights}", case.run(emulation).error()
+    for rows, cluster, layers, prefix in ((1, 2, 2, 80), (3, 3, 1, 0)):
+        case = decode_cases.make_case(rows, weights="int8", cluster=cluster, layers=layers, prefix=prefix, longest=4)
+        yield f"decode, {rows} rows", case.run(emulation).error()
+
+
+def caption(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    for beams in (1, 2):
+        case = caption_cases.make_caption(
+            1, num_beams=beams, max_new_tokens=2, model={"dtype": torch.bfloat16, "weights": "int8", "layers": 1}
+        )
+        yield f"caption, {beams} beams", float(not caption_cases.same(case.run(emulation), case.expected())) * 2
 
 
 CASES = {
@@ -222,6 +231,7 @@ CASES = {
     "attention_int8": attention_int8,
     "search": search,
     "decode": decode,
+    "caption": caption,
 }
 
 

@@ -1,0 +1,297 @@
+#include "cuda/caption.h"
+#include "cuda/decode.cuh"
+#include "cuda/search.cuh"
+#include "cuda/select.cuh"
+
+namespace gitfast::cuda {
+namespace {
+
+constexpr int kSlots = 32;  // one block on a multiprocessor: 128 KB of weights are on their way
+constexpr int kMostOfLane = 16;
+constexpr int kMostColumns = kMostOfLane * kWarpSize;  // of the head in one block
+
+// The tiles of the head that a block has, in as many products as `scratch` has room for.
+struct HeadShare {
+  int first, tiles, products;
+
+  __host__ __device__ HeadShare(int64_t columns, int block, int blocks) {
+    const auto all = static_cast<int64_t>((columns + kTileColumns - 1) / kTileColumns);
+    first = static_cast<int>(all * block / blocks);
+    tiles = static_cast<int>(all * (block + 1) / blocks) - first;
+    products = static_cast<int>((all / blocks + 1 + kMostTiles - 1) / kMostTiles);  // in every block as many
+  }
+};
+
+// Shared memory of a block: that of decoding, and the logits of its part of the head, float [8][most columns].
+struct CaptionShared {
+  size_t logits, flag, bytes;
+  int logits_stride;
+
+  __host__ __device__ CaptionShared(const Decode& decode, int64_t columns, int blocks) {
+    logits = DecodeShared(kSlots, decode.hidden, decode.intermediate / decode.heads, decode.cluster).bytes;
+    logits_stride = static_cast<int>((columns + kTileColumns - 1) / kTileColumns / blocks + 1) * kTileColumns;
+    if (logits_stride < blocks) logits_stride = blocks;  // where a byte per block stands later on
+    flag = logits + size_t{kStreamRows} * logits_stride * sizeof(float);
+    bytes = flag + 128;
+  }
+};
+
+// What a block multiplies by, step after step.
+template <class W>
+struct CaptionProgram {
+  const Caption* args;
+  Place place;
+  HeadShare head;
+
+  __device__ __forceinline__ int products_of_step() const { return 4 * args->decode.layers + head.products; }
+  __device__ __forceinline__ Product operator()(int number) const {
+    const int i = number % products_of_step(), layer = i / 4;
+    if (layer >= args->decode.layers) return head_product(i - 4 * args->decode.layers);
+    if (i % 4 == 0) return Products<W>::qkv(args->decode, layer, place);
+    if (i % 4 == 1) return Products<W>::out(args->decode, layer, place);
+    return i % 4 == 2 ? Products<W>::fc1(args->decode, layer, place) : Products<W>::fc2(args->decode, layer, place);
+  }
+  __device__ __forceinline__ Product head_product(int i) const {
+    Product p = Products<W>::shared_out(args->head, 0, place);
+    p.first = head.first + head.tiles * i / head.products;
+    p.count = head.first + head.tiles * (i + 1) / head.products - p.first;
+    return p;
+  }
+};
+
+// A barrier of all blocks of the grid, for as many rounds as a kernel has.
+class GridBarrier {
+ public:
+  __device__ __forceinline__ GridBarrier(uint32_t* counter, int* flag) : counter_(counter), flag_(flag) {}
+
+  // Waits for all blocks: what each wrote before, all see after. False, for the rest of the kernel, when some do not
+  // come.
+  __device__ __forceinline__ bool wait() {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      target_ += gridDim.x;
+      add_release(counter_, 1);
+      unsigned polls = 0;
+      bool all = true;
+      while (all && load_acquire(counter_) < target_) all = keep_polling(polls);
+      if (!all) counter_[1] = 1;
+      *flag_ = all;
+    }
+    __syncthreads();
+    return *flag_ != 0;
+  }
+
+ private:
+  uint32_t* counter_;
+  int* flag_;
+  unsigned target_ = 0;  // of thread 0
+};
+
+// The stream and the block of decoding are variables of the kernel: as members they would live in memory.
+template <class T, class W, class Stream, class Decoding>
+class CaptionBlock {
+ public:
+  __device__ __forceinline__ CaptionBlock(const Caption& args, unsigned char* shared, const CaptionProgram<W>& program,
+                                          Stream& stream, Decoding& decoding)
+      : args_(args),
+        layout_(args.decode, args.head.columns, gridDim.x),
+        logits_(reinterpret_cast<float*>(shared + layout_.logits)),
+        program_(program),
+        stream_(stream),
+        decode_(decoding),
+        barrier_(args.barrier, reinterpret_cast<int*>(shared + layout_.flag)),
+        known_(args.workspace, args.decode.rows, gridDim.x, args.choices) {}
+
+  __device__ __forceinline__ void run() {
+    cluster_sync();  // the others have begun: their shared memory may be written
+    wait_for_previous_kernel();
+    for (int step = 0; step < args_.search.max_steps; ++step) {
+      if (!decode() || !choose(step) || *args_.search.num_ended >= args_.search.items) break;
+    }
+    stream_.drain();
+  }
+
+ private:
+  // Leaves the last layer's rows in shared memory.
+  __device__ __forceinline__ bool decode() {
+    const Decode& decode = args_.decode;
+    float* partials[2] = {decode.partials, decode.partials + int64_t{decode.heads} * decode.rows * decode.hidden};
+    decode_.embed();
+    for (int i = 0; i < decode.layers; ++i) {
+      const DecodeLayer& layer = decode.layer[i];
+      decode_.attend(i, partials[0]);
+      if (!barrier_.wait()) return false;
+      decode_.add_partials(partials[0], layer.gamma1, layer.beta1);
+      decode_.mlp(i, partials[1]);
+      if (!barrier_.wait()) return false;
+      decode_.add_partials(partials[1], layer.gamma2, layer.beta2);
+    }
+    return true;
+  }
+
+  // Every block the best of its part of the vocabulary, then the first block the best of all and the next step's rows.
+  __device__ __forceinline__ bool choose(int step) {
+    part_logits();
+    const int warp = threadIdx.x / kWarpSize, columns = program_.head.tiles * kTileColumns;
+    const int rows = args_.decode.rows, first = program_.head.first * kTileColumns;
+    if (warp < rows) {
+      const auto here = static_cast<int>(args_.head.columns) - first;
+      choose_in_part<kMostOfLane>(known_, warp, static_cast<int>(blockIdx.x), logits_ + warp * layout_.logits_stride,
+                                  first, columns < here ? columns : here);
+    }
+    if (!barrier_.wait()) return false;
+    if (blockIdx.x == 0) {
+      auto* taken = reinterpret_cast<uint8_t*>(logits_ + warp * layout_.logits_stride);
+      const auto nothing = [](float, double, bool) {};
+      if (warp < rows) choose_of_parts(known_, warp, taken, args_.tokens, args_.log_probs, nothing);
+      __syncthreads();
+      const Choices choices{args_.choices, args_.tokens, args_.log_probs, nullptr, nullptr};
+      for (int item = warp; item < args_.search.items; item += kProductWarps) advance_item(args_.search, choices, item);
+      __syncthreads();
+      tell(step);
+    }
+    return barrier_.wait();
+  }
+
+  // Rows times this block's part of the head, with the bias: float [8][columns].
+  __device__ __forceinline__ void part_logits() {
+    for (int i = 0; i < program_.head.products; ++i) {
+      const Product product = program_.head_product(i);
+      multiply_rows<T, W>(stream_, product, decode_.rows(), decode_.layout().row_stride, decode_.scratch());
+      const int columns = product.count * kTileColumns, at = (product.first - program_.head.first) * kTileColumns;
+      for (int j = threadIdx.x; j < args_.decode.rows * columns; j += blockDim.x) {
+        const int row = j / columns, column = j % columns, token = product.column(column);
+        float y = -INFINITY;
+        if (token < args_.head.columns) {
+          y = whole_sum_of(product, decode_.scratch(), row, column);
+          if (args_.head.scales) y *= args_.head.scales[token];
+          y += to_float(static_cast<const T*>(args_.head_bias)[token]);
+        }
+        logits_[row * layout_.logits_stride + at + column] = y;
+      }
+      __syncthreads();  // before the next sums, and before the logits are read
+    }
+  }
+
+  // The host, if it listens, the tokens of a step.
+  __device__ __forceinline__ void tell(int step) {
+    if (!args_.told) return;
+    const int rows = args_.decode.rows;
+    for (int row = threadIdx.x; row < rows; row += blockDim.x)
+      args_.told[1 + step * rows + row] = args_.search.tokens[step * rows + row];
+    __threadfence_system();
+    __syncthreads();
+    if (threadIdx.x == 0) *static_cast<volatile int32_t*>(args_.told) = step + 1;
+  }
+
+  const Caption& args_;
+  const CaptionShared layout_;
+  float* logits_;
+  const CaptionProgram<W> program_;
+  Stream& stream_;
+  Decoding& decode_;
+  GridBarrier barrier_;
+  const PartChoices known_;
+};
+
+template <class T, class W>
+__global__ void __launch_bounds__(kStreamThreads, 1) caption_kernel(const __grid_constant__ Caption args) {
+  GITFAST_SHARED(unsigned char, shared);
+  using Stream = WeightStream<CaptionProgram<W>, kSlots>;
+  using Decoding = DecodeBlock<T, W, kSlots, Stream>;
+  const CaptionProgram<W> program{&args, place_of(args.decode), HeadShare(args.head.columns, blockIdx.x, gridDim.x)};
+  const int products = static_cast<int>(args.search.max_steps) * program.products_of_step();
+  Stream stream(reinterpret_cast<WeightChunk*>(shared), program, products);
+  Decoding decoding(args.decode, shared, stream);
+  CaptionBlock<T, W, Stream, Decoding>(args, shared, program, stream, decoding).run();
+}
+
+Launch launch_of(const Caption& args) {
+  const int blocks = args.decode.heads * args.decode.cluster;
+  Launch launch{"caption_kernel", dim3(static_cast<unsigned>(blocks)), dim3(kStreamThreads),
+                CaptionShared(args.decode, args.head.columns, blocks).bytes, nullptr};
+  launch.cluster = static_cast<unsigned>(args.decode.cluster);
+  launch.cooperative = true;
+  return launch;
+}
+
+void check_caption(const Caption& args) {
+  check_decode(args.decode);
+  check_weight(args.head, args.decode.dtype);
+  const auto fail = [](const std::string& name, const std::string& expected, int64_t got) {
+    throw Error(name + ": expected " + expected + ", got " + std::to_string(got));
+  };
+  if (args.head.dtype != args.decode.layer[0].qkv.dtype)
+    throw Error(std::string("head: expected ") + dtype_name(args.decode.layer[0].qkv.dtype) + ", as the layers, got " +
+                dtype_name(args.head.dtype));
+  if (args.head.depth != args.decode.hidden)
+    fail("head", "a depth of " + std::to_string(args.decode.hidden), args.head.depth);
+  const int64_t blocks = int64_t{args.decode.heads} * args.decode.cluster;
+  if ((args.head.columns / kTileColumns / blocks + 1) * kTileColumns > kMostColumns)
+    fail("head", "at most " + std::to_string((kMostColumns - kTileColumns) * blocks) + " tokens", args.head.columns);
+  const int64_t most = args.head.columns < kMaxChoices ? args.head.columns : kMaxChoices;
+  if (args.choices < 1 || args.choices > most)
+    fail("tokens", "1 to " + std::to_string(most) + " choices per row", args.choices);
+  if (args.search.items * args.search.rows_per_item != args.decode.rows)
+    fail("rows", std::to_string(args.search.items * args.search.rows_per_item), args.decode.rows);
+  if (args.told && args.search.rows_per_item > 1) throw Error("told: beams change until the end");
+}
+
+#ifdef __CUDACC__
+template <class T, class W>
+bool fits(const Caption& args) {
+  Launch launch = launch_of(args);
+  int shared = 0, clusters = 0;
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, args.decode.device),
+        "cudaDeviceGetAttribute");
+  if (launch.shared_bytes > static_cast<size_t>(shared)) return false;
+  check(cudaFuncSetAttribute(caption_kernel<T, W>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+        "cudaFuncSetAttribute");
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {launch.cluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = launch.grid;
+  config.blockDim = launch.block;
+  config.dynamicSmemBytes = launch.shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check(cudaOccupancyMaxActiveClusters(&clusters, caption_kernel<T, W>, &config), "cudaOccupancyMaxActiveClusters");
+  return clusters >= args.decode.heads;
+}
+#endif
+
+}  // namespace
+
+int64_t caption_workspace(const Caption& args) {
+  return PartChoices::bytes(args.decode.rows, int64_t{args.decode.heads} * args.decode.cluster, args.choices);
+}
+
+bool can_caption([[maybe_unused]] const Caption& args) {
+#ifdef __CUDACC__
+  const DeviceScope device(args.decode.device);
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, args.decode.device),
+        "cudaDeviceGetAttribute");
+  bool can = false;
+  if (major >= 9)
+    with_decode_types(args.decode, [&](auto types) {
+      can = fits<typename decltype(types)::Input, typename decltype(types)::Weight>(args);
+    });
+  return can;
+#else
+  return true;
+#endif
+}
+
+void caption(const Caption& args, CUstream_st* stream) {
+  check_caption(args);
+  const DeviceScope device(args.decode.device);
+  Launch launch = launch_of(args);
+  launch.stream = stream;
+  with_decode_types(args.decode, [&](auto types) {
+    launch_kernel(launch, caption_kernel<typename decltype(types)::Input, typename decltype(types)::Weight>, args);
+  });
+}
+
+}  // namespace gitfast::cuda
