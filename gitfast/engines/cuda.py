@@ -24,6 +24,7 @@ from gitfast.engines.base import (
 )
 from gitfast.engines.cuda_decoder import Decoder, WeightFormat
 from gitfast.engines.cuda_encoder import Encoder, ImageKind, PrefixDtype
+from gitfast.engines.cuda_fused import DECODE_MODES, DecodeMode, FusedDecoder
 from gitfast.engines.cuda_images import EncodePlan, ImageEncoder
 from gitfast.engines.cuda_search import PlanKey, SearchPlan, Way
 from gitfast.engines.cuda_text import CudaPrefix, TextBatch, group_prefixes
@@ -45,8 +46,9 @@ PREFIX_DTYPES: tuple[PrefixDtype, ...] = ("auto", "int8")
 class CudaEngine:
     """``gitfast.engines.base.Engine`` on one CUDA device. Calls from several threads run one after another.
 
-    A row's text is bitwise independent of the other rows of its call; an image's prefix may depend on its batch, by
-    the matrix products that cuBLAS chooses.
+    A row's text is bitwise independent of the other rows of its call, as long as they take the same kernels: see
+    ``decode`` of ``from_weights``. An image's prefix may depend on its batch, by the matrix products that cuBLAS
+    chooses.
     """
 
     name = "cuda"
@@ -58,6 +60,7 @@ class CudaEngine:
         weights: WeightFormat = None,
         prefix_dtype: PrefixDtype = "auto",
         normalization: Normalization | None = None,
+        decode: DecodeMode = "operations",
     ) -> None:
         self.normalization = normalization
         self.config = model.config
@@ -70,6 +73,7 @@ class CudaEngine:
         encoder = Encoder(model, prefix_dtype, normalization)
         self._images = ImageEncoder(encoder)
         self._decoder = Decoder(model, weights, encoder.prefix_dtype)
+        self._fused = FusedDecoder.of(self._decoder, decode)
 
     @classmethod
     def from_weights(
@@ -81,6 +85,7 @@ class CudaEngine:
         dtype: str = "bfloat16",
         prefix_dtype: str = "auto",
         normalization: Normalization | None = None,
+        decode: str = "operations",
     ) -> CudaEngine:
         """Build from a checkpoint's tensors, by Hugging Face name.
 
@@ -91,24 +96,31 @@ class CudaEngine:
         ``prefix_dtype`` is that of the keys and values of images: "auto", that of the activations, or "int8", half the
         bytes, with one scale per token and head (for heads of 64, which all published models have).
 
+        ``decode`` says how up to eight rows that see prefixes of one length are decoded: by a kernel for each of the
+        "operations", as more rows are; by two for each of the "layers"; or by one for a whole "text", where all that is
+        asked for is a search that runs on the device. What model or device are not fit for takes the one before.
+
         ``normalization`` is what ``encode`` does to pixels given as bytes; without, it takes none.
 
         Raises:
             CheckpointError: tensors are missing, unexpected or mis-shaped.
             EngineError: the kernels do not take the model's widths, or device memory does not suffice.
-            ValueError: ``dtype`` or ``prefix_dtype`` cannot be.
+            ValueError: ``dtype``, ``prefix_dtype`` or ``decode`` cannot be.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected {', '.join(map(repr, DTYPES))}, got {dtype!r}")
         if prefix_dtype not in PREFIX_DTYPES:
             raise ValueError(f"prefix_dtype: expected {', '.join(map(repr, PREFIX_DTYPES))}, got {prefix_dtype!r}")
+        if decode not in DECODE_MODES:
+            raise ValueError(f"decode: expected {', '.join(map(repr, DECODE_MODES))}, got {decode!r}")
         activations, stored = DTYPES[dtype]
         model = GitModel(config)
         load_weights(model, weights)
         try:
             with _memory_errors():
-                chosen = cast(PrefixDtype, prefix_dtype)
-                return cls(model.to(device=device, dtype=activations), stored, chosen, normalization)
+                model.to(device=device, dtype=activations)
+                how = cast(PrefixDtype, prefix_dtype), normalization, cast(DecodeMode, decode)
+                return cls(model, stored, *how)
         except ValueError as error:
             raise EngineError(f"cuda engine: does not take this model in {dtype}: {error}") from error
 
@@ -229,7 +241,7 @@ class CudaEngine:
     ) -> list[list[Generation]]:
         groups, places = group_prefixes(prefixes)
         key = PlanKey.of(way, places, groups, max(map(len, prompts)) + options["max_new_tokens"])
-        plan = self._plans.pop(key, None) or SearchPlan(self._decoder, key, self.config.eos_token_id)
+        plan = self._plans.pop(key, None) or SearchPlan(self._decoder, self._fused, key, self.config.eos_token_id)
         results, steps = plan.run(groups, prompts, options)
         self._plans[key] = plan  # one that fails is gone
         if len(self._plans) > _PLANS_KEPT:

@@ -145,22 +145,22 @@ class Decoder:
         head_dim = model.config.hidden_size // model.config.num_attention_heads
         if head_dim not in _HEAD_DIMS:
             raise ValueError(f"head_dim: expected one of {_HEAD_DIMS}, got {head_dim}")
-        self._embeddings = model.git.embeddings
-        self._layers = [PackedLayer(layer, weights) for layer in model.git.encoder["layer"]]
-        self._head = PackedLinear(model.output, weights)
+        self.embeddings = model.git.embeddings
+        self.layers = [PackedLayer(layer, weights) for layer in model.git.encoder["layer"]]
+        self.head = PackedLinear(model.output, weights)
 
     def hidden(self, rows: TextRows, groups: Sequence[PrefixGroup], store: TextStore) -> Tensor:
         """The last layer's rows (R, D); their keys and values are stored."""
-        words, positions = self._embeddings.word_embeddings.weight, self._embeddings.position_embeddings.weight
-        norm = self._embeddings.LayerNorm
+        words, positions = self.embeddings.word_embeddings.weight, self.embeddings.position_embeddings.weight
+        norm = self.embeddings.LayerNorm
         x = cuda.embed_layer_norm(rows.ids, rows.positions, words, positions, norm.weight, norm.bias, eps=norm.eps)
-        for index, layer in enumerate(self._layers):
+        for index, layer in enumerate(self.layers):
             x = layer(x, index, rows, groups, store)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of rows (R, D): float32 (R, V)."""
-        logits = cuda.head_select(hidden, self._head.weight, self._head.bias, logits=True).logits
+        logits = cuda.head_select(hidden, self.head.weight, self.head.bias, logits=True).logits
         assert logits is not None
         return logits
 
@@ -174,7 +174,7 @@ class Decoder:
         step: Tensor | None = None,
     ) -> cuda.Selection:
         """What the head chooses for rows (R, D): ``ops.cuda.head_select``."""
-        weight, bias = self._head.weight, self._head.bias
+        weight, bias = self.head.weight, self.head.bias
         return cuda.head_select(hidden, weight, bias, choices=choices, temperature=temperature, keys=keys, step=step)
 
 

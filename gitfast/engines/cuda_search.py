@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gitfast.engines.base import GenerationOptions
 from gitfast.engines.cuda_decoder import Decoder, TextRows, TextStore
+from gitfast.engines.cuda_fused import FusedDecoder
 from gitfast.engines.cuda_graphs import Repeated
 from gitfast.engines.cuda_text import CudaPrefix, Place, empty_group, group_tiles, stack
 from gitfast.ops import cuda
@@ -80,7 +81,7 @@ class SearchPlan:
     After an error it is of no more use.
     """
 
-    def __init__(self, decoder: Decoder, key: PlanKey, eos: int) -> None:
+    def __init__(self, decoder: Decoder, fused: FusedDecoder | None, key: PlanKey, eos: int) -> None:
         self._decoder, self._way, self._places = decoder, key.way, key.places
         self._groups = [empty_group(decoder, *sizes) for sizes in key.groups]
         device, prompts = decoder.like.device, len(key.places)
@@ -92,6 +93,8 @@ class SearchPlan:
         tiles = group_tiles([place for place in key.places for _ in range(key.way.rows)], len(key.groups), device)
         state = self._state
         self._rows = TextRows(state.ids, state.positions, state.slots, state.text_len, tiles, apart=True)
+        images = [image for _, image in key.places for _ in range(key.way.rows)]
+        self._fused = fused.plan(images, self._groups, self._store) if fused else None
         # Copied to the host behind every step, and looked at without waiting: late, but it only grows.
         self._num_ended = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._start, self._step = Repeated(device), Repeated(device)
@@ -122,10 +125,17 @@ class SearchPlan:
         if not as_steps:
             self._choose(self._prompts(prompts))
             steps = 1
+        count = options["num_return_sequences"]
+        if self._fused and self._way.temperature is None and self._fused.runs_texts(self._way.choices):
+            if steps < limit:
+                self._fused.text(state, self._way.choices)
+            results = state.results(limit, count)
+            self._fused.check()
+            return results, max(len(ids) for item in results for ids, *_ in item)
         while steps < limit and not self._ended_by_now():
             self._advance()
             steps += 1
-        return state.results(steps, options["num_return_sequences"]), steps
+        return state.results(steps, count), steps
 
     def _ask_for_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         host, rows = self._state.given.host, self._way.rows
@@ -162,12 +172,18 @@ class SearchPlan:
         cuda.advance_search(state, chosen, overlap=True)
         self._num_ended.copy_(state.num_ended, non_blocking=True)
 
+    def _hidden(self) -> Tensor:
+        """Hidden states (R, D) of every row's next token."""
+        if self._fused:
+            return self._fused.hidden(self._rows)
+        return self._decoder.hidden(self._rows, self._groups, self._store)
+
     def _give(self) -> None:
         self._state.given.to_device()
         cuda.start_search(self._state)
 
     def _advance(self) -> None:
-        self._step(lambda: self._choose(self._decoder.hidden(self._rows, self._groups, self._store)))
+        self._step(lambda: self._choose(self._hidden()))
         device = self._state.ids.device
         if device.type == "cuda":
             self._events.append(torch.cuda.Event())

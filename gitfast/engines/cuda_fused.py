@@ -1,0 +1,139 @@
+"""Decoding of a few rows in few kernels: two per layer (csrc/cuda/decode.h), or one for whole texts (caption.h).
+
+Shapes: R rows, D hidden size, L tokens of a text at most, C choices of each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gitfast.engines.cuda_decoder import Decoder, PackedLinear, PrefixGroup, TextRows, TextStore
+from gitfast.errors import EngineError
+from gitfast.ops import cuda
+from gitfast.ops.cuda_search import SearchState
+
+# How rows are decoded: a kernel for each operation, two for each layer, or one for a whole text. What is not possible
+# takes the one before.
+DecodeMode = Literal["operations", "layers", "text"]
+DECODE_MODES: tuple[DecodeMode, ...] = ("operations", "layers", "text")
+
+MOST_ROWS, _HEAD_DIM, _CLUSTER = 8, 64, 8
+
+
+class FusedDecoder:
+    """The text half of a model for up to eight rows that see prefixes of one length.
+
+    A row's values depend on its own data alone, but their sums are added in another order than those of ``Decoder``.
+    """
+
+    def __init__(self, decoder: Decoder, mode: DecodeMode) -> None:
+        """Raises ValueError where the kernels do not take the model."""
+        self._like, self._mode = decoder.like, mode
+        embeddings, norm = decoder.embeddings, decoder.embeddings.LayerNorm
+        layers = []
+        for layer in decoder.layers:
+            given: dict[str, Tensor | None] = {}
+            for name, matrix in (("out", layer.out), ("fc1", layer.fc1), ("fc2", layer.fc2)):
+                given |= _arrays(name, matrix)
+            given |= {"qkv": layer.qkv.data, "qkv_scales": layer.qkv.scales, "qkv_bias": layer.qkv_bias}
+            for i, end in ((1, layer.norm1), (2, layer.norm2)):
+                given |= {f"gamma{i}": cast(Tensor, end.weight.data), f"beta{i}": cast(Tensor, end.bias.data)}
+            layers.append(given)
+        self._native: Any = cuda._kernels(self._like).Decoder(
+            layers,
+            decoder.config.num_attention_heads,
+            embeddings.word_embeddings.weight.data,
+            embeddings.position_embeddings.weight.data,
+            norm.weight.data,
+            norm.bias.data,
+            norm.eps,
+            _CLUSTER,
+            _arrays("head", decoder.head),
+        )
+
+    @classmethod
+    def of(cls, decoder: Decoder, mode: DecodeMode) -> FusedDecoder | None:
+        """That of a decoder, where ``mode`` asks for it and model and device are fit for it."""
+        config, like = decoder.config, decoder.like
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        if mode == "operations" or hidden != heads * _HEAD_DIM or decoder.prefix_dtype != like.dtype:
+            return None
+        device, sizes = like.device.index or 0, (hidden, config.intermediate_size, heads)
+        if not cuda._kernels(like).can_decode(device, *sizes, _CLUSTER):
+            return None
+        try:
+            return cls(decoder, mode)
+        except ValueError:
+            return None
+
+    def plan(self, images: Sequence[int], groups: Sequence[PrefixGroup], store: TextStore) -> FusedRows | None:
+        """For rows that see prefixes ``images`` of the only group; None where there are more, or too many rows."""
+        if len(groups) > 1 or len(images) > MOST_ROWS:
+            return None
+        return FusedRows(self._native, self._mode, self._like, images, groups[0], store)
+
+
+class FusedRows:
+    """The memory of steps of R rows, at addresses that stay."""
+
+    def __init__(
+        self,
+        native: Any,
+        mode: DecodeMode,
+        like: Tensor,
+        images: Sequence[int],
+        group: PrefixGroup,
+        store: TextStore,
+    ) -> None:
+        self._native, self._mode, self._like = native, mode, like
+        device = like.device
+        self._image = torch.tensor(images, dtype=torch.int32, device=device)
+        self._keys_values = (group.keys, group.values, store.keys, store.values)
+        self._partials = torch.empty(native.workspace(len(images)), device=device)
+        self._barrier = torch.zeros(2, dtype=torch.int32, device=device)
+        self._broken = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._choices: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def hidden(self, rows: TextRows) -> Tensor:
+        """The last layer's rows (R, D) for their next tokens, as ``Decoder.hidden`` gives them."""
+        hidden = self._like.new_empty((len(rows.ids), self._like.shape[1]))
+        text = (rows.ids, rows.positions, self._image, rows.slots, rows.text_len)
+        self._native.step(*text, *self._keys_values, self._partials, hidden, cuda._stream(self._like))
+        return hidden
+
+    def runs_texts(self, choices: int) -> bool:
+        """Whether ``text`` can run, with so many choices of each row."""
+        return self._mode == "text" and bool(self._native.can_caption(len(self._image), choices))
+
+    def text(self, state: SearchState, choices: int, told: Tensor | None = None) -> None:
+        """Enqueues all steps of a search that was started. ``told``: int32 (1 + L R,), memory of the host that the
+        device sees, where steps and their tokens are told as they are done."""
+        if self._choices is None:
+            shape, device = (len(self._image), choices), self._like.device
+            workspace = torch.empty(self._native.caption_workspace(*shape), dtype=torch.uint8, device=device)
+            tokens = torch.empty(shape, dtype=torch.int32, device=device)
+            self._choices = (tokens, torch.empty(shape, device=device), workspace)
+        self._barrier.zero_()
+        heard: np.ndarray | None = None if told is None else told.numpy()
+        work = (self._partials, *self._choices, self._barrier, heard)
+        self._native.caption(state, self._image, *self._keys_values, *work, cuda._stream(self._like))
+        self._broken.copy_(self._barrier[1:], non_blocking=True)
+
+    def check(self) -> None:
+        """After the device has done what ``text`` enqueued.
+
+        Raises:
+            EngineError: blocks waited for others that did not come; later texts take the kernels of layers.
+        """
+        if self._broken.item():
+            self._mode = "layers"
+            raise EngineError("cuda engine: blocks of one kernel waited in vain for each other: is the device shared?")
+
+
+def _arrays(name: str, matrix: PackedLinear) -> dict[str, Tensor | None]:
+    return {name: matrix.weight.data, f"{name}_scales": matrix.weight.scales, f"{name}_bias": matrix.bias}
