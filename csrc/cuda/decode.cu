@@ -101,6 +101,9 @@ void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
 }  // namespace
 
 void check_decode(const Decode& args) {
+  const DType weights = args.layer[0].qkv.dtype;
+  if (args.dtype == DType::f16 && weights != DType::f16)
+    throw Error(std::string("qkv: expected float16, as the rows, got ") + dtype_name(weights));
   check_range("rows", args.rows, 1, kDecodeRows);
   check_range("layers", args.layers, 1, kDecodeLayers);
   check_range("cluster", args.cluster, 1, 8);

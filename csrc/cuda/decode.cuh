@@ -414,13 +414,15 @@ class DecodeBlock {
   Stream& stream_;
 };
 
-// run(Types<T, W>()) with the types of a checked model.
+// run(Types<T, W>()) with the types of a checked model: weights of 8 bits stand beside bfloat16.
 template <class Run>
 void with_decode_types(const Decode& args, Run run) {
-#ifdef GITFAST_FEW_HEAD_DIMS  // for tests that compile this many times
-  run(Types<__nv_bfloat16, int8_t>());
-#else
-  with_types(args.dtype, args.layer[0].qkv.dtype, run);
+  const DType weights = args.layer[0].qkv.dtype;
+  if (weights == DType::i8) return run(Types<__nv_bfloat16, int8_t>());
+#ifndef GITFAST_FEW_HEAD_DIMS  // for tests that compile this many times
+  if (weights == DType::u8) return run(Types<__nv_bfloat16, Float8>());
+  if (weights == DType::f16) return run(Types<__half, __half>());
+  run(Types<__nv_bfloat16, __nv_bfloat16>());
 #endif
 }
 

@@ -33,8 +33,8 @@ struct DecodeLayer {
   void *k_text = nullptr, *v_text = nullptr;                                            // (S, H, 64), appended to
 };
 
-// Pointers are on one device, of `dtype` (float16 or bfloat16) where not said otherwise, dense, at multiples of 16
-// bytes.
+// Pointers are on one device, of `dtype` (float16, or bfloat16 with weights of any kind) where not said otherwise,
+// dense, at multiples of 16 bytes.
 struct Decode {
   DType dtype = DType::bf16;
   int device = 0;

@@ -22,7 +22,8 @@ from gitfast.ops.cuda_search import SearchState
 DecodeMode = Literal["operations", "layers", "text"]
 DECODE_MODES: tuple[DecodeMode, ...] = ("operations", "layers", "text")
 
-MOST_ROWS, _HEAD_DIM, _CLUSTER = 8, 64, 8
+MOST_ROWS, _HEAD_DIM = 8, 64
+CLUSTER = 8  # blocks that share a head: as many as every device with clusters has
 
 
 class FusedDecoder:
@@ -52,7 +53,7 @@ class FusedDecoder:
             norm.weight.data,
             norm.bias.data,
             norm.eps,
-            _CLUSTER,
+            CLUSTER,
             _arrays("head", decoder.head),
         )
 
@@ -64,7 +65,7 @@ class FusedDecoder:
         if mode == "operations" or hidden != heads * _HEAD_DIM or decoder.prefix_dtype != like.dtype:
             return None
         device, sizes = like.device.index or 0, (hidden, config.intermediate_size, heads)
-        if not cuda._kernels(like).can_decode(device, *sizes, _CLUSTER):
+        if not cuda._kernels(like).can_decode(device, *sizes, CLUSTER):
             return None
         try:
             return cls(decoder, mode)

@@ -29,7 +29,10 @@ def test_texts(emulation: ModuleType, order: str, name: str) -> None:
 def test_weights_of_8_bits_and_early_ends(emulation: ModuleType, beams: int, weights: str) -> None:
     emulation.set_order("shuffled", seed=2)
     case = make_caption(
-        2, num_beams=beams, max_new_tokens=12, model={"weights": weights, "cluster": 4, "intermediate": 512}
+        2,
+        num_beams=beams,
+        max_new_tokens=12,
+        model={"dtype": torch.bfloat16, "weights": weights, "cluster": 4, "intermediate": 512},
     )
     bias = case.model.head["head_bias"]
     assert bias is not None

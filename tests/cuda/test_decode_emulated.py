@@ -84,6 +84,11 @@ def test_arrays_that_do_not_fit(emulation: ModuleType, name: str, value: torch.T
         case.run(emulation)
 
 
+def test_weights_of_8_bits_beside_float16(emulation: ModuleType) -> None:
+    with pytest.raises(ValueError, match="qkv: expected float16, as the rows, got int8"):
+        make_case(1, dtype=torch.float16, weights="int8").run(emulation)
+
+
 def test_a_matrix_of_another_shape(emulation: ModuleType) -> None:
     case = make_case(1)
     case.layers[1].given["fc2"] = case.layers[1].given["out"]

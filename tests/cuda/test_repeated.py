@@ -7,11 +7,13 @@ import contextlib
 import pytest
 import torch
 
-from gitfast.engines.cuda_search import Repeated
+from gitfast.engines.cuda_graphs import Repeated
 
 
 class Stream:
     """One stream for all."""
+
+    device = torch.device("cuda")
 
     def __init__(self, *_: object) -> None: ...
 
@@ -24,7 +26,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     notes: list[str] = []
 
     class Graph:
-        def capture_begin(self, capture_error_mode: str) -> None:
+        def capture_begin(self, pool: object, capture_error_mode: str) -> None:
             notes.append("begin")
 
         def capture_end(self) -> None:

@@ -1,0 +1,157 @@
+"""The CUDA engine's ways to decode few rows: all of them say the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_checkpoint import write_checkpoint
+
+from gitfast.checkpoint import open_checkpoint
+from gitfast.engines import cuda_fused
+from gitfast.engines.base import Generation, GenerationOptions
+from gitfast.engines.cpu import CpuEngine
+from gitfast.engines.cuda import CudaEngine
+from gitfast.engines.cuda_fused import FusedRows
+from gitfast.errors import EngineError
+from gitfast.processor import Processor
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MODEL = ROOT / "models" / "git-tiny"
+IMAGES = sorted((ROOT / "examples" / "images").glob("*.png"))[:2]
+MODES = ["layers", "text"]
+
+
+def make_engine(device: str, decode: str, dtype: str = "float16") -> CudaEngine:
+    checkpoint = open_checkpoint(MODEL)
+    config, weights = checkpoint.config, checkpoint.weights
+    return CudaEngine.from_weights(config, weights, device=device, dtype=dtype, decode=decode)
+
+
+@pytest.fixture(scope="module")
+def cpu() -> CpuEngine:
+    checkpoint = open_checkpoint(MODEL)
+    return CpuEngine.from_weights(checkpoint.config, checkpoint.weights)
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return Processor.from_folder(MODEL, open_checkpoint(MODEL).config)
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which of the fused ways ran, in order."""
+    names: list[str] = []
+    for name in ("hidden", "text"):
+        work = getattr(FusedRows, name)
+
+        def noted(*args: object, name: str = name, work=work, **more: object) -> object:
+            names.append(name)
+            return work(*args, **more)
+
+        monkeypatch.setattr(FusedRows, name, noted)
+    return names
+
+
+def tokens(results: list[list[Generation]]) -> list[list[tuple[list[int], str]]]:
+    return [[(g.token_ids, g.finish_reason) for g in item] for item in results]
+
+
+SEARCHES = {
+    "greedy": GenerationOptions(max_new_tokens=4),
+    "beams": GenerationOptions(num_beams=2, num_return_sequences=2, max_new_tokens=3),
+    "samples": GenerationOptions(do_sample=True, top_k=3, seed=1, num_return_sequences=2, max_new_tokens=3),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_clusters(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half as many threads to emulate."""
+    if device == "cpu":
+        monkeypatch.setattr(cuda_fused, "CLUSTER", 4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches(device: str, mode: str, name: str, cpu: CpuEngine, processor: Processor, ran: list[str]) -> None:
+    options, pixels, prompt = SEARCHES[name], processor.images(IMAGES), processor.tokenizer.prompt
+    engine, prompts = make_engine(device, mode), [prompt(), prompt("a red")]
+    results = [e.generate(e.encode(pixels), prompts, options) for e in (engine, cpu)]
+    assert tokens(results[0]) == tokens(results[1])
+    for got, expected in zip(*results, strict=True):
+        for ours, theirs in zip(got, expected, strict=True):
+            np.testing.assert_allclose(ours.token_logprobs, theirs.token_logprobs, atol=0.03)
+            assert ours.score == pytest.approx(theirs.score, abs=0.1)
+    assert set(ran) == {"text" if mode == "text" else "hidden"}
+    assert mode != "text" or len(ran) == 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "float8"])
+def test_weights(device: str, dtype: str, cpu: CpuEngine, processor: Processor, ran: list[str]) -> None:
+    engine, pixels, prompt = (
+        make_engine(device, "text", dtype),
+        processor.images(IMAGES[:1]),
+        processor.tokenizer.prompt(),
+    )
+    options = GenerationOptions(max_new_tokens=2)
+    for _ in range(2):  # the second time over the memory of the first
+        results = [e.generate(e.encode(pixels), [prompt], options) for e in (engine, cpu)]
+        assert tokens(results[0]) == tokens(results[1])
+    assert ran == ["text", "text"]
+
+
+def test_what_few_rows_are_not(device: str, processor: Processor, ran: list[str]) -> None:
+    """More rows, prefixes of several lengths, and rules take the kernels of operations."""
+    engine, pixels, prompt = make_engine(device, "text"), processor.images(IMAGES), processor.tokenizer.prompt()
+    prefixes = engine.encode(pixels)
+    options = GenerationOptions(max_new_tokens=2)
+    nine = engine.generate([prefixes[0]] * 9, [prompt] * 9, options)
+    mixed = engine.generate([prefixes[0], None], [prompt] * 2, options)
+    ruled = engine.generate(prefixes[:1], [prompt], GenerationOptions(max_new_tokens=2, repetition_penalty=1.01))
+    assert ran == []
+    alone = engine.generate(prefixes[:1], [prompt], options)
+    assert ran == ["text"]
+    assert tokens(nine)[8] == tokens(mixed)[0] == tokens(ruled)[0] == tokens(alone)[0]
+
+
+def test_rows_of_one_call_do_not_depend_on_each_other(device: str, processor: Processor) -> None:
+    engine, prompt = make_engine(device, "text", "bfloat16"), processor.tokenizer.prompt()
+    first, second = engine.encode(processor.images(IMAGES))
+    options = GenerationOptions(max_new_tokens=3)
+    together = engine.generate([first, second], [prompt] * 2, options)
+    assert together[1:] == engine.generate([second], [prompt], options)
+
+
+def test_blocks_that_waited_in_vain(device: str, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is clear, and the engine goes on by the kernels of layers."""
+    engine, prompt = make_engine(device, "text"), processor.tokenizer.prompt()
+    prefix, options = engine.encode(processor.images(IMAGES[:1])), GenerationOptions(max_new_tokens=2)
+    expected = engine.generate(prefix, [prompt], options)
+    (plan,) = engine._plans.values()
+    assert plan._fused is not None
+    with torch.inference_mode():
+        plan._fused._broken[0] = 1
+    with monkeypatch.context() as patch:
+        patch.setattr(FusedRows, "text", lambda *_: None)
+        with pytest.raises(EngineError, match="blocks of one kernel waited in vain"):
+            engine.generate(prefix, [prompt], options)
+    assert tokens(engine.generate(prefix, [prompt], options)) == tokens(expected)
+
+
+def test_models_the_kernels_do_not_take(device: str, tmp_path: Path, ran: list[str]) -> None:
+    """Heads of another width: the kernels of operations are there."""
+    checkpoint = open_checkpoint(
+        write_checkpoint(tmp_path / "model", hidden_size=64, intermediate_size=64, num_attention_heads=4)
+    )
+    engine = CudaEngine.from_weights(checkpoint.config, checkpoint.weights, device=device, decode="text")
+    (item,) = engine.generate([None], [[checkpoint.config.bos_token_id]], GenerationOptions(max_new_tokens=2))
+    assert item[0].token_ids
+    assert ran == []
+
+
+def test_a_mode_that_is_none(device: str) -> None:
+    with pytest.raises(ValueError, match="decode: expected 'operations', 'layers', 'text', got 'fast'"):
+        make_engine(device, "fast")
