@@ -17,12 +17,13 @@ from typing import Literal, NamedTuple
 import torch
 
 from gitfast import _C
-from gitfast.ops.cuda_search import SearchState
+from gitfast.ops.cuda_search import SearchSize, SearchState
 from gitfast.ops.cuda_weights import PackedWeight
 
 __all__ = [
     "MOST_PREFIX_SPLITS",
     "PackedWeight",
+    "SearchSize",
     "SearchState",
     "Selection",
     "add_layer_norm",
