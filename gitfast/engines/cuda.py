@@ -177,8 +177,10 @@ class CudaEngine:
             native = native_options(options, config.eos_token_id)
             _C.Search(native, prompts, config.vocab_size)  # checks them
             way = Way.of(options, config.vocab_size)
-            if on_token is None and prompts and way is not None:
-                return self._search(way, given, prompts, native)
+            if prompts and way is not None:
+                found = self._search(way, given, prompts, native, on_token)
+                if found is not None:
+                    return found
             rows = len(prompts) * max(options.num_beams, options.num_return_sequences, 1)
             text = TextBatch(self._decoder, given, prompts, rows, options.max_new_tokens)
 
@@ -238,16 +240,22 @@ class CudaEngine:
         prefixes: Sequence[CudaPrefix | None],
         prompts: Sequence[Sequence[int]],
         options: dict[str, Any],
-    ) -> list[list[Generation]]:
+        on_token: TokenCallback | None,
+    ) -> list[list[Generation]] | None:
+        """On the device; None where it cannot tell the tokens one by one and is asked to."""
+        if on_token is not None and (way.rows > 1 or self._fused is None):
+            return None
         groups, places = group_prefixes(prefixes)
         key = PlanKey.of(way, places, groups, max(map(len, prompts)) + options["max_new_tokens"])
         plan = self._plans.pop(key, None) or SearchPlan(self._decoder, self._fused, key, self.config.eos_token_id)
-        results, steps = plan.run(groups, prompts, options)
+        results = None
+        if on_token is None or plan.tells(prompts):
+            results, steps = plan.run(groups, prompts, options, on_token)
+            self.stats.decode_steps += steps - 1
         self._plans[key] = plan  # one that fails is gone
         if len(self._plans) > _PLANS_KEPT:
             self._plans.pop(next(iter(self._plans)))
-        self.stats.decode_steps += steps - 1
-        return generations(results)
+        return None if results is None else generations(results)
 
     def _checked(
         self,

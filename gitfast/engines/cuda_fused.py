@@ -5,13 +5,14 @@ Shapes: R rows, D hidden size, L tokens of a text at most, C choices of each row
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from gitfast.engines.base import TokenCallback
 from gitfast.engines.cuda_decoder import Decoder, PackedLinear, PrefixGroup, TextRows, TextStore
 from gitfast.errors import EngineError
 from gitfast.ops import cuda
@@ -23,6 +24,7 @@ DecodeMode = Literal["operations", "layers", "text"]
 DECODE_MODES: tuple[DecodeMode, ...] = ("operations", "layers", "text")
 
 MOST_ROWS, _HEAD_DIM = 8, 64
+_BETWEEN_LOOKS = 2e-5  # seconds
 CLUSTER = 8  # blocks that share a head: as many as every device with clusters has
 
 
@@ -111,19 +113,20 @@ class FusedRows:
         """Whether ``text`` can run, with so many choices of each row."""
         return self._mode == "text" and bool(self._native.can_caption(len(self._image), choices))
 
-    def text(self, state: SearchState, choices: int, told: Tensor | None = None) -> None:
-        """Enqueues all steps of a search that was started. ``told``: int32 (1 + L R,), memory of the host that the
-        device sees, where steps and their tokens are told as they are done."""
+    def text(self, state: SearchState, choices: int, listener: Listener | None = None) -> None:
+        """Enqueues all steps of a search that was started, and tells ``listener`` their tokens as they are done."""
         if self._choices is None:
             shape, device = (len(self._image), choices), self._like.device
             workspace = torch.empty(self._native.caption_workspace(*shape), dtype=torch.uint8, device=device)
             tokens = torch.empty(shape, dtype=torch.int32, device=device)
             self._choices = (tokens, torch.empty(shape, device=device), workspace)
         self._barrier.zero_()
-        heard: np.ndarray | None = None if told is None else told.numpy()
-        work = (self._partials, *self._choices, self._barrier, heard)
+        told = None if listener is None else listener.memory
+        work = (self._partials, *self._choices, self._barrier, told)
         self._native.caption(state, self._image, *self._keys_values, *work, cuda._stream(self._like))
         self._broken.copy_(self._barrier[1:], non_blocking=True)
+        if listener is not None:
+            listener.expect_end()
 
     def check(self) -> None:
         """After the device has done what ``text`` enqueued.
@@ -134,6 +137,41 @@ class FusedRows:
         if self._broken.item():
             self._mode = "layers"
             raise EngineError("cuda engine: blocks of one kernel waited in vain for each other: is the device shared?")
+
+
+class Listener:
+    """Hears the tokens of a text kernel while it runs, through memory of the host that the device writes to."""
+
+    def __init__(self, state: SearchState) -> None:
+        rows, steps = state.size.rows, state.size.max_text
+        self._device = state.ids.device
+        told = torch.zeros(1 + steps * rows, dtype=torch.int32, pin_memory=self._device.type == "cuda")
+        self.memory = told.numpy()  # how many steps are done, and their tokens
+        self._tokens, self._eos = self.memory[1:].reshape(steps, rows), state.eos
+        self._end: torch.cuda.Event | None = None
+
+    def expect_end(self) -> None:
+        """The kernel is enqueued: it will end."""
+        if self._device.type == "cuda":
+            self._end = torch.cuda.Event()
+            self._end.record(torch.cuda.current_stream(self._device))
+
+    def report(self, on_token: TokenCallback) -> int:
+        """Calls ``on_token`` with every row's tokens as they come; how many steps there were until all rows had ended,
+        or it answered False."""
+        going, done = list(range(self._tokens.shape[1])), 0
+        while going:
+            over = self._end is None or self._end.query()  # asked first: then what is told by now is all
+            for tokens in self._tokens[done : int(self.memory[0])].tolist():
+                done += 1
+                answers = [on_token(row, [tokens[row]]) for row in going if tokens[row] >= 0]
+                if any(answer is False for answer in answers):
+                    return done
+                going = [row for row in going if tokens[row] >= 0 and tokens[row] != self._eos]
+            if over:
+                break
+            time.sleep(_BETWEEN_LOOKS)
+        return done
 
 
 def _arrays(name: str, matrix: PackedLinear) -> dict[str, Tensor | None]:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gitfast.engines.base import GenerationOptions
+from gitfast.engines.base import GenerationOptions, TokenCallback
 from gitfast.engines.cuda_decoder import Decoder, TextRows, TextStore
-from gitfast.engines.cuda_fused import FusedDecoder
+from gitfast.engines.cuda_fused import FusedDecoder, Listener
 from gitfast.engines.cuda_graphs import Repeated
 from gitfast.engines.cuda_text import CudaPrefix, Place, empty_group, group_tiles, stack
 from gitfast.ops import cuda
@@ -105,8 +105,11 @@ class SearchPlan:
         groups: Sequence[Sequence[CudaPrefix | None]],
         prompts: Sequence[Sequence[int]],
         options: Mapping[str, Any],
+        on_token: TokenCallback | None = None,
     ) -> tuple[list[list[Found]], int]:
         """What is found for native ``options``, as ``_C.Search.results`` gives it, and the steps that were done.
+
+        ``on_token`` only where ``tells`` says so: see ``Engine.generate``.
 
         Raises:
             ValueError: a row's logits were no numbers.
@@ -115,7 +118,7 @@ class SearchPlan:
             stack(images, out=kept)
         state, limit = self._state, options["max_new_tokens"]
         state.ask(prompts, options)
-        as_steps = self._way.rows == 1 and all(len(ids) == 1 for ids in prompts)
+        as_steps = self._as_steps(prompts)
         if not as_steps:
             self._ask_for_prompts(prompts)
         self._start(self._give)
@@ -126,16 +129,31 @@ class SearchPlan:
             self._choose(self._prompts(prompts))
             steps = 1
         count = options["num_return_sequences"]
-        if self._fused and self._way.temperature is None and self._fused.runs_texts(self._way.choices):
+        if self._fused and self._runs_texts():
             if steps < limit:
-                self._fused.text(state, self._way.choices)
+                listener = Listener(state) if on_token else None
+                self._fused.text(state, self._way.choices, listener)
+                steps = listener.report(on_token) if listener and on_token else limit
             results = state.results(limit, count)
             self._fused.check()
+            results = [[_first(found, steps, state.eos) for found in item] for item in results] if on_token else results
             return results, max(len(ids) for item in results for ids, *_ in item)
         while steps < limit and not self._ended_by_now():
             self._advance()
             steps += 1
         return state.results(steps, count), steps
+
+    def tells(self, prompts: Sequence[Sequence[int]]) -> bool:
+        """Whether tokens can be told while the device goes on."""
+        return self._as_steps(prompts) and self._runs_texts()
+
+    def _as_steps(self, prompts: Sequence[Sequence[int]]) -> bool:
+        """Whether the prompts are fed as steps are."""
+        return self._way.rows == 1 and all(len(ids) == 1 for ids in prompts)
+
+    def _runs_texts(self) -> bool:
+        way = self._way
+        return self._fused is not None and way.temperature is None and self._fused.runs_texts(way.choices)
 
     def _ask_for_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         host, rows = self._state.given.host, self._way.rows
@@ -194,3 +212,9 @@ class SearchPlan:
         if len(self._events) >= _STEPS_AHEAD:
             self._events.pop(0).synchronize()
         return int(self._num_ended) == self._state.items
+
+
+def _first(found: Found, steps: int, eos: int) -> Found:
+    """The first tokens of a text, which was stopped there."""
+    ids, values = found[0][:steps], found[1][:steps]
+    return ids, values, sum(values), "stop" if ids[-1] == eos else "length"

@@ -103,6 +103,24 @@ def test_weights(device: str, dtype: str, cpu: CpuEngine, processor: Processor, 
     assert ran == ["text", "text"]
 
 
+def test_tokens_are_told_while_the_kernel_runs(device: str, processor: Processor, ran: list[str]) -> None:
+    engine, pixels, prompt = make_engine(device, "text"), processor.images(IMAGES), processor.tokenizer.prompt()
+    prefixes, options = engine.encode(pixels), GenerationOptions(max_new_tokens=3)
+    told: list[tuple[int, list[int]]] = []
+    results = engine.generate(prefixes, [prompt] * 2, options, lambda row, ids: told.append((row, list(ids))))
+    assert ran == ["text"]
+    assert told == [(row, [results[row][0].token_ids[step]]) for step in range(3) for row in range(2)]
+    assert results == engine.generate(prefixes, [prompt] * 2, options)
+
+    told.clear()
+    stopped = engine.generate(prefixes, [prompt] * 2, options, lambda row, ids: told.append((row, [])) or len(told) < 4)
+    assert len(told) == 4
+    for item, whole in zip(stopped, results, strict=True):
+        assert item[0].token_ids == whole[0].token_ids[:2]
+        assert item[0].score == pytest.approx(sum(whole[0].token_logprobs[:2]))
+        assert item[0].finish_reason == "length"
+
+
 def test_what_few_rows_are_not(device: str, processor: Processor, ran: list[str]) -> None:
     """More rows, prefixes of several lengths, and rules take the kernels of operations."""
     engine, pixels, prompt = make_engine(device, "text"), processor.images(IMAGES), processor.tokenizer.prompt()
