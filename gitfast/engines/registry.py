@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 from dataclasses import dataclass
 from typing import cast
 
@@ -92,7 +93,12 @@ def _create_cuda(checkpoint: Checkpoint, dtype: str, prefix_dtype: str, normaliz
     if not torch.cuda.is_available():
         raise EngineError(f"cuda engine: torch {torch.__version__} has no CUDA, or finds no device")
     return CudaEngine.from_weights(
-        checkpoint.config, checkpoint.weights, dtype=chosen, prefix_dtype=prefix_dtype, normalization=normalization
+        checkpoint.config,
+        checkpoint.weights,
+        dtype=chosen,
+        prefix_dtype=prefix_dtype,
+        normalization=normalization,
+        decode=os.environ.get("GITFAST_CUDA_DECODE", "operations"),
     )
 
 
