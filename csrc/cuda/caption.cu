@@ -6,6 +6,7 @@
 namespace gitfast::cuda {
 namespace {
 
+static_assert(sizeof(Caption) <= 4096, "arguments of a kernel");
 constexpr int kSlots = 32;  // one block on a multiprocessor: 128 KB of weights are on their way
 constexpr int kMostOfLane = 16;
 constexpr int kMostColumns = kMostOfLane * kWarpSize;  // of the head in one block

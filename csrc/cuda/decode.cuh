@@ -127,6 +127,7 @@ __device__ __forceinline__ SoftmaxPart merge_all(const float* states, int count,
   return all;
 }
 
+// Everything is inlined: behind a call, this object and the stream would live in memory.
 template <class T, class W, int kSlots, class Stream>
 class DecodeBlock {
  public:

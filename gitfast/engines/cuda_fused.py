@@ -36,7 +36,7 @@ class FusedDecoder:
 
     def __init__(self, decoder: Decoder, mode: DecodeMode) -> None:
         """Raises ValueError where the kernels do not take the model."""
-        self._like, self._mode = decoder.like, mode
+        self.like, self.mode = decoder.like, mode
         embeddings, norm = decoder.embeddings, decoder.embeddings.LayerNorm
         layers = []
         for layer in decoder.layers:
@@ -47,7 +47,7 @@ class FusedDecoder:
             for i, end in ((1, layer.norm1), (2, layer.norm2)):
                 given |= {f"gamma{i}": cast(Tensor, end.weight.data), f"beta{i}": cast(Tensor, end.bias.data)}
             layers.append(given)
-        self._native: Any = cuda._kernels(self._like).Decoder(
+        self.native: Any = cuda._kernels(self.like).Decoder(
             layers,
             decoder.config.num_attention_heads,
             embeddings.word_embeddings.weight.data,
@@ -78,29 +78,22 @@ class FusedDecoder:
         """For rows that see prefixes ``images`` of the only group; None where there are more, or too many rows."""
         if len(groups) > 1 or len(images) > MOST_ROWS:
             return None
-        return FusedRows(self._native, self._mode, self._like, images, groups[0], store)
+        return FusedRows(self, images, groups[0], store)
 
 
 class FusedRows:
     """The memory of steps of R rows, at addresses that stay."""
 
-    def __init__(
-        self,
-        native: Any,
-        mode: DecodeMode,
-        like: Tensor,
-        images: Sequence[int],
-        group: PrefixGroup,
-        store: TextStore,
-    ) -> None:
-        self._native, self._mode, self._like = native, mode, like
-        device = like.device
+    def __init__(self, decoder: FusedDecoder, images: Sequence[int], group: PrefixGroup, store: TextStore) -> None:
+        self._decoder, self._native, self._like = decoder, decoder.native, decoder.like
+        device = self._like.device
         self._image = torch.tensor(images, dtype=torch.int32, device=device)
         self._keys_values = (group.keys, group.values, store.keys, store.values)
-        self._partials = torch.empty(native.workspace(len(images)), device=device)
+        self._partials = torch.empty(self._native.workspace(len(images)), device=device)
         self._barrier = torch.zeros(2, dtype=torch.int32, device=device)
         self._broken = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._choices: tuple[Tensor, Tensor, Tensor] | None = None
+        self._fits: bool | None = None
 
     def hidden(self, rows: TextRows) -> Tensor:
         """The last layer's rows (R, D) for their next tokens, as ``Decoder.hidden`` gives them."""
@@ -111,7 +104,9 @@ class FusedRows:
 
     def runs_texts(self, choices: int) -> bool:
         """Whether ``text`` can run, with so many choices of each row."""
-        return self._mode == "text" and bool(self._native.can_caption(len(self._image), choices))
+        if self._fits is None:
+            self._fits = bool(self._native.can_caption(len(self._image), choices))
+        return self._fits and self._decoder.mode == "text"
 
     def text(self, state: SearchState, choices: int, listener: Listener | None = None) -> None:
         """Enqueues all steps of a search that was started, and tells ``listener`` their tokens as they are done."""
@@ -135,7 +130,7 @@ class FusedRows:
             EngineError: blocks waited for others that did not come; later texts take the kernels of layers.
         """
         if self._broken.item():
-            self._mode = "layers"
+            self._decoder.mode = "layers"
             raise EngineError("cuda engine: blocks of one kernel waited in vain for each other: is the device shared?")
 
 

@@ -143,7 +143,9 @@ def test_rows_of_one_call_do_not_depend_on_each_other(device: str, processor: Pr
     assert together[1:] == engine.generate([second], [prompt], options)
 
 
-def test_blocks_that_waited_in_vain(device: str, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_that_waited_in_vain(
+    device: str, processor: Processor, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error is clear, and the engine goes on by the kernels of layers."""
     engine, prompt = make_engine(device, "text"), processor.tokenizer.prompt()
     prefix, options = engine.encode(processor.images(IMAGES[:1])), GenerationOptions(max_new_tokens=2)
@@ -156,7 +158,9 @@ def test_blocks_that_waited_in_vain(device: str, processor: Processor, monkeypat
         patch.setattr(FusedRows, "text", lambda *_: None)
         with pytest.raises(EngineError, match="blocks of one kernel waited in vain"):
             engine.generate(prefix, [prompt], options)
+    ran.clear()
     assert tokens(engine.generate(prefix, [prompt], options)) == tokens(expected)
+    assert set(ran) == {"hidden"}
 
 
 def test_models_the_kernels_do_not_take(device: str, tmp_path: Path, ran: list[str]) -> None:
