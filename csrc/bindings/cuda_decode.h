@@ -53,15 +53,15 @@ class Decoder {
 
   void step(const py::object& ids, const py::object& position_ids, const py::object& image, const py::object& slots,
             const py::object& text_len, const py::object& k_prefix, const py::object& v_prefix,
-            const py::object& k_text, const py::object& v_text, const py::object& partials, const py::object& hidden,
-            uintptr_t stream) const {
+            const py::object& k_text, const py::object& v_text, const py::object& k_scale, const py::object& v_scale,
+            const py::object& partials, const py::object& hidden, uintptr_t stream) const {
     const Array out(hidden, "hidden"), partial_array(partials, "partials");
     Dim R("R"), D(args_.hidden), floats("floats");
     void* to = common_.dense(out, "hidden", common_.dtype, {&R, &D});
     cuda::Decode args = args_;
     args.rows = static_cast<int>(R.value);
     const std::vector<Array> kept =
-        rows(args, R, ids, position_ids, image, slots, text_len, k_prefix, v_prefix, k_text, v_text);
+        rows(args, R, ids, position_ids, image, slots, text_len, k_prefix, v_prefix, k_text, v_text, k_scale, v_scale);
     args.partials = static_cast<float*>(common_.dense(partial_array, "partials", DType::f32, {&floats}));
     if (floats.value < workspace(args.rows))
       throw Error("partials: expected at least " + std::to_string(workspace(args.rows)) + " floats, got " +
@@ -87,15 +87,15 @@ class Decoder {
   }
 
   void caption(const py::object& state, const py::object& image, const py::object& k_prefix, const py::object& v_prefix,
-               const py::object& k_text, const py::object& v_text, const py::object& partials, const py::object& tokens,
-               const py::object& log_probs, const py::object& workspace, const py::object& barrier,
-               const py::object& told, uintptr_t stream) const {
+               const py::object& k_text, const py::object& v_text, const py::object& k_scale, const py::object& v_scale,
+               const py::object& partials, const py::object& tokens, const py::object& log_probs,
+               const py::object& workspace, const py::object& barrier, const py::object& told, uintptr_t stream) const {
     const SearchArguments search(kind_, state);
     Dim R(search.call.state.items * search.call.state.rows_per_item), floats("floats"), bytes("bytes"), two(2);
     cuda::Decode decode = args_;
     decode.rows = static_cast<int>(R.value);
     std::vector<Array> kept = rows(decode, R, state.attr("ids"), state.attr("positions"), image, state.attr("slots"),
-                                   state.attr("text_len"), k_prefix, v_prefix, k_text, v_text);
+                                   state.attr("text_len"), k_prefix, v_prefix, k_text, v_text, k_scale, v_scale);
     decode.partials =
         static_cast<float*>(common_.dense(kept.emplace_back(partials, "partials"), "partials", DType::f32, {&floats}));
     cuda::Caption args = caption_of(search, decode, tokens, log_probs, kept);
@@ -174,7 +174,7 @@ class Decoder {
   std::vector<Array> rows(cuda::Decode& args, Dim& R, const py::object& ids, const py::object& position_ids,
                           const py::object& image, const py::object& slots, const py::object& text_len,
                           const py::object& k_prefix, const py::object& v_prefix, const py::object& k_text,
-                          const py::object& v_text) const {
+                          const py::object& v_text, const py::object& k_scale, const py::object& v_scale) const {
     Dim layers(args.layers), B("B"), H(args.heads), P("P"), S("S"), L("max_text"), head_dim(cuda::kDecodeHeadDim);
     std::vector<Array> kept;
     kept.reserve(16);
@@ -186,20 +186,30 @@ class Decoder {
     args.image = static_cast<const int32_t*>(of(image, "image", DType::i32, {&R}));
     args.slots = static_cast<const int32_t*>(of(slots, "slots", DType::i32, {&R, &L}));
     args.text_len = static_cast<const int32_t*>(of(text_len, "text_len", DType::i32, {&R}));
-    const std::array prefix = {of(k_prefix, "k_prefix", args.dtype, {&layers, &B, &H, &P, &head_dim}),
-                               of(v_prefix, "v_prefix", args.dtype, {&layers, &B, &H, &P, &head_dim})};
+    if (k_scale.is_none() != v_scale.is_none()) throw Error("k_scale, v_scale: expected both or none of them");
+    const DType stored = k_scale.is_none() ? args.dtype : DType::i8;
+    const std::array prefix = {of(k_prefix, "k_prefix", stored, {&layers, &B, &H, &P, &head_dim}),
+                               of(v_prefix, "v_prefix", stored, {&layers, &B, &H, &P, &head_dim})};
     const std::array text = {of(k_text, "k_text", args.dtype, {&layers, &S, &H, &head_dim}),
                              of(v_text, "v_text", args.dtype, {&layers, &S, &H, &head_dim})};
+    const auto scales = [&](const py::object& object, const char* name) {
+      return object.is_none() ? nullptr : static_cast<float*>(of(object, name, DType::f32, {&layers, &B, &H, &P}));
+    };
+    const std::array scale = {scales(k_scale, "k_scale"), scales(v_scale, "v_scale")};
     args.images = static_cast<int>(B.value);
     args.prefix_len = static_cast<int>(P.value);
     args.num_slots = static_cast<int>(S.value);
     args.max_text = static_cast<int>(L.value);
-    const int64_t prefix_bytes = 2 * B.value * P.value * args.hidden, text_bytes = 2 * S.value * args.hidden;
+    const int64_t tokens = B.value * P.value;
+    const int64_t prefix_bytes = static_cast<int64_t>(dtype_size(stored)) * tokens * args.hidden,
+                  text_bytes = 2 * S.value * args.hidden;
     const auto at = [](void* data, int64_t bytes) { return static_cast<char*>(data) + bytes; };
     for (int i = 0; i < args.layers; ++i) {
       cuda::DecodeLayer& layer = args.layer[i];
       layer.k_prefix = at(prefix[0], i * prefix_bytes);
       layer.v_prefix = at(prefix[1], i * prefix_bytes);
+      if (scale[0]) layer.k_scale = scale[0] + i * tokens * args.heads;
+      if (scale[1]) layer.v_scale = scale[1] + i * tokens * args.heads;
       layer.k_text = at(text[0], i * text_bytes);
       layer.v_text = at(text[1], i * text_bytes);
     }
@@ -228,12 +238,13 @@ inline void bind_decode(py::module_& m, Device device) {
       .def("workspace", &Decoder::workspace, py::arg("rows"))
       .def("step", &Decoder::step, py::arg("ids"), py::arg("position_ids"), py::arg("image"), py::arg("slots"),
            py::arg("text_len"), py::arg("k_prefix"), py::arg("v_prefix"), py::arg("k_text"), py::arg("v_text"),
-           py::arg("partials"), py::arg("hidden"), py::arg("stream") = 0)
+           py::arg("k_scale"), py::arg("v_scale"), py::arg("partials"), py::arg("hidden"), py::arg("stream") = 0)
       .def("can_caption", &Decoder::can_caption, py::arg("rows"), py::arg("choices"))
       .def("caption_workspace", &Decoder::caption_workspace, py::arg("rows"), py::arg("choices"))
       .def("caption", &Decoder::caption, py::arg("state"), py::arg("image"), py::arg("k_prefix"), py::arg("v_prefix"),
-           py::arg("k_text"), py::arg("v_text"), py::arg("partials"), py::arg("tokens"), py::arg("log_probs"),
-           py::arg("workspace"), py::arg("barrier"), py::arg("told"), py::arg("stream") = 0);
+           py::arg("k_text"), py::arg("v_text"), py::arg("k_scale"), py::arg("v_scale"), py::arg("partials"),
+           py::arg("tokens"), py::arg("log_probs"), py::arg("workspace"), py::arg("barrier"), py::arg("told"),
+           py::arg("stream") = 0);
   m.def("can_decode", &cuda::can_decode, py::arg("device"), py::arg("hidden"), py::arg("intermediate"),
         py::arg("heads"), py::arg("cluster"));
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "cuda/activation.cuh"
 #include "cuda/cluster.h"
@@ -325,21 +326,31 @@ class DecodeBlock {
   }
 
   __device__ __forceinline__ void load_key(const DecodeLayer& layer, int row, const Keys& keys, int j, KeyValue& to) {
-    const int element = threadIdx.x % kLanesOfKey * 8;
-    int64_t at;
-    const void *k, *v;
-    if (j < keys.prefix) {
-      const int64_t head = int64_t{args_.image[row]} * args_.heads + place_.head;
-      at = head * args_.prefix_len + args_.prefix_len * place_.rank / place_.cluster + j;
-      k = layer.k_prefix, v = layer.v_prefix;
-    } else {
+    if (j >= keys.prefix) {
       const int token = token_of(keys, j);
       if (token >= keys.length - 1) return;
-      at = int64_t{args_.slots[row * args_.max_text + token]} * args_.heads + place_.head;
-      k = layer.k_text, v = layer.v_text;
+      const int64_t slot = args_.slots[row * args_.max_text + token];
+      return load_at<T>(layer.k_text, layer.v_text, slot * args_.heads + place_.head, to);
     }
-    to.k = load_vec(reinterpret_cast<const Vec<T, 8>*>(static_cast<const T*>(k) + at * kHeadDim + element));
-    to.v = load_vec(reinterpret_cast<const Vec<T, 8>*>(static_cast<const T*>(v) + at * kHeadDim + element));
+    const int64_t head = int64_t{args_.image[row]} * args_.heads + place_.head;
+    const int64_t at = head * args_.prefix_len + args_.prefix_len * place_.rank / place_.cluster + j;
+    if (!layer.k_scale) return load_at<T>(layer.k_prefix, layer.v_prefix, at, to);
+    load_at<int8_t>(layer.k_prefix, layer.v_prefix, at, to, layer.k_scale[at], layer.v_scale[at]);
+  }
+  // This lane's elements of key and value number `at`, 64 of Stored each.
+  template <class Stored>
+  __device__ __forceinline__ void load_at(const void* keys, const void* values, int64_t at, KeyValue& to,
+                                          float k_scale = 1, float v_scale = 1) {
+    const int64_t element = at * kHeadDim + threadIdx.x % kLanesOfKey * 8;
+    const auto load = [&](const void* from, float scale, Vec<T, 8>& eight) {
+      const auto stored = load_vec(reinterpret_cast<const Vec<Stored, 8>*>(static_cast<const Stored*>(from) + element));
+      if constexpr (std::is_same_v<Stored, T>)
+        eight = stored;
+      else
+        for (int i = 0; i < 8; ++i) eight.at[i] = from_float<T>(stored.at[i] * scale);
+    };
+    load(keys, k_scale, to.k);
+    load(values, v_scale, to.v);
   }
 
   // Every eight lanes take every 32nd key of a row; each warp leaves a state, [warp][8][kState] in scratch.

@@ -29,8 +29,10 @@ struct DecodeLayer {
   PackedWeight qkv, out, fc1, fc2;  // (3 D, D), (D, D), (F, D), (D, F)
   const void *qkv_bias = nullptr, *out_bias = nullptr, *fc1_bias = nullptr, *fc2_bias = nullptr;
   const void *gamma1 = nullptr, *beta1 = nullptr, *gamma2 = nullptr, *beta2 = nullptr;  // norms behind out and fc2
-  const void *k_prefix = nullptr, *v_prefix = nullptr;                                  // (B, H, P, 64)
-  void *k_text = nullptr, *v_text = nullptr;                                            // (S, H, 64), appended to
+  const void *k_prefix = nullptr, *v_prefix = nullptr;  // (B, H, P, 64); int8 where there are scales
+  // (B, H, P) or null: what the integers of a token are multiplied with; the products are rounded to dtype.
+  const float *k_scale = nullptr, *v_scale = nullptr;
+  void *k_text = nullptr, *v_text = nullptr;  // (S, H, 64), appended to
 };
 
 // Pointers are on one device, of `dtype` (float16, or bfloat16 with weights of any kind) where not said otherwise,

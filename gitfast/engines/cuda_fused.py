@@ -64,7 +64,7 @@ class FusedDecoder:
         """That of a decoder, where ``mode`` asks for it and model and device are fit for it."""
         config, like = decoder.config, decoder.like
         heads, hidden = config.num_attention_heads, config.hidden_size
-        if mode == "operations" or hidden != heads * _HEAD_DIM or decoder.prefix_dtype != like.dtype:
+        if mode == "operations" or hidden != heads * _HEAD_DIM:
             return None
         device, sizes = like.device.index or 0, (hidden, config.intermediate_size, heads)
         if not cuda._kernels(like).can_decode(device, *sizes, CLUSTER):
@@ -88,7 +88,7 @@ class FusedRows:
         self._decoder, self._native, self._like = decoder, decoder.native, decoder.like
         device = self._like.device
         self._image = torch.tensor(images, dtype=torch.int32, device=device)
-        self._keys_values = (group.keys, group.values, store.keys, store.values)
+        self._keys_values = (group.keys, group.values, store.keys, store.values, group.k_scale, group.v_scale)
         self._partials = torch.empty(self._native.workspace(len(images)), device=device)
         self._barrier = torch.zeros(2, dtype=torch.int32, device=device)
         self._broken = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")

@@ -59,6 +59,8 @@ class CaptionCase:
             step["v_prefix"],
             text,
             text.clone(),
+            step["k_scale"],
+            step["v_scale"],
             torch.full((decoder.workspace(R),), torch.nan),
             torch.empty((R, choices), dtype=torch.int32),
             torch.empty((R, choices)),

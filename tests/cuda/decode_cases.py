@@ -40,7 +40,7 @@ class DecodeCase:
     words: Tensor
     positions: Tensor
     norm: tuple[Tensor, Tensor]
-    step: dict[str, Tensor]  # what Decoder.step takes, but for its outputs
+    step: dict[str, Any]  # what Decoder.step takes, but for its outputs
     cluster: int
     hidden: Tensor
     partials: Tensor
@@ -87,7 +87,7 @@ class DecodeCase:
             parts.append(
                 torch.cat(
                     [
-                        self.step[prefix][layer, image].double(),
+                        self._prefix(prefix, layer, image),
                         text[layer, earlier].double().transpose(0, 1),
                         new[:, None],
                     ],
@@ -96,6 +96,27 @@ class DecodeCase:
             )
         scores = (parts[0] @ q[:, :, None])[..., 0] * HEAD_DIM**-0.5
         return (scores.softmax(-1)[:, None] @ parts[1])[:, 0]
+
+    def _prefix(self, name: str, layer: int, image: int) -> Tensor:
+        """Keys or values (H, P, 64) of an image as they are multiplied."""
+        stored, scale = self.step[name][layer, image].double(), self.step[f"{name[0]}_scale"]
+        return (
+            stored
+            if scale is None
+            else _rounded((stored.float() * scale[layer, image, ..., None]).double(), self.dtype)
+        )
+
+    def quantize(self) -> DecodeCase:
+        """Prefixes of int8."""
+        for name in ("k", "v"):
+            stored = self.step[f"{name}_prefix"]
+            assert stored is not None
+            scale = stored.float().abs().amax(-1) / 127
+            self.step |= {
+                f"{name}_prefix": (stored.float() / scale[..., None]).round().to(torch.int8),
+                f"{name}_scale": scale,
+            }
+        return self
 
     def error(self) -> float:
         """The largest distance of rows, and of stored keys and values, in units of one rounding to the dtype."""
@@ -168,6 +189,8 @@ def make_case(
         "v_prefix": normal(*image_keys),
         "k_text": normal(*text),
         "v_text": normal(*text),
+        "k_scale": None,
+        "v_scale": None,
     }
     return DecodeCase(
         dtype,

@@ -24,10 +24,9 @@ IMAGES = sorted((ROOT / "examples" / "images").glob("*.png"))[:2]
 MODES = ["layers", "text"]
 
 
-def make_engine(device: str, decode: str, dtype: str = "float16") -> CudaEngine:
-    checkpoint = open_checkpoint(MODEL)
-    config, weights = checkpoint.config, checkpoint.weights
-    return CudaEngine.from_weights(config, weights, device=device, dtype=dtype, decode=decode)
+def make_engine(device: str, decode: str, dtype: str = "float16", prefix_dtype: str = "auto") -> CudaEngine:
+    checkpoint, how = open_checkpoint(MODEL), {"dtype": dtype, "prefix_dtype": prefix_dtype, "decode": decode}
+    return CudaEngine.from_weights(checkpoint.config, checkpoint.weights, device=device, **how)
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +88,14 @@ def test_searches(device: str, mode: str, name: str, cpu: CpuEngine, processor: 
     assert mode != "text" or len(ran) == 1
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "float8"])
-def test_weights(device: str, dtype: str, cpu: CpuEngine, processor: Processor, ran: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "prefix_dtype"), [("bfloat16", "auto"), ("int8", "int8"), ("float8", "auto"), ("float16", "int8")]
+)
+def test_weights_and_prefixes(
+    device: str, dtype: str, prefix_dtype: str, cpu: CpuEngine, processor: Processor, ran: list[str]
+) -> None:
     engine, pixels, prompt = (
-        make_engine(device, "text", dtype),
+        make_engine(device, "text", dtype, prefix_dtype),
         processor.images(IMAGES[:1]),
         processor.tokenizer.prompt(),
     )

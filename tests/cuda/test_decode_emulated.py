@@ -27,6 +27,12 @@ def test_steps(emulation: ModuleType, order: str, name: str) -> None:
     assert make_case(**CASES[name]).run(emulation).error() <= 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_prefixes_of_int8(emulation: ModuleType, dtype: torch.dtype) -> None:
+    emulation.set_order("shuffled", seed=4)
+    assert make_case(3, dtype=dtype, prefix=40).quantize().run(emulation).error() <= 1
+
+
 @pytest.mark.parametrize("late_copies", [True, False])
 def test_weights_may_come_late_or_early(emulation: ModuleType, late_copies: bool) -> None:
     emulation.set_order("shuffled", seed=2, late_copies=late_copies)
