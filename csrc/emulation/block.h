@@ -102,7 +102,8 @@ class Block {
         warp_meetings_(warps()),
         random_(settings.seed) {}
 
-  void start(uint3 block_index, Neighbours& neighbours);
+  // `position`: of this block among its neighbours.
+  void start(uint3 block_index, Neighbours& neighbours, size_t position);
   // Lets threads run until they wait, and those go on that may. False when nothing moved.
   bool advance();
   bool done() const { return count(State::done) == threads_.size(); }
@@ -145,7 +146,8 @@ class Block {
   size_t count(State state) const;
 
   Neighbours* neighbours_ = nullptr;
-  bool begun_ = false;
+  size_t position_ = 0;  // among the neighbours
+  bool begun_ = false, ended_ = false;
   std::function<void()> kernel_;
   std::vector<Thread> threads_;
   std::vector<Slot> slots_;  // [warp][parity][lane]
@@ -166,6 +168,7 @@ inline bool Block::advance() {
   const bool ran = count(State::ready) > 0;
   resume_ready();
   if (fault_) throw Fault(fault_);
+  ended_ = done();
   if (release_warps() || count(State::ready) > 0) return true;
   return release_barrier() || ran;
 }
@@ -196,10 +199,11 @@ inline void Block::join() {
   for (Thread& thread : threads_) thread.fiber.join();
 }
 
-inline void Block::start(uint3 block_index, Neighbours& neighbours) {
+inline void Block::start(uint3 block_index, Neighbours& neighbours, size_t position) {
   index = block_index;
   neighbours_ = &neighbours;
-  begun_ = false;
+  position_ = position;
+  begun_ = ended_ = false;
   choose_order();
   shared.poison();
   for (size_t i = 0; i < threads_.size(); ++i) {
@@ -320,14 +324,11 @@ inline bool Block::poll() {
 }
 
 inline void* Block::in_block(unsigned rank, void* address) {
-  const unsigned first = this->rank();
-  for (Block* other : neighbours_->blocks) {
-    if (other->index.x != index.x - first + rank) continue;
-    if (!other->begun_) fail("shared memory of a block that has not begun");
-    if (other->done()) fail("shared memory of a block that has ended");
-    return static_cast<char*>(other->shared.data()) + (static_cast<char*>(address) - static_cast<char*>(shared.data()));
-  }
-  fail("the cluster has no block of this rank");
+  if (rank >= neighbours_->cluster) fail("the cluster has no block of this rank");
+  const Block& other = *neighbours_->blocks[position_ - this->rank() + rank];
+  if (!other.begun_) fail("shared memory of a block that has not begun");
+  if (other.ended_) fail("shared memory of a block that has ended");
+  return static_cast<char*>(other.shared.data()) + (static_cast<char*>(address) - static_cast<char*>(shared.data()));
 }
 
 // Deposits a value and waits for the lanes of `mask`; then the slots hold the values of all of them.

@@ -86,21 +86,21 @@ inline void launch(const std::function<void()>& kernel, const Geometry& geometry
   const size_t blocks = size_t{grid.x} * grid.y * grid.z;
   const size_t together = geometry.cooperative ? blocks : geometry.cluster;
   std::vector<std::unique_ptr<Block>> made;
+  std::vector<std::unique_ptr<Neighbours>> groups;  // as long as the blocks: nothing orders one behind another
   for (size_t group = 0; group < blocks / together; ++group) {
     const size_t first = (settings.order == Order::reverse ? blocks / together - 1 - group : group) * together;
     if (made.empty() || !kReuse)
       for (size_t i = 0; i < together; ++i)
         made.push_back(std::make_unique<Block>(grid, geometry.block, geometry.shared_bytes, kernel));
-    Neighbours neighbours;
+    Neighbours& neighbours = *groups.emplace_back(std::make_unique<Neighbours>());
     neighbours.cluster = geometry.cluster;
     neighbours.meetings = std::vector<Meeting>(together / geometry.cluster);
+    for (size_t i = 0; i < together; ++i) neighbours.blocks.push_back(made[made.size() - together + i].get());
     for (size_t i = 0; i < together; ++i) {
       const size_t n = first + i;
-      Block& block = *made[made.size() - together + i];
-      block.start({static_cast<unsigned>(n % grid.x), static_cast<unsigned>(n / grid.x % grid.y),
-                   static_cast<unsigned>(n / (size_t{grid.x} * grid.y))},
-                  neighbours);
-      neighbours.blocks.push_back(&block);
+      neighbours.blocks[i]->start({static_cast<unsigned>(n % grid.x), static_cast<unsigned>(n / grid.x % grid.y),
+                                   static_cast<unsigned>(n / (size_t{grid.x} * grid.y))},
+                                  neighbours, i);
     }
     run_side_by_side(neighbours);
   }

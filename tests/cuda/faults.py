@@ -245,7 +245,10 @@ FAULTS |= {
         "select", "if (column < columns) {", "if (column <= columns) {", OUT_OF_BOUNDS
     ),
     "select: logits of tokens that are not there": Fault(
-        "select", "left < kPart ? static_cast<int>(left) : kPart", "kPart", OUT_OF_BOUNDS
+        "select",
+        "left < kPart ? static_cast<int>(left) : kPart",
+        "left < kPart ? static_cast<int>(left) + 1 : kPart",
+        OUT_OF_BOUNDS,
     ),
     "select: a token chosen twice": Fault(
         "select",
@@ -416,7 +419,10 @@ FAULTS |= {
         "decode", "    cluster_sync();\n    constexpr int kStride", "    constexpr int kStride", WRONG_VALUES
     ),
     "decode: inner columns of other blocks not waited for": Fault(
-        "decode", "    cluster_sync();\n    multiply_rows", "    __syncthreads();\n    multiply_rows", WRONG_VALUES
+        "decode",
+        "    cluster_sync();\n    multiply_rows",
+        "    __syncthreads();\n    multiply_rows",
+        "shared memory of a block that has ended",
     ),
     "decode: states of warps not waited for": Fault(
         "decode", "    __syncthreads();\n    // What the warps", "    // What the warps", RACE, "thread"
@@ -440,7 +446,7 @@ FAULTS |= {
     "decode: keys lost where they do not divide": Fault(
         "decode",
         "return {args_.prefix_len * (place_.rank + 1) / place_.cluster - begin",
-        "return {args_.prefix_len / place_.cluster",
+        "return {args_.prefix_len / place_.cluster + 0 * begin",
         WRONG_VALUES,
     ),
     "decode: the residual in every cluster's sums": Fault("decode", "if (place_.head == 0)", "if (true)", WRONG_VALUES),
@@ -456,14 +462,14 @@ FAULTS |= {
     "decode: weights not waited for": Fault(
         "decode", " cp_async_wait<kSlots - kStreamPass>(); ", "", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
     ),
-    "decode: a chunk too few waited for": Fault(
-        "decode", "kSlots - kStreamPass>", "kSlots - kStreamPass + 1>", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
+    "decode: one chunk alone waited for": Fault(
+        "decode", "kSlots - kStreamPass>", "kSlots - 1>", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
     ),
     "decode: weights of the next pass before those of the next step": Fault(
         "decode",
         "if (++step_ < share_.steps) return;",
         "if (++step_ > share_.steps) return;",
-        "AddressSanitizer",
+        WRONG_VALUES,
         file=WEIGHTS_ON_THE_WAY,
     ),
     "decode: sums read before a barrier": Fault(
@@ -479,11 +485,13 @@ FAULTS |= {
 }
 FAULTS |= {
     "caption: blocks that do not wait for each other": Fault(
-        "caption", "load_acquire(counter_) < target_) all", "false) all", WRONG_VALUES
+        "caption", "load_acquire(counter_) < target_) all", "false) all", "shared memory of a block that has ended"
     ),
-    "caption: a wait for those of the round before": Fault("caption", "target_ += gridDim.x;\n", "", WRONG_VALUES),
+    "caption: a wait for those of the round before": Fault(
+        "caption", "target_ += gridDim.x;\n", "", "shared memory of a block that has ended"
+    ),
     "caption: a block that counts twice": Fault(
-        "caption", "add_release(counter_, 1)", "add_release(counter_, 2)", WRONG_VALUES
+        "caption", "add_release(counter_, 1)", "add_release(counter_, 2)", "shared memory of a block that has ended"
     ),
     "caption: threads behind who waits": Fault(
         "caption", "    }\n    __syncthreads();\n    return *flag_", "    }\n    return *flag_", RACE, "thread"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from decode_cases import make_case
+from decode_cases import Format, make_case
 
 CASES: dict[str, dict[str, Any]] = {
     "one row": {"rows": 1},
@@ -37,6 +37,13 @@ def test_prefixes_of_int8(emulation: ModuleType, dtype: torch.dtype) -> None:
 def test_weights_may_come_late_or_early(emulation: ModuleType, late_copies: bool) -> None:
     emulation.set_order("shuffled", seed=2, late_copies=late_copies)
     assert make_case(2, seed=1).run(emulation).error() <= 1
+
+
+@pytest.mark.parametrize("weights", ["same", "int8"])
+def test_the_widths_of_git_base(emulation: ModuleType, weights: Format) -> None:
+    emulation.set_order("shuffled", seed=6)
+    case = make_case(2, weights=weights, heads=12, intermediate=3072, layers=1, prefix=197, cluster=8)
+    assert case.run(emulation).error() <= 1
 
 
 def test_a_row_does_not_depend_on_the_others(emulation: ModuleType) -> None:
