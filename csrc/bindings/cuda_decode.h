@@ -227,7 +227,8 @@ class Decoder {
 };
 
 inline void bind_decode(py::module_& m, Device device) {
-  py::class_<Decoder>(m, "Decoder")
+  // The module of device kernels and that of emulated ones each have their own.
+  py::class_<Decoder>(m, "Decoder", py::module_local())
       .def(py::init([device](const py::list& layers, int heads, const py::object& words, const py::object& positions,
                              const py::object& gamma, const py::object& beta, float eps, int cluster,
                              const py::dict& head) {

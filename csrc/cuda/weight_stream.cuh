@@ -96,7 +96,7 @@ class WeightStream {
   __device__ __forceinline__ void drain() { cp_async_wait<0>(); }
 
  private:
-  // Tiles of a pass, then the next step, then the next pass: the order in which multiply() takes them.
+  // Tiles of a pass, then the next step, then the next pass: the order in which multiply_rows() takes them.
   __device__ __forceinline__ void advance() {
     ++tile_;
     if (tile_ < share_.tiles && tile_ < pass_ + kStreamPass) return;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ ptxas = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(ptxas)
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+not_twice = pytest.mark.skipif("CI" in os.environ, reason="CI reads what its build says of all kernels")
 
 
 def test_a_report_is_read() -> None:
@@ -30,6 +32,7 @@ ptxas info    : Used 40 registers, used 1 barriers, 512 bytes smem
 
 
 @needs_nvcc
+@not_twice
 @pytest.mark.parametrize("source", sorted((ROOT / "csrc").glob("*/*.cu")), ids=lambda path: path.name)
 def test_no_kernel_uses_local_memory(source: Path) -> None:
     for kernel in ptxas.parse(ptxas.compile_report(source, "90a")):
