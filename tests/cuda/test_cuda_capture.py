@@ -22,6 +22,8 @@ COMPUTE = Encoder.__call__
 class Stream:
     """On which nothing is enqueued."""
 
+    device = torch.device("cuda")
+
     def wait_stream(self, other: object) -> None:
         pass
 
@@ -94,7 +96,7 @@ def graphs(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Graphs:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(state))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", state.on)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: state.streams[-1])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: state.streams[-1])
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1000 * len(state.captured))
     return state
