@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import threading
@@ -14,6 +15,8 @@ import pytest
 from faults import FAULTS, KERNELS, MANY_BLOCKS
 
 SANITIZERS = ("address", "thread")
+# A fault takes seconds to compile: CI plants every third. Who changes a kernel plants all of its own.
+NAMES = list(FAULTS)[:: 3 if "CI" in os.environ else 1]
 WORKERS = 2  # each with its own tree of sources
 
 
@@ -123,7 +126,7 @@ def test_kernels_are_clean_under_sanitizers(outcomes: dict[Job, Outcome], kernel
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_planted_fault_is_found(outcomes: dict[Job, Outcome], name: str) -> None:
     outcome = ended(outcomes[job_of({"name": name})])
     assert outcome.returncode != 0
