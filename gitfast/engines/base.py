@@ -95,10 +95,15 @@ TokenCallback = Callable[[int, Sequence[int]], bool | None]
 class Engine(Protocol):
     """What ``tasks`` needs of an engine. Calls are thread-safe.
 
-    An engine may have one attribute more, ``normalization``. If that is not None, ``encode`` also takes pixels as
-    bytes, uint8 (B, H, W, 3) or (B, T, H, W, 3), and normalises them so: a quarter of the bytes on their way to a
-    device. ``normalization_of`` asks for it. ``gitfast info`` shows ``dtype``, ``nbytes`` (of weights) and ``plans()``
-    of engines that have them.
+    An engine may have two attributes more, each of which may be None:
+
+    - ``normalization``: ``encode`` also takes pixels as bytes, uint8 (B, H, W, 3) or (B, T, H, W, 3), and normalises
+      them so: a quarter of the bytes on their way to a device. ``normalization_of`` asks for it.
+    - ``rows_at_once``, an int: ``generate`` takes any number of rows, decodes so many at once and goes on with the next
+      as soon as one has ended, so that it is better given many. It computes on a device, and the host is free to read
+      meanwhile. ``rows_at_once_of`` asks for it.
+
+    ``gitfast info`` shows ``dtype``, ``nbytes`` (of weights) and ``plans()`` of engines that have them.
     """
 
     name: str
@@ -133,6 +138,11 @@ class Engine(Protocol):
 def normalization_of(engine: Engine) -> Normalization | None:
     """What ``engine`` does to pixels given as bytes; None: it does not take them."""
     return getattr(engine, "normalization", None)
+
+
+def rows_at_once_of(engine: Engine) -> int | None:
+    """How many rows ``engine`` decodes at once of those it is given; None: all of them, to be bounded by the caller."""
+    return getattr(engine, "rows_at_once", None)
 
 
 @dataclass

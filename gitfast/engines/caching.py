@@ -18,6 +18,7 @@ from gitfast.engines.base import (
     Normalization,
     TokenCallback,
     normalization_of,
+    rows_at_once_of,
 )
 
 
@@ -59,6 +60,11 @@ class CachingEngine:
     def normalization(self) -> Normalization | None:
         """That of ``engine``, for pixels given as bytes."""
         return normalization_of(self.engine)
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """That of ``engine``, which generates."""
+        return rows_at_once_of(self.engine)
 
     @property
     def cache_stats(self) -> CacheStats:

@@ -10,6 +10,7 @@ import pytest
 from tiny_checkpoint import random_image
 
 import gitfast
+from gitfast.engines.base import rows_at_once_of
 from gitfast.engines.caching import CachingEngine
 
 
@@ -86,6 +87,12 @@ def test_clear_lets_go(model: gitfast.Model) -> None:
     assert caching(model).cache_stats.nbytes == 0
     model.encode(random_image(0))
     assert encoded(model) == 2
+
+
+def test_rows_at_once_are_those_of_the_engine_behind(model: gitfast.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rows_at_once_of(model.engine) is None
+    monkeypatch.setattr(caching(model).engine, "rows_at_once", 5, raising=False)
+    assert rows_at_once_of(model.engine) == 5
 
 
 def test_threads(model: gitfast.Model) -> None:
