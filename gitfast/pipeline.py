@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from gitfast.engines.base import Engine, Generation, GenerationOptions, ImagePrefix, normalization_of
+from gitfast.engines.base import (
+    Engine,
+    Generation,
+    GenerationOptions,
+    ImagePrefix,
+    normalization_of,
+    rows_at_once_of,
+)
 from gitfast.errors import GitfastError
 from gitfast.inputs import ClipSampling, read_pixels
+from gitfast.iterators import grouped
 from gitfast.processor import Processor
 from gitfast.results import Result, Timings
 
 OnError = Literal["raise", "return"]
+Prompts = Sequence[list[int]]  # of one source
 
 _MAX_ROWS = 64  # sequences decoded together: bounds the keys and values of their text
+_WINDOW = 4  # times the rows decoded at once are handed over together: only the last of them leave places empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,53 +57,94 @@ class EncodedBatch:
     encode_seconds: float
 
 
-def encode(engine: Engine, processor: Processor, sources: Sequence[Any], batching: Batching) -> Iterator[EncodedBatch]:
-    """``batch_size`` sources at a time, in order.
+def encode(
+    engine: Engine, processor: Processor, sources: Iterable[Any], batching: Batching
+) -> Generator[EncodedBatch, None, None]:
+    """``batch_size`` sources at a time, in order; no more of them are held.
 
     Raises:
-        ImageError: a source is bad and ``on_error`` is "raise"; the message gives its index.
+        ImageError: a source is bad and ``on_error`` is "raise": after those before it. The message gives its index.
     """
     argument = "images" if processor.num_frames is None else "videos"
+    alone = isinstance(sources, Sized) and len(sources) == 1
     normalize = normalization_of(engine) != processor.image_processor.normalization
-    for start in range(0, len(sources), batching.batch_size):
+    rectangles = processor.image_processor.crop_size is None  # without a crop, images keep their aspect ratio
+
+    def read(batch: list[Any]) -> tuple[list[np.ndarray | ImagePrefix | GitfastError], float]:
         begin = time.perf_counter()
-        some = sources[start : start + batching.batch_size]
-        pixels = read_pixels(processor, some, batching.clips, normalize=normalize)
-        for i, value in enumerate(pixels, start):
-            if isinstance(value, GitfastError) and batching.on_error == "raise":
-                raise value if len(sources) == 1 else type(value)(f"{argument}[{i}]: {value}") from None
-        middle = time.perf_counter()
-        # Without a crop, images keep their aspect ratio.
-        rectangles = processor.image_processor.crop_size is None
-        prefixes = _encode_arrays(engine, pixels, interpolate_positions=rectangles)
-        yield EncodedBatch(prefixes, middle - begin, time.perf_counter() - middle)
+        return read_pixels(processor, batch, batching.clips, normalize=normalize), time.perf_counter() - begin
+
+    start = 0
+    for pixels, read_seconds in map(read, grouped(sources, batching.batch_size)):
+        errors = [(i, value) for i, value in enumerate(pixels) if isinstance(value, GitfastError)]
+        bad, error = errors[0] if errors and batching.on_error == "raise" else (len(pixels), None)
+        begin = time.perf_counter()
+        prefixes = _encode_arrays(engine, pixels[:bad], interpolate_positions=rectangles)
+        yield EncodedBatch(prefixes, read_seconds, time.perf_counter() - begin)
+        if error is not None:
+            raise error if alone else type(error)(f"{argument}[{start + bad}]: {error}") from None
+        start += len(pixels)
 
 
 def generate(
     engine: Engine,
     processor: Processor,
-    sources: Sequence[Any],
-    prompts: Sequence[Sequence[list[int]]],
+    sources: Iterable[Any],
+    prompts: Iterable[Prompts],
     options: GenerationOptions,
     batching: Batching,
     *,
     show_prompt: bool,
-) -> Iterator[list[Result]]:
-    """Continues ``prompts[i]`` on ``sources[i]``: for every source the results of its prompts, in order."""
+) -> Generator[list[Result], None, None]:
+    """Continues the prompts of each source on it: for every source the results of its prompts, in order.
+
+    Batches are decoded one by one, or as many together as the engine can refill its rows from.
+
+    Raises:
+        ImageError: as ``encode``, after the results of the sources before.
+    """
     waiting = iter(prompts)
-    for batch in encode(engine, processor, sources, batching):
-        jobs = [(prefix, next(waiting)) for prefix in batch.prefixes]
-        rows = [(prefix, ids) for prefix, texts in jobs if not isinstance(prefix, GitfastError) for ids in texts]
-        begin = time.perf_counter()
-        generated = iter(_generate_rows(engine, rows, options))
-        timings = Timings(read=batch.read_seconds, encode=batch.encode_seconds, generate=time.perf_counter() - begin)
-        for prefix, texts in jobs:
-            if isinstance(prefix, GitfastError):
-                yield [Result(text="", error=prefix)] * len(texts)
-            else:
-                shown = [ids[1:] if show_prompt else [] for ids in texts]
-                results = [make_result(processor, next(generated), ids) for ids in shown]
-                yield [dataclasses.replace(result, timings=timings) for result in results]
+    sequences = max(1, options.num_beams, options.num_return_sequences)
+    rows_at_once = rows_at_once_of(engine)
+    window_rows = 1 if rows_at_once is None else _WINDOW * rows_at_once
+    with contextlib.closing(encode(engine, processor, sources, batching)) as batches:
+        jobs = (_Job(batch, list(itertools.islice(waiting, len(batch.prefixes)))) for batch in batches)
+        for window in grouped(jobs, window_rows, lambda job: job.rows * sequences):
+            yield from _generate_window(engine, processor, window, options, show_prompt=show_prompt)
+
+
+@dataclass(frozen=True)
+class _Job:
+    batch: EncodedBatch
+    prompts: list[Prompts]  # of each source of the batch
+
+    @property
+    def rows(self) -> int:
+        """An error counts as well, so that a window of nothing else ends, too."""
+        return sum(max(1, len(texts)) for texts in self.prompts)
+
+
+def _generate_window(
+    engine: Engine, processor: Processor, window: list[_Job], options: GenerationOptions, *, show_prompt: bool
+) -> list[list[Result]]:
+    """Empties the window: its prefixes are not to be held while the next are made."""
+    read_seconds = sum(job.batch.read_seconds for job in window)
+    encode_seconds = sum(job.batch.encode_seconds for job in window)
+    sources = [pair for job in window for pair in zip(job.batch.prefixes, job.prompts, strict=True)]
+    window.clear()
+    rows = [(prefix, ids) for prefix, texts in sources if not isinstance(prefix, GitfastError) for ids in texts]
+    begin = time.perf_counter()
+    generated = iter(_generate_rows(engine, rows, options))
+    timings = Timings(read=read_seconds, encode=encode_seconds, generate=time.perf_counter() - begin)
+    results = []
+    for prefix, texts in sources:
+        if isinstance(prefix, GitfastError):
+            results.append([Result(text="", error=prefix)] * len(texts))
+        else:
+            shown = [ids[1:] if show_prompt else [] for ids in texts]
+            found = [make_result(processor, next(generated), ids) for ids in shown]
+            results.append([dataclasses.replace(result, timings=timings) for result in found])
+    return results
 
 
 def score(
@@ -139,6 +192,8 @@ def _generate_rows(
     engine: Engine, rows: Sequence[tuple[ImagePrefix, list[int]]], options: GenerationOptions
 ) -> list[list[Generation]]:
     count = max(1, _MAX_ROWS // max(1, options.num_beams, options.num_return_sequences))
+    if rows_at_once_of(engine) is not None:
+        count = max(1, len(rows))
     generated: list[list[Generation]] = []
     for start in range(0, len(rows), count):
         prefixes, prompts = zip(*rows[start : start + count], strict=True)

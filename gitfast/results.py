@@ -10,7 +10,9 @@ from gitfast.errors import GitfastError
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds that the batch an input belonged to took: an input alone in its call has them for itself.
+    """Seconds that the inputs took that one was decoded with: an input alone in its call has them for itself.
+
+    These are its batch, or the batches that were handed together to an engine that refills its rows.
 
     Attributes:
         read: Decoding, resizing and normalising; 0 for prefixes.
@@ -34,7 +36,7 @@ class Result:
         score: Their sum; with beams, divided by the length penalty.
         finish_reason: "stop" after an end-of-sequence token, "length" at ``max_new_tokens``; None with an error.
         alternatives: The other sequences when ``num_return_sequences`` asked for several, best first.
-        timings: How long its batch took. Two results may be equal with different timings.
+        timings: How long it took with the inputs beside it. Two results may be equal with different timings.
         error: Why there is no text; only with ``on_error="return"``.
     """
 

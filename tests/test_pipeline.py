@@ -3,58 +3,20 @@
 from __future__ import annotations
 
 import gc
-import weakref
 
 import numpy as np
 import pytest
+from fake_engine import FakeEngine, FakePrefix
 from tiny_checkpoint import random_image
 
 import gitfast
 from gitfast import pipeline
-from gitfast.engines.base import Generation, GenerationOptions
+from gitfast.engines.base import GenerationOptions
 from gitfast.engines.caching import CachingEngine
 from gitfast.image import ImageProcessor
 from gitfast.pipeline import Batching
 from gitfast.processor import Processor
 from gitfast.tokenizer import Tokenizer
-
-
-class FakePrefix:
-    num_tokens = 1
-    nbytes = 4
-
-    def __init__(self, pixels: np.ndarray) -> None:
-        self.mean = float(pixels.mean())
-
-
-class FakeEngine:
-    """Writes tokens that say which image they came from."""
-
-    name = "fake"
-
-    def __init__(self) -> None:
-        self.encoded: list[tuple[int, ...]] = []
-        self.rows: list[int] = []
-        self.prefixes: weakref.WeakSet[FakePrefix] = weakref.WeakSet()
-        self.most_prefixes = 0
-
-    def encode(self, pixel_values, *, interpolate_positions=False):
-        self.encoded.append(pixel_values.shape)
-        prefixes = [FakePrefix(pixels) for pixels in pixel_values]
-        self.prefixes.update(prefixes)
-        self.most_prefixes = max(self.most_prefixes, len(self.prefixes))
-        return prefixes
-
-    def generate(self, prefixes, prompts, options, on_token=None):
-        self.rows.append(len(prompts))
-        return [
-            [Generation(token_ids=[5], token_logprobs=[-1.0], score=prefix.mean, finish_reason="stop")]
-            for prefix in prefixes
-        ]
-
-    def score(self, prefixes, sequences):
-        self.rows.append(len(sequences))
-        return [np.array(ids[1:], np.float32) for ids in sequences]
 
 
 @pytest.fixture

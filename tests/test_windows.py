@@ -1,0 +1,187 @@
+"""Many inputs through an engine that refills its rows: what it is handed, what is held, and what is read meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import io
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from fake_engine import FakeEngine, FakePrefix, RefillingEngine
+from tiny_checkpoint import random_image
+
+from gitfast import ImageError, pipeline
+from gitfast.engines.base import GenerationOptions, rows_at_once_of
+from gitfast.image import ImageProcessor
+from gitfast.pipeline import Batching, EncodedBatch
+from gitfast.processor import Processor
+from gitfast.tokenizer import Tokenizer
+
+BAD = b"not an image"
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint_folder) -> Processor:
+    image_processor = ImageProcessor(size=16, crop_size=(16, 16))
+    return Processor(image_processor=image_processor, tokenizer=Tokenizer.from_folder(checkpoint_folder))
+
+
+@pytest.fixture(scope="module")
+def files() -> list[bytes]:
+    """Of images, each of which another score tells."""
+    found = []
+    for i in range(20):
+        file = io.BytesIO()
+        random_image(i).save(file, "PNG")
+        found.append(file.getvalue())
+    return found
+
+
+@pytest.fixture(scope="module")
+def scores(processor, files) -> dict[bytes, float]:
+    found = {file: float(processor.images(file).mean()) for file in files}
+    assert len(set(found.values())) == len(files)
+    return found
+
+
+class Sources:
+    """As many as asked for, one by one; ``taken`` have been."""
+
+    def __init__(self, files: list[bytes], count: int, error: Exception | None = None) -> None:
+        self.files, self.count, self.error, self.taken = files, count, error, 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for file in itertools.islice(itertools.cycle(self.files), self.count):
+            self.taken += 1
+            yield file
+        if self.error is not None:
+            raise self.error
+
+
+def generate(engine, processor, sources, *, questions=1, options=None, **batching):
+    rows = pipeline.generate(
+        engine,
+        processor,
+        sources,
+        itertools.repeat([[2]] * questions),
+        options or GenerationOptions(),
+        Batching(**batching),
+        show_prompt=False,
+    )
+    for results in rows:
+        yield [result.error or pytest.approx(result.score, rel=1e-5) for result in results]
+
+
+class TestWindows:
+    def test_rows_of_many_batches_are_handed_over_together(self, processor, files, scores):
+        engine = RefillingEngine(3)
+        found = list(generate(engine, processor, Sources(files, 31), batch_size=3))
+        assert engine.rows == [12, 12, 7]
+        assert [count for count, *_ in engine.encoded] == [3] * 10 + [1]
+        assert found == [[scores[file]] for file in Sources(files, 31)]
+
+    @pytest.mark.parametrize("option", ["num_beams", "num_return_sequences"])
+    def test_beams_and_samples_count(self, processor, files, option):
+        engine = RefillingEngine(3)
+        options = GenerationOptions(**{option: 4})
+        list(generate(engine, processor, files[:8], options=options, batch_size=1))
+        assert engine.rows == [3, 3, 2]
+
+    def test_so_do_questions(self, processor, files):
+        engine = RefillingEngine(3)
+        list(generate(engine, processor, files[:8], questions=5, batch_size=1))
+        assert engine.rows == [15, 15, 10]
+
+    def test_a_batch_larger_than_a_window_goes_at_once(self, processor, files):
+        engine = RefillingEngine(1)
+        list(generate(engine, processor, files[:9], questions=30, batch_size=9))
+        assert engine.rows == [270]
+
+    def test_other_engines_are_given_batches(self, processor, files):
+        engine = FakeEngine()
+        list(generate(engine, processor, files[:9], questions=20, batch_size=4))
+        assert engine.rows == [64, 16, 64, 16, 20]
+
+    def test_timings_are_those_of_the_window(self, processor, monkeypatch):
+        prefixes = [FakePrefix(np.zeros(1))] * 2
+        batches = [
+            EncodedBatch(prefixes, 1.0, 10.0),
+            EncodedBatch(prefixes, 2.0, 20.0),
+            EncodedBatch(prefixes, 4.0, 8.0),
+        ]
+        monkeypatch.setattr(pipeline, "encode", lambda *_: (batch for batch in batches))
+        arguments = [], itertools.repeat([[2]]), GenerationOptions(), Batching()
+        rows = pipeline.generate(RefillingEngine(1), processor, *arguments, show_prompt=False)
+        timings = [result.timings for (result,) in rows]
+        assert [(t.read, t.encode) for t in timings] == [(3.0, 30.0)] * 4 + [(4.0, 8.0)] * 2
+        assert timings[0] == timings[3] != timings[4] == timings[5], "seconds of generating, too"
+
+
+@pytest.fixture(params=[None, 2], ids=["batches", "windows"])
+def engine(request) -> FakeEngine:
+    return FakeEngine() if request.param is None else RefillingEngine(request.param)
+
+
+class TestErrors:
+    @pytest.mark.parametrize("places", [{0}, {7, 8}, {0, 2, 9, 19}, set(range(4, 12)), set(range(20))])
+    def test_returned_in_their_place(self, engine, processor, files, scores, places):
+        sources = [BAD if i in places else file for i, file in enumerate(files)]
+        found = list(generate(engine, processor, sources, batch_size=4, on_error="return"))
+        assert [isinstance(result, ImageError) for (result,) in found] == [i in places for i in range(20)]
+        assert [r for i, (r,) in enumerate(found) if i not in places] == [
+            scores[file] for file in sources if file != BAD
+        ]
+        assert sum(engine.rows) == 20 - len(places)
+
+    def test_returned_for_every_question(self, engine, processor, files):
+        (first, second) = generate(engine, processor, [BAD, files[0]], questions=3, on_error="return")
+        assert [isinstance(result, ImageError) for result in first] == [True] * 3
+        assert not any(isinstance(result, ImageError) for result in second)
+
+    def test_nothing_but_errors_is_not_gathered(self, processor):
+        sources = Sources([BAD], 10**9)
+        results = generate(RefillingEngine(2), processor, sources, batch_size=2, on_error="return")
+        next(results)
+        assert sources.taken == 8
+        results.close()
+
+    @pytest.mark.parametrize("place", [0, 3, 4, 9, 18])
+    def test_raised_after_the_results_before(self, engine, processor, files, scores, place):
+        sources = [*files[:place], BAD, *files]
+        results = generate(engine, processor, sources, batch_size=4)
+        assert [next(results) for _ in range(place)] == [[scores[file]] for file in files[:place]]
+        with pytest.raises(ImageError, match=rf"images\[{place}\]"):
+            next(results)
+        assert sum(engine.rows) == place, "what follows it is in vain"
+
+    @pytest.mark.parametrize("place", [0, 3, 4, 9, 18])
+    def test_so_are_those_of_the_iterable(self, engine, processor, files, scores, place):
+        results = generate(engine, processor, Sources(files, place, error=OSError("gone")), batch_size=4)
+        assert [next(results) for _ in range(place)] == [[scores[file]] for file in files[:place]]
+        with pytest.raises(OSError, match="gone"):
+            next(results)
+
+
+class TestMemory:
+    def test_a_bounded_number_of_sources_is_taken(self, engine, processor, files):
+        sources = Sources(files, 10**9)
+        held = 4 if rows_at_once_of(engine) is None else 8
+        results = generate(engine, processor, sources, batch_size=4)
+        assert sources.taken == 0
+        for done in range(1, 50):
+            next(results)
+            assert done <= sources.taken < done + held
+        results.close()
+
+    def test_prefixes_of_one_window_are_held(self, processor, files):
+        engine = RefillingEngine(2)
+        gc.disable()  # references alone must let prefixes go
+        try:
+            for _ in generate(engine, processor, Sources(files, 50), batch_size=2):
+                pass
+        finally:
+            gc.enable()
+        assert engine.rows == [8] * 6 + [2]
+        assert engine.most_prefixes <= 8 + 2  # and of the batch before
