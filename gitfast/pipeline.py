@@ -22,7 +22,7 @@ from gitfast.engines.base import (
 )
 from gitfast.errors import GitfastError
 from gitfast.inputs import ClipSampling, read_pixels
-from gitfast.iterators import grouped
+from gitfast.iterators import grouped, prefetch
 from gitfast.processor import Processor
 from gitfast.results import Result, Timings
 
@@ -60,7 +60,9 @@ class EncodedBatch:
 def encode(
     engine: Engine, processor: Processor, sources: Iterable[Any], batching: Batching
 ) -> Generator[EncodedBatch, None, None]:
-    """``batch_size`` sources at a time, in order; no more of them are held.
+    """``batch_size`` sources at a time, in order; no more of them are held, but those that are read ahead.
+
+    If the engine computes on a device, the next batch is read in a thread meanwhile, which closing ends.
 
     Raises:
         ImageError: a source is bad and ``on_error`` is "raise": after those before it. The message gives its index.
@@ -74,16 +76,20 @@ def encode(
         begin = time.perf_counter()
         return read_pixels(processor, batch, batching.clips, normalize=normalize), time.perf_counter() - begin
 
+    batches = grouped(sources, batching.batch_size)
+    # The threads of a CPU engine have no processor to spare for reading.
+    ahead = rows_at_once_of(engine) is not None
     start = 0
-    for pixels, read_seconds in map(read, grouped(sources, batching.batch_size)):
-        errors = [(i, value) for i, value in enumerate(pixels) if isinstance(value, GitfastError)]
-        bad, error = errors[0] if errors and batching.on_error == "raise" else (len(pixels), None)
-        begin = time.perf_counter()
-        prefixes = _encode_arrays(engine, pixels[:bad], interpolate_positions=rectangles)
-        yield EncodedBatch(prefixes, read_seconds, time.perf_counter() - begin)
-        if error is not None:
-            raise error if alone else type(error)(f"{argument}[{start + bad}]: {error}") from None
-        start += len(pixels)
+    with contextlib.closing(prefetch(read, batches) if ahead else (read(batch) for batch in batches)) as batches_read:
+        for pixels, read_seconds in batches_read:
+            errors = [(i, value) for i, value in enumerate(pixels) if isinstance(value, GitfastError)]
+            bad, error = errors[0] if errors and batching.on_error == "raise" else (len(pixels), None)
+            begin = time.perf_counter()
+            prefixes = _encode_arrays(engine, pixels[:bad], interpolate_positions=rectangles)
+            yield EncodedBatch(prefixes, read_seconds, time.perf_counter() - begin)
+            if error is not None:
+                raise error if alone else type(error)(f"{argument}[{start + bad}]: {error}") from None
+            start += len(pixels)
 
 
 def generate(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import io
 import itertools
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from gitfast.processor import Processor
 from gitfast.tokenizer import Tokenizer
 
 BAD = b"not an image"
+SOON = 30  # seconds until a test that waits for another thread fails
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,7 @@ class TestErrors:
         sources = Sources([BAD], 10**9)
         results = generate(RefillingEngine(2), processor, sources, batch_size=2, on_error="return")
         next(results)
-        assert sources.taken == 8
+        assert sources.taken == 8 + 2
         results.close()
 
     @pytest.mark.parametrize("place", [0, 3, 4, 9, 18])
@@ -167,7 +169,7 @@ class TestErrors:
 class TestMemory:
     def test_a_bounded_number_of_sources_is_taken(self, engine, processor, files):
         sources = Sources(files, 10**9)
-        held = 4 if rows_at_once_of(engine) is None else 8
+        held = 4 if rows_at_once_of(engine) is None else 8 + 4  # and a batch read ahead
         results = generate(engine, processor, sources, batch_size=4)
         assert sources.taken == 0
         for done in range(1, 50):
@@ -185,3 +187,95 @@ class TestMemory:
             gc.enable()
         assert engine.rows == [8] * 6 + [2]
         assert engine.most_prefixes <= 8 + 2  # and of the batch before
+
+
+class WatchedFile(io.BytesIO):
+    """Tells when it is read, and can be told to wait before it is."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+        self.thread = ""
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.thread = threading.current_thread().name
+        self.begun.set()
+        assert self.go_on.wait(SOON)
+        return super().read(size)
+
+
+class WatchedEngine(RefillingEngine):
+    """Calls ``watch`` before it computes."""
+
+    def __init__(self, rows_at_once: int, watch: Callable[[WatchedEngine], None]) -> None:
+        super().__init__(rows_at_once)
+        self.watch = watch
+
+    def encode(self, pixel_values, **arguments):
+        prefixes = super().encode(pixel_values, **arguments)
+        self.watch(self)
+        return prefixes
+
+    def generate(self, *arguments):
+        generations = super().generate(*arguments)
+        self.watch(self)
+        return generations
+
+
+def reading_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("gitfast-prefetch")]
+
+
+class TestReadingAhead:
+    def test_the_next_batch_is_read_while_the_engine_works(self, processor, files, scores):
+        watched = [WatchedFile(file) for file in files[:6]]
+
+        def watch(engine: WatchedEngine) -> None:
+            done = 2 * len(engine.encoded)  # two a batch
+            if done < 6:
+                assert watched[done].begun.wait(SOON), "nobody reads meanwhile"
+            assert not any(file.begun.is_set() for file in watched[done + 2 :]), "more than a batch ahead"
+
+        found = list(generate(WatchedEngine(1, watch), processor, watched, batch_size=2))
+        assert found == [[scores[file]] for file in files[:6]]
+        assert reading_threads() == []
+
+    def test_not_beside_engines_on_the_cpu(self, processor, files):
+        watched = [WatchedFile(file) for file in files[:6]]
+        results = generate(FakeEngine(), processor, watched, batch_size=2)
+        for done in range(6):
+            next(results)
+            assert [file.begun.is_set() for file in watched] == [i < done // 2 * 2 + 2 for i in range(6)]
+        assert {file.thread for file in watched} == {threading.current_thread().name}
+
+    def test_one_batch_is_read_by_the_caller(self, processor, files):
+        watched = [WatchedFile(file) for file in files[:3]]
+        list(generate(RefillingEngine(1), processor, watched, batch_size=3))
+        assert {file.thread for file in watched} == {threading.current_thread().name}
+
+    def test_closing_half_way_leaves_no_thread(self, processor, files):
+        watched = [WatchedFile(file) for file in files]
+        watched[4].go_on.clear()  # it is being read when the first window has been decoded
+        results = generate(RefillingEngine(1), processor, watched, batch_size=1)
+        next(results)
+        assert watched[4].begun.wait(SOON)
+        assert len(reading_threads()) == 1
+        watched[4].go_on.set()
+        results.close()
+        assert reading_threads() == []
+        assert not watched[5].begun.is_set()
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+    @pytest.mark.parametrize("calls", [1, 4, 5])  # while it encodes, four times, and generates
+    def test_what_the_engine_raises_leaves_no_thread(self, processor, files, error, calls):
+        remaining = iter([None] * (calls - 1) + [error()])
+
+        def watch(engine: WatchedEngine) -> None:
+            if (raised := next(remaining)) is not None:
+                raise raised
+
+        with pytest.raises(error) as held:  # its traceback keeps the frames, so that none ends by being let go of
+            next(generate(WatchedEngine(1, watch), processor, files, batch_size=1))
+        assert reading_threads() == []
+        assert held.traceback
