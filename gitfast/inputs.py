@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,13 @@ def as_list(inputs: Any, *, video: bool = False) -> tuple[list[Any], bool]:
     if not isinstance(inputs, (list, tuple)) or (video and inputs and all(map(_is_frame, inputs))):
         return [inputs], True
     return list(inputs), False
+
+
+def as_iterable(inputs: Iterable[Any], name: str) -> Iterable[Any]:
+    """The inputs themselves; TypeError for one input, even if something could be made of its parts."""
+    if isinstance(inputs, (str, bytes, bytearray, memoryview, np.ndarray)) or hasattr(inputs, "read"):
+        raise TypeError(f"{name}: expected an iterable of inputs, got one of type {type(inputs).__name__}")
+    return inputs
 
 
 def _is_frame(value: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias, cast, overload
 
 import numpy as np
@@ -12,9 +13,9 @@ from gitfast.classify import Method, encode_labels, rank_labels
 from gitfast.config import GitConfig
 from gitfast.engines.base import Engine, GenerationOptions, ImagePrefix
 from gitfast.image import ImageSource
-from gitfast.inputs import ClipSampling, as_list
+from gitfast.inputs import ClipSampling, as_iterable, as_list
 from gitfast.options import make_options
-from gitfast.pipeline import Batching, OnError
+from gitfast.pipeline import Batching, OnError, Prompts
 from gitfast.processor import Processor
 from gitfast.results import Label, Result
 from gitfast.streaming import stream_tokens
@@ -56,7 +57,7 @@ class Model:
         images: Many,
         *,
         prompt: str | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         on_error: OnError = "raise",
         **options: Any,
     ) -> list[Result]: ...
@@ -66,7 +67,7 @@ class Model:
         images: Image,
         *,
         prompt: str | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         on_error: OnError = "raise",
         **options: Any,
     ) -> Result: ...
@@ -75,7 +76,7 @@ class Model:
         images: Image | Many,
         *,
         prompt: str | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         on_error: OnError = "raise",
         **options: Any,
     ) -> Result | list[Result]:
@@ -85,7 +86,8 @@ class Model:
             images: One image (a path, bytes, a binary file object, a PIL image, a uint8 array (H, W, 3), or a
                 prefix) or a list of them.
             prompt: How the caption begins.
-            batch_size: Images encoded together.
+            batch_size: Images encoded together. None: 8, or on an engine that refills its rows as many as it decodes
+                at once, 64 at most.
             on_error: "raise" the first bad image's error, or "return" it in its result's ``error``.
             **options: Fields of ``GenerationOptions``; ``preset="paper"``; ``allowed_texts=[...]``.
 
@@ -97,27 +99,71 @@ class Model:
         self._require_kind(video=False)
         sources, single = as_list(images)
         batching = Batching(batch_size=batch_size, on_error=on_error)
-        results = self._caption(sources, prompt, batching, options)
+        results = list(self._captions(sources, prompt, batching, options))
         return results[0] if single else results
+
+    def caption_each(
+        self,
+        images: Iterable[Image],
+        prompt: str | None = None,
+        *,
+        batch_size: int | None = None,
+        on_error: OnError = "raise",
+        **options: Any,
+    ) -> Generator[Result, None, None]:
+        """What each image shows, for more images than one would list: as ``caption``, one result after another.
+
+        Images are taken from the iterable as they are needed, by default a few hundred ahead of their results at most,
+        and must stay as they are until then. Results come in order, as soon as those that are decoded together are
+        ready. Closing the generator ends the work.
+
+        Args:
+            images: Any iterable of images, each as in ``caption``.
+            prompt, batch_size, on_error, **options: As in ``caption``.
+
+        Raises:
+            As ``caption``; of a bad image after the results of those before it. TypeError too for a single image.
+        """
+        self._require_kind(video=False)
+        batching = Batching(batch_size=batch_size, on_error=on_error)
+        return self._captions(as_iterable(images, "images"), prompt, batching, options)
 
     @overload
     def answer(
-        self, images: Many, questions: str | Many, *, batch_size: int = 8, on_error: OnError = "raise", **options: Any
+        self,
+        images: Many,
+        questions: str | Many,
+        *,
+        batch_size: int | None = None,
+        on_error: OnError = "raise",
+        **options: Any,
     ) -> list[Result]: ...
     @overload
     def answer(
-        self, images: Image, questions: Many, *, batch_size: int = 8, on_error: OnError = "raise", **options: Any
+        self,
+        images: Image,
+        questions: Many,
+        *,
+        batch_size: int | None = None,
+        on_error: OnError = "raise",
+        **options: Any,
     ) -> list[Result]: ...
     @overload
     def answer(
-        self, images: Image, questions: str, *, batch_size: int = 8, on_error: OnError = "raise", **options: Any
+        self,
+        images: Image,
+        questions: str,
+        *,
+        batch_size: int | None = None,
+        on_error: OnError = "raise",
+        **options: Any,
     ) -> Result: ...
     def answer(
         self,
         images: Image | Many,
         questions: str | Many,
         *,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         on_error: OnError = "raise",
         **options: Any,
     ) -> Result | list[Result]:
@@ -135,6 +181,27 @@ class Model:
         self._require_kind(video=False)
         return self._answer(images, questions, Batching(batch_size=batch_size, on_error=on_error), options)
 
+    def answer_each(
+        self,
+        images: Iterable[Image],
+        questions: str | Many,
+        *,
+        batch_size: int | None = None,
+        on_error: OnError = "raise",
+        **options: Any,
+    ) -> Generator[list[Result], None, None]:
+        """The answers about each image to all of the questions, one list after another: as ``caption_each``.
+
+        Args:
+            images, batch_size, on_error, **options: As in ``caption_each``.
+            questions: One or a list, asked of every image.
+        """
+        self._require_kind(video=False)
+        (prompts,) = self._question_prompts(questions, 1, True)
+        chosen, batching = self._options(options, prompts), Batching(batch_size=batch_size, on_error=on_error)
+        images = as_iterable(images, "images")
+        return self._generate(images, itertools.repeat(prompts), chosen, batching, show_prompt=False)
+
     @overload
     def caption_video(self, videos: Image, **arguments: Any) -> Result: ...
     @overload
@@ -147,7 +214,7 @@ class Model:
         num_frames: int | None = None,
         sampling: Sampling = "uniform",
         sampling_seed: int = 0,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         on_error: OnError = "raise",
         **options: Any,
     ) -> Result | list[Result]:
@@ -169,7 +236,7 @@ class Model:
         sources, single = as_list(videos, video=True)
         clips = ClipSampling(num_frames=num_frames, sampling=sampling, seed=sampling_seed)
         batching = Batching(batch_size=batch_size, on_error=on_error, clips=clips)
-        results = self._caption(sources, prompt, batching, options)
+        results = list(self._captions(sources, prompt, batching, options))
         return results[0] if single else results
 
     @overload
@@ -186,7 +253,7 @@ class Model:
         num_frames: int | None = None,
         sampling: Sampling = "uniform",
         sampling_seed: int = 0,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         on_error: OnError = "raise",
         **options: Any,
     ) -> Result | list[Result]:
@@ -197,15 +264,15 @@ class Model:
         return self._answer(videos, questions, batching, options)
 
     @overload
-    def encode(self, inputs: Many, *, batch_size: int = 8) -> list[ImagePrefix]: ...
+    def encode(self, inputs: Many, *, batch_size: int | None = None) -> list[ImagePrefix]: ...
     @overload
-    def encode(self, inputs: ImageSource, *, batch_size: int = 8) -> ImagePrefix: ...
-    def encode(self, inputs: VideoSource, *, batch_size: int = 8) -> ImagePrefix | list[ImagePrefix]:
+    def encode(self, inputs: ImageSource, *, batch_size: int | None = None) -> ImagePrefix: ...
+    def encode(self, inputs: VideoSource, *, batch_size: int | None = None) -> ImagePrefix | list[ImagePrefix]:
         """The image as the decoder reads it: to be computed once and used in any number of calls.
 
         Args:
             inputs: One image or a list; for a video model one clip or a list, as in ``caption_video``.
-            batch_size: Inputs encoded together.
+            batch_size: Inputs encoded together, as in ``caption``.
 
         Returns:
             Immutable prefixes, valid for this model only; ``prefix.nbytes`` says what each holds.
@@ -223,7 +290,7 @@ class Model:
         prompt: str | None = None,
         method: Method = "trie",
         top_k: int | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
     ) -> list[Label]: ...
     @overload
     def classify(
@@ -234,7 +301,7 @@ class Model:
         prompt: str | None = None,
         method: Method = "trie",
         top_k: int | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
     ) -> Any: ...
     def classify(
         self,
@@ -244,7 +311,7 @@ class Model:
         prompt: str | None = None,
         method: Method = "trie",
         top_k: int | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
     ) -> list[Label] | list[list[Label]]:
         """Which of the labels the model would write, most probable first; a list of such lists for a list of inputs.
 
@@ -255,6 +322,7 @@ class Model:
             method: "trie" is the GIT paper's: at every token the probability is shared among the labels' tokens that
                 may follow. "score" compares whole labels by the model's probability of each.
             top_k: Labels returned; None: all.
+            batch_size: As in ``caption``.
 
         Raises:
             ValueError: labels that are none, empty or the same.
@@ -347,17 +415,17 @@ class Model:
         finally:
             tokens.close()
 
-    def _caption(
+    def _captions(
         self,
-        sources: Sequence[Any],
+        sources: Iterable[Any],
         prompt: str | None,
         batching: Batching,
         options: dict[str, Any],
-    ) -> list[Result]:
+    ) -> Generator[Result, None, None]:
         ids = self.processor.tokenizer.prompt(prompt)
         chosen = self._options(options, [ids])
-        rows = self._generate(sources, [[ids]] * len(sources), chosen, batching, show_prompt=True)
-        return [results[0] for results in rows]
+        rows = self._generate(sources, itertools.repeat([ids]), chosen, batching, show_prompt=True)
+        return (result for (result,) in rows)
 
     def _answer(
         self,
@@ -394,18 +462,18 @@ class Model:
 
     def _generate(
         self,
-        sources: Sequence[Any],
-        prompts: Sequence[Sequence[list[int]]],
+        sources: Iterable[Any],
+        prompts: Iterable[Prompts],
         options: GenerationOptions,
         batching: Batching,
         *,
         show_prompt: bool,
-    ) -> Iterator[list[Result]]:
+    ) -> Generator[list[Result], None, None]:
         return pipeline.generate(
             self.engine, self.processor, sources, prompts, options, batching, show_prompt=show_prompt
         )
 
-    def _encode(self, sources: Sequence[Any], batch_size: int) -> Iterator[ImagePrefix]:
+    def _encode(self, sources: Sequence[Any], batch_size: int | None) -> Iterator[ImagePrefix]:
         for batch in pipeline.encode(self.engine, self.processor, sources, Batching(batch_size=batch_size)):
             yield from cast("list[ImagePrefix]", batch.prefixes)  # on_error="raise": no errors among them
 

@@ -37,12 +37,12 @@ _WINDOW = 4  # times the rows decoded at once are handed over together: only the
 class Batching:
     """How many inputs are encoded together, which frames of clips, and what becomes of inputs that cannot be read."""
 
-    batch_size: int = 8
+    batch_size: int | None = None  # as many as suit the engine
     on_error: OnError = "raise"
     clips: ClipSampling = field(default_factory=ClipSampling)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
         if self.on_error not in ("raise", "return"):
             raise ValueError(f"on_error: expected 'raise' or 'return', got {self.on_error!r}")
@@ -55,6 +55,12 @@ class EncodedBatch:
     prefixes: list[ImagePrefix | GitfastError]
     read_seconds: float
     encode_seconds: float
+
+
+def default_batch_size(engine: Engine) -> int:
+    """8 inputs; if the engine refills its rows, as many as it decodes at once, but no more than 64."""
+    rows_at_once = rows_at_once_of(engine)
+    return 8 if rows_at_once is None else min(64, rows_at_once)
 
 
 def encode(
@@ -76,7 +82,7 @@ def encode(
         begin = time.perf_counter()
         return read_pixels(processor, batch, batching.clips, normalize=normalize), time.perf_counter() - begin
 
-    batches = grouped(sources, batching.batch_size)
+    batches = grouped(sources, batching.batch_size or default_batch_size(engine))
     # The threads of a CPU engine have no processor to spare for reading.
     ahead = rows_at_once_of(engine) is not None
     start = 0

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import shutil
 import threading
 
@@ -129,6 +131,60 @@ class TestCaption:
             model.caption(image_files[0], batch_size=0)
         with pytest.raises(ValueError, match="on_error"):
             model.caption(image_files[0], on_error="skip")
+
+
+class TestEach:
+    """What ``caption`` and ``answer`` give, for any iterable."""
+
+    def test_captions(self, model, image_files):
+        expected = model.caption(image_files, prompt="the red", num_beams=2, max_new_tokens=4)
+        options = {"num_beams": 2, "max_new_tokens": 4, "batch_size": 2}
+        assert list(model.caption_each(iter(image_files), "the red", **options)) == expected
+        assert list(model.caption_each(image_files, "the red", **options)) == expected
+        assert list(model.caption_each([])) == []
+
+    def test_answers(self, model, image_files):
+        questions = ["how many?", "what color?"]
+        expected = [model.answer(file, questions) for file in image_files]
+        assert list(model.answer_each(iter(image_files), questions)) == expected
+        assert list(model.answer_each(iter(image_files), "how many?")) == [answers[:1] for answers in expected]
+
+    def test_images_are_taken_as_they_are_needed(self, model, image_files):
+        taken = itertools.count()
+        images = (image_files[i % 5] for i in taken)
+        with contextlib.closing(model.caption_each(images, batch_size=2, max_new_tokens=1)) as results:
+            for _ in range(3):
+                next(results)
+        assert next(taken) == 4
+
+    def test_errors(self, model, image_files):
+        images = [image_files[0], b"not an image", image_files[1]]
+        first, bad, last = model.caption_each(iter(images), on_error="return")
+        assert [first, last] == model.caption(image_files[:2])
+        assert isinstance(bad.error, ImageError)
+        results = model.caption_each(iter(images))
+        assert next(results) == first
+        with pytest.raises(ImageError, match=r"images\[1\]"):
+            next(results)
+        (answers,) = model.answer_each(iter([b"not an image"]), ["how many?", "what?"], on_error="return")
+        assert [isinstance(answer.error, ImageError) for answer in answers] == [True, True]
+
+    @pytest.mark.parametrize("method", ["caption_each", "answer_each"])
+    def test_wrong_arguments_are_told_by_the_call(self, model, video_model, image_files, method):
+        def call(model, images, **options):
+            return getattr(model, method)(images, "how many?", **options)
+
+        with pytest.raises(ValueError, match="reads clips of 3 frames"):
+            call(video_model, image_files)
+        with pytest.raises(TypeError, match="num_beam"):
+            call(model, image_files, num_beam=3)
+        with pytest.raises(ValueError, match="batch_size"):
+            call(model, image_files, batch_size=0)
+        with pytest.raises(ValueError, match="on_error"):
+            call(model, image_files, on_error="skip")
+        for image in (str(image_files[0]), image_files[0].read_bytes(), np.zeros((8, 8, 3), np.uint8), io.BytesIO()):
+            with pytest.raises(TypeError, match="images: expected an iterable"):
+                call(model, image)
 
 
 class TestBadInputs:

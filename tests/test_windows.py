@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import itertools
@@ -13,7 +14,8 @@ import pytest
 from fake_engine import FakeEngine, FakePrefix, RefillingEngine
 from tiny_checkpoint import random_image
 
-from gitfast import ImageError, pipeline
+import gitfast
+from gitfast import ImageError, Model, pipeline
 from gitfast.engines.base import GenerationOptions, rows_at_once_of
 from gitfast.image import ImageProcessor
 from gitfast.pipeline import Batching, EncodedBatch
@@ -106,6 +108,15 @@ class TestWindows:
         list(generate(engine, processor, files[:9], questions=20, batch_size=4))
         assert engine.rows == [64, 16, 64, 16, 20]
 
+    @pytest.mark.parametrize(
+        ("engine", "expected"), [(FakeEngine(), 8), (RefillingEngine(5), 5), (RefillingEngine(99), 64)]
+    )
+    def test_batches_suit_the_engine(self, processor, files, engine, expected):
+        list(generate(engine, processor, Sources(files, 70)))
+        assert engine.encoded[0][0] == expected
+        list(generate(engine, processor, Sources(files, 70), batch_size=3))
+        assert engine.encoded[-2][0] == 3
+
     def test_timings_are_those_of_the_window(self, processor, monkeypatch):
         prefixes = [FakePrefix(np.zeros(1))] * 2
         batches = [
@@ -167,6 +178,16 @@ class TestErrors:
 
 
 class TestMemory:
+    def test_a_model_hands_over_any_iterable(self, processor, checkpoint_folder, files, scores):
+        engine = RefillingEngine(2)
+        model = Model(engine, processor, gitfast.load(checkpoint_folder).config)
+        sources = Sources(files, 10**9)
+        with contextlib.closing(model.caption_each(sources)) as results:
+            found = [next(results).score for _ in range(9)]
+        assert found == pytest.approx([scores[file] for file in files[:9]], rel=1e-5)
+        assert sources.taken == 16 + 2  # two windows, and what is read ahead
+        assert engine.rows == [8, 8]
+
     def test_a_bounded_number_of_sources_is_taken(self, engine, processor, files):
         sources = Sources(files, 10**9)
         held = 4 if rows_at_once_of(engine) is None else 8 + 4  # and a batch read ahead
