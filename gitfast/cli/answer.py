@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gitfast.cli import common
@@ -27,9 +28,7 @@ def run(args: argparse.Namespace) -> int:
     model = common.load_model(args)
     options = common.generation_options(args)
 
-    def run_batch(batch: list[str]) -> list[list[common.Result]]:
-        if len(args.question) == 1:  # the images of a batch are answered side by side
-            return [[result] for result in model.answer(batch, args.question[0], on_error="return", **options)]
-        return [model.answer(file, args.question, on_error="return", **options) for file in batch]
+    def run_all(files: Sequence[str]) -> Iterator[list[common.Result]]:
+        return model.answer_each(files, args.question, on_error="return", **options)
 
-    return common.run_files(files, run_batch, batch_size=8, as_json=args.json, questions=args.question)
+    return common.run_files(files, run_all, as_json=args.json, questions=args.question)

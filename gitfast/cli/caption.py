@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gitfast.cli import common
@@ -25,7 +26,8 @@ def run(args: argparse.Namespace) -> int:
     model = common.load_model(args)
     options = common.generation_options(args)
 
-    def run_batch(batch: list[str]) -> list[list[common.Result]]:
-        return [[result] for result in model.caption(batch, prompt=args.prompt, on_error="return", **options)]
+    def run_all(files: Sequence[str]) -> Iterator[list[common.Result]]:
+        for result in model.caption_each(files, prompt=args.prompt, on_error="return", **options):
+            yield [result]
 
-    return common.run_files(files, run_batch, batch_size=8, as_json=args.json)
+    return common.run_files(files, run_all, as_json=args.json)

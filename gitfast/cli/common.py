@@ -16,8 +16,8 @@ from gitfast.engines.registry import DTYPES, ENGINES
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".gif", ".webp")
 
-# Results of some of the files, one list per file: captions have one result each, answers one per question.
-Run = Callable[[list[str]], list[list[Result]]]
+# Results of files, one list per file, each as soon as it is ready: captions have one result, answers one per question.
+Run = Callable[[Sequence[str]], Iterable[list[Result]]]
 
 
 def add_command(
@@ -110,27 +110,22 @@ def _files_in(folder: str, suffixes: Sequence[str], recursive: bool) -> Iterator
             folders.clear()
 
 
-def run_files(
-    files: Sequence[str], run: Run, *, batch_size: int, as_json: bool, questions: Sequence[str] | None = None
-) -> int:
-    """Runs the files in batches and prints each batch as it is done. Returns the exit code."""
+def run_files(files: Sequence[str], run: Run, *, as_json: bool, questions: Sequence[str] | None = None) -> int:
+    """Runs the files and prints the results of each as they come. Returns the exit code."""
     if not files:
         print("gitfast: no files to read in the folders given", file=sys.stderr)
         return 1
     failed = 0
     labelled = len(files) > 1 or len(questions or ()) > 1
     with _Progress(len(files)) as progress:
-        for start in range(0, len(files), batch_size):
-            batch = list(files[start : start + batch_size])
-            lines: list[str] = []
-            for file, results in zip(batch, run(batch), strict=True):
-                if error := results[0].error:
-                    failed += 1
-                    progress.message(f"gitfast: {_named(str(error), file)}")
-                lines += _lines(file, results, questions, as_json=as_json, labelled=labelled)
+        for done, (file, results) in enumerate(zip(files, run(files), strict=True), 1):
+            if error := results[0].error:
+                failed += 1
+                progress.message(f"gitfast: {_named(str(error), file)}")
+            lines = list(_lines(file, results, questions, as_json=as_json, labelled=labelled))
             progress.clear()
             print(*lines, sep="\n", end="\n" if lines else "", flush=True)
-            progress.show(start + len(batch))
+            progress.show(done)
     return 1 if failed else 0
 
 

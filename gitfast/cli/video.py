@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gitfast.cli import common
@@ -29,9 +30,11 @@ def run(args: argparse.Namespace) -> int:
     model = common.load_model(args)
     options = common.generation_options(args)
 
-    def run_batch(batch: list[str]) -> list[list[common.Result]]:
-        if args.question:
-            return [model.answer_video(file, args.question, on_error="return", **options) for file in batch]
-        return [[model.caption_video(file, on_error="return", **options)] for file in batch]
+    def run_all(files: Sequence[str]) -> Iterator[list[common.Result]]:
+        for file in files:
+            if args.question:
+                yield model.answer_video(file, args.question, on_error="return", **options)
+            else:
+                yield [model.caption_video(file, on_error="return", **options)]
 
-    return common.run_files(files, run_batch, batch_size=1, as_json=args.json, questions=args.question)
+    return common.run_files(files, run_all, as_json=args.json, questions=args.question)

@@ -6,10 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from fake_engine import RefillingEngine
 from tiny_checkpoint import random_image, write_checkpoint
 
 import gitfast
-from gitfast.cli import main
+from gitfast import Model
+from gitfast.cli import common, main
 from gitfast.engines import registry
 
 
@@ -128,6 +130,25 @@ class TestAnswer:
             "how many?",
             "what?",
         ]
+
+
+class TestManyFiles:
+    @pytest.mark.parametrize("command", [["caption"], ["answer", "-q", "how many?"]], ids=lambda command: command[0])
+    def test_results_come_as_they_are_ready(self, command, model, image_files, tmp_path, monkeypatch, capsys):
+        printed = []
+
+        class Engine(RefillingEngine):
+            def generate(self, *arguments):
+                printed.append(len(capsys.readouterr().out.splitlines()))
+                return super().generate(*arguments)
+
+        engine = Engine(3)
+        monkeypatch.setattr(common, "load_model", lambda _: Model(engine, model.processor, model.config))
+        files = [*image_files * 6, tmp_path / "missing.png"]
+        assert main([*command, *map(str, files)]) == 1
+        assert engine.rows == [12, 12, 6], "batches are decoded together"
+        assert printed == [0, 12, 12], "and printed before the next are"
+        assert len(capsys.readouterr().out.splitlines()) == 6
 
 
 class TestVideo:
