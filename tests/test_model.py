@@ -149,6 +149,13 @@ class TestEach:
         assert list(model.answer_each(iter(image_files), questions)) == expected
         assert list(model.answer_each(iter(image_files), "how many?")) == [answers[:1] for answers in expected]
 
+    def test_windows_give_the_same(self, model, image_files, monkeypatch):
+        files = image_files * 5
+        expected = model.caption(files, num_beams=2, max_new_tokens=6)
+        monkeypatch.setattr(model.engine, "rows_at_once", 4, raising=False)
+        assert model.caption(files, num_beams=2, max_new_tokens=6) == expected
+        assert list(model.caption_each(iter(files), num_beams=2, max_new_tokens=6)) == expected
+
     def test_images_are_taken_as_they_are_needed(self, model, image_files):
         taken = itertools.count()
         images = (image_files[i % 5] for i in taken)

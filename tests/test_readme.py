@@ -32,3 +32,4 @@ def test_the_python_examples_run(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["five red squares", "five"]
     assert any(line.startswith("five red squares 0.") for line in lines), "the best of the labels"
+    assert "a-large-orange-square.png a large orange square" in lines, "one of a million"
