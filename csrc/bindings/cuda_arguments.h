@@ -41,6 +41,13 @@ struct Common {
   }
 };
 
+// Memory of so many elements must suffice.
+inline void check_room(const char* name, const Dim& got, int64_t needed, const char* unit) {
+  if (got.value < needed)
+    throw Error(std::string(name) + ": expected at least " + std::to_string(needed) + " " + unit + ", got " +
+                std::to_string(got.value));
+}
+
 // Rows that are written must not share elements.
 inline void check_apart(const char* name, const Dim& count, const Dim& extent, int64_t stride) {
   if (count.value > 1 && stride < extent.value) throw Error(std::string(name) + ": its rows overlap");

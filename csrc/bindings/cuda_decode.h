@@ -63,19 +63,15 @@ class Decoder {
     const std::vector<Array> kept =
         rows(args, R, ids, position_ids, image, slots, text_len, k_prefix, v_prefix, k_text, v_text, k_scale, v_scale);
     args.partials = static_cast<float*>(common_.dense(partial_array, "partials", DType::f32, {&floats}));
-    if (floats.value < workspace(args.rows))
-      throw Error("partials: expected at least " + std::to_string(workspace(args.rows)) + " floats, got " +
-                  std::to_string(floats.value));
+    check_room("partials", floats, workspace(args.rows), "floats");
     py::gil_scoped_release release;
     cuda::decode_step(args, to, reinterpret_cast<CUstream_st*>(stream));
   }
 
-  bool can_caption(int rows, int choices) const {
+  bool can_caption() const {
     cuda::Caption args;
     args.decode = args_;
-    args.decode.rows = rows;
     args.head = head_;
-    args.choices = choices;
     return cuda::can_caption(args);
   }
   int64_t caption_workspace(int rows, int choices) const {
@@ -108,13 +104,8 @@ class Decoder {
       array.check().dtype(DType::i32).shape({&words}).contiguous();
       args.told = array.view().ptr<int32_t>();
     }
-    const auto enough = [](const char* name, const Dim& got, int64_t needed) {
-      if (got.value < needed)
-        throw Error(std::string(name) + ": expected at least " + std::to_string(needed) + " elements, got " +
-                    std::to_string(got.value));
-    };
-    enough("partials", floats, this->workspace(decode.rows));
-    enough("workspace", bytes, cuda::caption_workspace(args));
+    check_room("partials", floats, this->workspace(decode.rows), "floats");
+    check_room("workspace", bytes, cuda::caption_workspace(args), "bytes");
     py::gil_scoped_release release;
     cuda::caption(args, reinterpret_cast<CUstream_st*>(stream));
   }
@@ -196,9 +187,7 @@ class Decoder {
       return object.is_none() ? nullptr : static_cast<float*>(of(object, name, DType::f32, {&layers, &B, &H, &P}));
     };
     const std::array scale = {scales(k_scale, "k_scale"), scales(v_scale, "v_scale")};
-    args.images = static_cast<int>(B.value);
     args.prefix_len = static_cast<int>(P.value);
-    args.num_slots = static_cast<int>(S.value);
     args.max_text = static_cast<int>(L.value);
     const int64_t tokens = B.value * P.value;
     const int64_t prefix_bytes = static_cast<int64_t>(dtype_size(stored)) * tokens * args.hidden,
@@ -240,7 +229,7 @@ inline void bind_decode(py::module_& m, Device device) {
       .def("step", &Decoder::step, py::arg("ids"), py::arg("position_ids"), py::arg("image"), py::arg("slots"),
            py::arg("text_len"), py::arg("k_prefix"), py::arg("v_prefix"), py::arg("k_text"), py::arg("v_text"),
            py::arg("k_scale"), py::arg("v_scale"), py::arg("partials"), py::arg("hidden"), py::arg("stream") = 0)
-      .def("can_caption", &Decoder::can_caption, py::arg("rows"), py::arg("choices"))
+      .def("can_caption", &Decoder::can_caption)
       .def("caption_workspace", &Decoder::caption_workspace, py::arg("rows"), py::arg("choices"))
       .def("caption", &Decoder::caption, py::arg("state"), py::arg("image"), py::arg("k_prefix"), py::arg("v_prefix"),
            py::arg("k_text"), py::arg("v_text"), py::arg("k_scale"), py::arg("v_scale"), py::arg("partials"),

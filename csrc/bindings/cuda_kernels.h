@@ -186,9 +186,7 @@ inline void prefix_attention(Device kind, const py::object& q, const py::object&
   if (!workspace.is_none()) {
     Dim W("floats");
     args.workspace = common.dense(keep(workspace, "workspace"), "workspace", DType::f32, {&W});
-    const size_t need = cuda::workspace_bytes(args) / sizeof(float);
-    if (W.value < static_cast<int64_t>(need))
-      throw Error("workspace: expected at least " + std::to_string(need) + " floats, got " + std::to_string(W.value));
+    check_room("workspace", W, static_cast<int64_t>(cuda::workspace_bytes(args) / sizeof(float)), "floats");
   }
   py::gil_scoped_release release;
   cuda::prefix_attention(args, reinterpret_cast<CUstream_st*>(stream));

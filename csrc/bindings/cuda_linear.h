@@ -101,10 +101,7 @@ inline void head_select(Device kind, const py::object& x, const py::object& weig
   args.choices = choices.value;
   args.temperature = temperature;
   args.overlap = overlap;
-  const int64_t needed = cuda::select_workspace(args.rows, columns.value, args.choices);
-  if (bytes.value < needed)
-    throw Error("workspace: expected at least " + std::to_string(needed) + " bytes, got " +
-                std::to_string(bytes.value));
+  check_room("workspace", bytes, cuda::select_workspace(args.rows, columns.value, args.choices), "bytes");
   py::gil_scoped_release release;
   cuda::head_select(args, reinterpret_cast<CUstream_st*>(stream));
 }

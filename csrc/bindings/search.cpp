@@ -10,6 +10,7 @@
 #include "bindings.h"
 #include "options.h"
 #include "search/beam.h"
+#include "search/options.h"
 #include "search/sampling.h"
 
 namespace gitfast::bindings {
@@ -192,6 +193,11 @@ static std::vector<int64_t> sample_keys(const py::dict& options, const py::objec
   return keys;
 }
 
+// Throws as the constructor of Search does, and makes none.
+static void check_search(const py::dict& options, const py::object& prompts, int32_t vocab_size) {
+  search::check(search_options(options), token_lists(prompts, "prompts"), vocab_size);
+}
+
 static std::vector<float> length_norms(const py::dict& options, int32_t longest) {
   const SearchOptions o = search_options(options);
   std::vector<float> norms;
@@ -216,6 +222,7 @@ void bind_search(py::module_& m) {
       .def("advance", advance, arg("logits"))
       .def("stop", &Search::stop)
       .def("results", [](const Search& s) { return result_lists(s.results()); });
+  m.def("check_search", &check_search, arg("options"), arg("prompts"), arg("vocab_size"));
   m.def("sample_keys", &sample_keys, arg("options"), arg("prompts"));
   m.def("length_norms", &length_norms, arg("options"), arg("longest"));
 }

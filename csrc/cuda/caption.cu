@@ -16,7 +16,7 @@ struct HeadShare {
   int first, tiles, products;
 
   __host__ __device__ HeadShare(int64_t columns, int block, int blocks) {
-    const auto all = static_cast<int64_t>((columns + kTileColumns - 1) / kTileColumns);
+    const int64_t all = tiles_of(columns);
     first = static_cast<int>(all * block / blocks);
     tiles = static_cast<int>(all * (block + 1) / blocks) - first;
     products = static_cast<int>((all / blocks + 1 + kMostTiles - 1) / kMostTiles);  // in every block as many
@@ -30,7 +30,7 @@ struct CaptionShared {
 
   __host__ __device__ CaptionShared(const Decode& decode, int64_t columns, int blocks) {
     logits = DecodeShared(kSlots, decode.hidden, decode.intermediate / decode.heads, decode.cluster).bytes;
-    logits_stride = static_cast<int>((columns + kTileColumns - 1) / kTileColumns / blocks + 1) * kTileColumns;
+    logits_stride = static_cast<int>(tiles_of(columns) / blocks + 1) * kTileColumns;
     if (logits_stride < blocks) logits_stride = blocks;  // where a byte per block stands later on
     flag = logits + size_t{kStreamRows} * logits_stride * sizeof(float);
     bytes = flag + 128;
@@ -164,9 +164,8 @@ class CaptionBlock {
         const int row = j / columns, column = j % columns, token = product.column(column);
         float y = -INFINITY;
         if (token < args_.head.columns) {
-          y = whole_sum_of(product, decode_.scratch(), row, column);
-          if (args_.head.scales) y *= args_.head.scales[token];
-          y += to_float(static_cast<const T*>(args_.head_bias)[token]);
+          const float sum = whole_sum_of(product, decode_.scratch(), row, column);
+          y = scale_and_bias<T>(sum, args_.head, args_.head_bias, token);
         }
         logits_[row * layout_.logits_stride + at + column] = y;
       }
@@ -216,6 +215,13 @@ Launch launch_of(const Caption& args) {
   return launch;
 }
 
+int64_t blocks_of(const Caption& args) { return int64_t{args.decode.heads} * args.decode.cluster; }
+
+// Whether a block's part of the head is not too much for choose_in_part.
+bool lanes_hold(const Caption& args) {
+  return (tiles_of(args.head.columns) / blocks_of(args) + 1) * kTileColumns <= kMostColumns;
+}
+
 void check_caption(const Caption& args) {
   check_decode(args.decode);
   check_weight(args.head, args.decode.dtype);
@@ -227,12 +233,10 @@ void check_caption(const Caption& args) {
                 dtype_name(args.head.dtype));
   if (args.head.depth != args.decode.hidden)
     fail("head", "a depth of " + std::to_string(args.decode.hidden), args.head.depth);
-  const int64_t blocks = int64_t{args.decode.heads} * args.decode.cluster;
-  if ((args.head.columns / kTileColumns / blocks + 1) * kTileColumns > kMostColumns)
-    fail("head", "at most " + std::to_string((kMostColumns - kTileColumns) * blocks) + " tokens", args.head.columns);
-  const int64_t most = args.head.columns < kMaxChoices ? args.head.columns : kMaxChoices;
-  if (args.choices < 1 || args.choices > most)
-    fail("tokens", "1 to " + std::to_string(most) + " choices per row", args.choices);
+  if (!lanes_hold(args))
+    fail("head", "at most " + std::to_string((kMostColumns - kTileColumns) * blocks_of(args)) + " tokens",
+         args.head.columns);
+  check_choices(args.choices, args.head.columns);
   if (args.search.items * args.search.rows_per_item != args.decode.rows)
     fail("rows", std::to_string(args.search.items * args.search.rows_per_item), args.decode.rows);
   if (args.told && args.search.rows_per_item > 1) throw Error("told: beams change until the end");
@@ -265,10 +269,11 @@ bool fits(const Caption& args) {
 }  // namespace
 
 int64_t caption_workspace(const Caption& args) {
-  return PartChoices::bytes(args.decode.rows, int64_t{args.decode.heads} * args.decode.cluster, args.choices);
+  return PartChoices::bytes(args.decode.rows, blocks_of(args), args.choices);
 }
 
-bool can_caption([[maybe_unused]] const Caption& args) {
+bool can_caption(const Caption& args) {
+  if (!lanes_hold(args)) return false;
 #ifdef __CUDACC__
   const DeviceScope device(args.decode.device);
   int major = 0;

@@ -26,7 +26,8 @@ struct Caption {
 
 int64_t caption_workspace(const Caption& args);
 
-// Whether the device runs all blocks at once. Always, where kernels are emulated.
+// Whether the head is not too large, and the device runs all blocks at once, which it always does where kernels are
+// emulated. Looks at the shapes of weights alone.
 bool can_caption(const Caption& args);
 
 // Runs a search that start_search() began until all its items have ended, or the records are full. The first step feeds

@@ -11,6 +11,7 @@
 #include "cuda/activation.cuh"
 #include "cuda/cluster.h"
 #include "cuda/decode.h"
+#include "cuda/warp.cuh"
 #include "cuda/weight_stream.cuh"
 
 namespace gitfast::cuda {
@@ -183,7 +184,7 @@ class DecodeBlock {
     const int columns = qkv.count * kTileColumns, each = args_.rows * columns;
     for (int i = threadIdx.x; i < each * place_.cluster; i += blockDim.x) {
       const int rank = i / each, row = i % each / columns, column = i % columns;
-      const float y = biased(qkv, layer.qkv_bias, row, column);
+      const float y = element(qkv, layer.qkv_bias, row, column);
       in_block(rank, this->qkv())[row * 3 * kHeadDim + qkv.first * kTileColumns + column] = to_float(from_float<T>(y));
     }
     cluster_sync();
@@ -218,8 +219,8 @@ class DecodeBlock {
     const int pairs = fc1.count * kTileColumns / 2, each = args_.rows * pairs;
     for (int i = threadIdx.x; i < each * place_.cluster; i += blockDim.x) {
       const int rank = i / each, row = i % each / pairs, column = i % pairs * 2;
-      const uint32_t two = pair_of<T>(gelu(biased(fc1, layer.fc1_bias, row, column)),
-                                      gelu(biased(fc1, layer.fc1_bias, row, column + 1)));
+      const uint32_t two = pair_of<T>(gelu(element(fc1, layer.fc1_bias, row, column)),
+                                      gelu(element(fc1, layer.fc1_bias, row, column + 1)));
       T* to = in_block(rank, inner() + row * layout_.inner_stride + fc1.first * kTileColumns + column);
       store_vec(reinterpret_cast<Vec<uint32_t, 1>*>(to), {two});
     }
@@ -254,9 +255,9 @@ class DecodeBlock {
       const float* sums = scratch() + row * width;
       float sum = 0, squares = 0;
       for (int i = lane; i < width; i += kWarpSize) sum += sums[i];
-      const float mean = warp_sum(sum) / width;
+      const float mean = sum_of_warp(sum) / width;
       for (int i = lane; i < width; i += kWarpSize) squares += (sums[i] - mean) * (sums[i] - mean);
-      const float scale = 1.0f / sqrtf(warp_sum(squares) / width + args_.eps);
+      const float scale = 1.0f / sqrtf(sum_of_warp(squares) / width + args_.eps);
       const int own = first_own(), end = own + Products<W>::out(args_, 0, place_).count * kTileColumns;
       for (int i = lane + warp % warps * kWarpSize; i < width; i += warps * kWarpSize) {
         const float y = (sums[i] - mean) * scale * to_float(gamma[i]) + to_float(beta[i]);
@@ -267,26 +268,18 @@ class DecodeBlock {
     __syncthreads();
   }
 
-  static __device__ __forceinline__ float warp_sum(float x) {
-    for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
-    return x;
-  }
-
-  __device__ __forceinline__ float scaled(const Product& product, int row, int column) {
-    const float y = whole_sum_of(product, scratch(), row, column);
-    return product.weight->scales ? y * product.weight->scales[product.column(column)] : y;
-  }
-  __device__ __forceinline__ float biased(const Product& product, const void* bias, int row, int column) {
-    return scaled(product, row, column) + to_float(static_cast<const T*>(bias)[product.column(column)]);
+  // One element of a product, from the sums in scratch.
+  __device__ __forceinline__ float element(const Product& product, const void* bias, int row, int column) {
+    const float sum = whole_sum_of(product, scratch(), row, column);
+    return scale_and_bias<T>(sum, *product.weight, bias, product.column(column));
   }
 
   __device__ __forceinline__ void store_partial(const Product& product, const void* bias, float* partials) {
     const int columns = product.count * kTileColumns, first = first_own();
     for (int i = threadIdx.x; i < args_.rows * columns; i += blockDim.x) {
       const int row = i / columns, column = i % columns;
-      float y = scaled(product, row, column);
-      if (place_.head == 0)
-        y += to_float(static_cast<const T*>(bias)[first + column]) + residual()[row * layout_.own_stride + column];
+      float y = element(product, place_.head == 0 ? bias : nullptr, row, column);
+      if (place_.head == 0) y += residual()[row * layout_.own_stride + column];
       partials[(int64_t{place_.head} * args_.rows + row) * args_.hidden + first + column] = y;
     }
   }

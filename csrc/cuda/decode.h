@@ -41,7 +41,7 @@ struct Decode {
   DType dtype = DType::bf16;
   int device = 0;
   int rows = 0, layers = 0, heads = 0, hidden = 0, intermediate = 0;
-  int images = 0, prefix_len = 0, num_slots = 0, max_text = 0;
+  int prefix_len = 0, max_text = 0;
   int64_t num_words = 0, num_positions = 0;
   int cluster = 8;                                    // blocks that share a head, 1 to 8
   const void *words = nullptr, *positions = nullptr;  // (num_words, D), (num_positions, D)

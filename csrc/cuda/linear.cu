@@ -15,7 +15,7 @@ __global__ void linear_kernel(Linear args) {
   let_next_kernel_start();
   const int64_t row0 = int64_t{blockIdx.y} * kProductRows, rows = args.rows - row0;
   const int count = rows < kProductRows ? static_cast<int>(rows) : kProductRows;
-  const int64_t first = int64_t{blockIdx.x} * kTiles, tiles = (args.weight.columns + kTileColumns - 1) / kTileColumns;
+  const int64_t first = int64_t{blockIdx.x} * kTiles, tiles = tiles_of(args.weight.columns);
   const InputRows<T> x{static_cast<const T*>(args.x) + row0 * args.x_stride, args.x_stride, count};
   multiply<T, W, kTiles>(x, args.weight, first, tiles, partial);
 
@@ -24,10 +24,8 @@ __global__ void linear_kernel(Linear args) {
     const int row = i / kColumns;
     const int64_t column = first * kTileColumns + i % kColumns;
     if (column >= args.weight.columns) continue;
-    float y = whole_sum<kTiles>(partial, row, i % kColumns);
-    if (args.weight.scales) y *= args.weight.scales[column];
-    if (args.bias) y += to_float(static_cast<const T*>(args.bias)[column]);
-    y = activate(args.activation, y);
+    const float sum = whole_sum<kTiles>(partial, row, i % kColumns);
+    float y = activate(args.activation, scale_and_bias<T>(sum, args.weight, args.bias, column));
     if (args.residual)
       y += to_float(static_cast<const T*>(args.residual)[(row0 + row) * args.residual_stride + column]);
     static_cast<T*>(args.out)[(row0 + row) * args.out_stride + column] = from_float<T>(y);
@@ -36,7 +34,7 @@ __global__ void linear_kernel(Linear args) {
 
 template <class T, class W, int kTiles>
 void launch(const Linear& args, cudaStream_t stream) {
-  const dim3 grid((tiles_of(args.weight) + kTiles - 1) / kTiles, (args.rows + kProductRows - 1) / kProductRows);
+  const dim3 grid((tiles_of(args.weight.columns) + kTiles - 1) / kTiles, (args.rows + kProductRows - 1) / kProductRows);
   constexpr size_t kShared = kProductWarps * kTiles * kTileSums * sizeof(float);
   launch_kernel({"linear_kernel", grid, dim3(kProductWarps * kWarpSize), kShared, stream, args.overlap},
                 linear_kernel<T, W, kTiles>, args);

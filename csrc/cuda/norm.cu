@@ -1,5 +1,5 @@
 #include "cuda/norm.h"
-#include "cuda/platform.h"
+#include "cuda/warp.cuh"
 
 namespace gitfast::cuda {
 namespace {
@@ -9,7 +9,7 @@ constexpr int kMaxWarps = 8;
 // The sum over all threads of the block, in an order that depends on nothing but the block's size.
 // `partial` holds kMaxWarps floats and must not be reused without a barrier.
 __device__ float block_sum(float value, float* partial) {
-  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) value += __shfl_xor_sync(kAllLanes, value, lanes);
+  value = sum_of_warp(value);
   if (threadIdx.x % kWarpSize == 0) partial[threadIdx.x / kWarpSize] = value;
   __syncthreads();
   float sum = 0;

@@ -46,7 +46,17 @@ inline void check_weight(const PackedWeight& weight, DType dtype) {
   if (dtype_size(weight.dtype) == 1 && !weight.scales) throw Error("scales: a weight of 8 bits needs them");
 }
 
-inline int64_t tiles_of(const PackedWeight& weight) { return (weight.columns + kTileColumns - 1) / kTileColumns; }
+__host__ __device__ __forceinline__ int64_t tiles_of(int64_t columns) {
+  return (columns + kTileColumns - 1) / kTileColumns;
+}
+
+// What the sum of a column's products stands for; `bias`, of T, may be null.
+template <class T>
+__device__ __forceinline__ float scale_and_bias(float sum, const PackedWeight& weight, const void* bias,
+                                                int64_t column) {
+  if (weight.scales) sum *= weight.scales[column];
+  return bias ? sum + to_float(static_cast<const T*>(bias)[column]) : sum;
+}
 
 template <class T, class W>
 struct Types {

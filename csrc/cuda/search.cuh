@@ -6,17 +6,15 @@
 #include <climits>
 #include <cmath>
 
-#include "cuda/platform.h"
 #include "cuda/search.h"
 #include "cuda/select.h"
+#include "cuda/warp.cuh"
 #include "random.h"
 
 namespace gitfast::cuda {
 
 // What transformers adds to scores that must not win; the score of a place that no finished beam has taken yet.
 constexpr float kAside = -1e9f;
-
-__device__ __forceinline__ int lane_of_warp() { return static_cast<int>(threadIdx.x) % kWarpSize; }
 
 template <class T>
 __device__ __forceinline__ T smaller(T a, T b) {

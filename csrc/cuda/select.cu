@@ -42,7 +42,7 @@ struct Workspace : PartChoices {
 template <class T, class W>
 __device__ void part_logits(const HeadSelect& args, int64_t row0, int count, int64_t part, float* partial,
                             float* logits) {
-  const int64_t columns = args.weight.columns, tiles = (columns + kTileColumns - 1) / kTileColumns;
+  const int64_t columns = args.weight.columns, tiles = tiles_of(columns);
   const InputRows<T> x{static_cast<const T*>(args.x) + row0 * args.x_stride, args.x_stride, count};
   for (int group = 0; group < kGroups; ++group) {
     multiply<T, W, kTiles>(x, args.weight, (part * kGroups + group) * kTiles, tiles, partial);
@@ -51,10 +51,8 @@ __device__ void part_logits(const HeadSelect& args, int64_t row0, int count, int
       const int64_t column = part * kPart + place;
       float y = -INFINITY;
       if (column < columns) {
-        y = whole_sum<kTiles>(partial, row, i % kGroup);
-        if (args.weight.scales) y *= args.weight.scales[column];
-        if (args.bias) y += to_float(static_cast<const T*>(args.bias)[column]);
-        y /= args.temperature;
+        const float sum = whole_sum<kTiles>(partial, row, i % kGroup);
+        y = scale_and_bias<T>(sum, args.weight, args.bias, column) / args.temperature;
       }
       logits[row * kPart + place] = y;
     }
@@ -215,10 +213,7 @@ void head_select(const HeadSelect& args, CUstream_st* stream) {
   check_weight(args.weight, args.dtype);
   if (!aligned(args.x, args.x_stride * 2, 16)) throw Error("x: expected rows that start at multiples of 16 bytes");
   if (!aligned(args.workspace, 0, 16)) throw Error("workspace: expected memory at a multiple of 16 bytes");
-  const int64_t most = args.weight.columns < kMaxChoices ? args.weight.columns : kMaxChoices;
-  if (args.choices < 1 || args.choices > most)
-    throw Error("tokens: expected 1 to " + std::to_string(most) + " choices per row, got " +
-                std::to_string(args.choices));
+  check_choices(args.choices, args.weight.columns);
   if (!(args.temperature > 0) || args.temperature == INFINITY)
     throw Error("temperature: expected a positive number, got " + std::to_string(args.temperature));
   if (args.rows > int64_t{65535} * kProductRows) throw Error("x: too many rows: " + std::to_string(args.rows));

@@ -4,8 +4,9 @@
 #include <climits>
 #include <cmath>
 
-#include "cuda/platform.h"
 #include "cuda/ptx.h"
+#include "cuda/select.h"
+#include "cuda/warp.cuh"
 
 namespace gitfast::cuda {
 
@@ -27,16 +28,17 @@ __device__ __forceinline__ Choice best_of_warp(Choice mine) {
   return mine;
 }
 
-template <class Number>
-__device__ __forceinline__ Number sum_of_warp(Number x) {
-  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
-  return x;
-}
-
 // The weights of a part's tokens are relative to its largest logit; one that has none weighs nothing. `temperature`
 // takes back what the logits were divided by.
 __device__ __forceinline__ float weight_of(float logit, float peak, float temperature = 1) {
   return exp2f((logit - (peak == -INFINITY ? 0.0f : peak)) * temperature * kLog2E);
+}
+
+// Throws Error for so many choices of each row.
+inline void check_choices(int64_t choices, int64_t tokens) {
+  const int64_t most = tokens < kMaxChoices ? tokens : kMaxChoices;
+  if (choices < 1 || choices > most)
+    throw Error("tokens: expected 1 to " + std::to_string(most) + " choices per row, got " + std::to_string(choices));
 }
 
 // What is known of every part of every row.

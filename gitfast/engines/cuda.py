@@ -175,7 +175,7 @@ class CudaEngine:
         with self._lock, _memory_errors():
             self.stats.prefill_tokens += sum(map(len, prompts))
             native = native_options(options, config.eos_token_id)
-            _C.Search(native, prompts, config.vocab_size)  # checks them
+            _C.check_search(native, prompts, config.vocab_size)
             way = Way.of(options, config.vocab_size)
             if prompts and way is not None:
                 found = self._search(way, given, prompts, native, on_token)

@@ -70,9 +70,12 @@ class FusedDecoder:
         if not cuda._kernels(like).can_decode(device, *sizes, CLUSTER):
             return None
         try:
-            return cls(decoder, mode)
+            fused = cls(decoder, mode)
         except ValueError:
             return None
+        if not fused.native.can_caption():
+            fused.mode = "layers"
+        return fused
 
     def plan(self, images: Sequence[int], groups: Sequence[PrefixGroup], store: TextStore) -> FusedRows | None:
         """For rows that see prefixes ``images`` of the only group; None where there are more, or too many rows."""
@@ -93,7 +96,6 @@ class FusedRows:
         self._barrier = torch.zeros(2, dtype=torch.int32, device=device)
         self._broken = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._choices: tuple[Tensor, Tensor, Tensor] | None = None
-        self._fits: bool | None = None
 
     def hidden(self, rows: TextRows) -> Tensor:
         """The last layer's rows (R, D) for their next tokens, as ``Decoder.hidden`` gives them."""
@@ -102,11 +104,10 @@ class FusedRows:
         self._native.step(*text, *self._keys_values, self._partials, hidden, cuda._stream(self._like))
         return hidden
 
-    def runs_texts(self, choices: int) -> bool:
-        """Whether ``text`` can run, with so many choices of each row."""
-        if self._fits is None:
-            self._fits = bool(self._native.can_caption(len(self._image), choices))
-        return self._fits and self._decoder.mode == "text"
+    @property
+    def runs_texts(self) -> bool:
+        """Whether ``text`` can run."""
+        return self._decoder.mode == "text"
 
     def text(self, state: SearchState, choices: int, listener: Listener | None = None) -> None:
         """Enqueues all steps of a search that was started, and tells ``listener`` their tokens as they are done."""

@@ -40,19 +40,21 @@ def captured(
 
 
 class Repeated:
-    """What is enqueued again and again, always the same: on CUDA as it is at first, which loads all kernels, then
-    captured as a graph and replayed."""
+    """What is enqueued again and again, always the same: as it is at first, which loads and prepares all that a graph
+    must not, then captured as a graph and replayed."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._ran = device, False
-        self._graph: torch.cuda.CUDAGraph | None = None
+    def __init__(self) -> None:
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self._ran = False
 
-    def __call__(self, enqueue: Callable[[], None]) -> None:
-        """Errors of ``enqueue`` leave no stream in the middle of a capture."""
-        if self._graph is None and self._ran and self._device.type == "cuda":
-            self._graph = captured(enqueue, stream=torch.cuda.Stream(self._device))
-        if self._graph is not None:
-            self._graph.replay()
+    def __call__(
+        self, enqueue: Callable[[], None], capture: Callable[[Callable[[], None]], torch.cuda.CUDAGraph] | None
+    ) -> None:
+        """``capture`` makes a graph of it, as ``captured`` does; None: it is never captured."""
+        if self.graph is None and self._ran and capture is not None:
+            self.graph = capture(enqueue)
+        if self.graph is not None:
+            self.graph.replay()
         else:
             enqueue()
             self._ran = True

@@ -8,14 +8,14 @@ is bounded by tokens: with 64 images of 224 pixels the products have many times 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from gitfast.engines.cuda_encoder import Encoder, ImageKind, PrefixBatch
-from gitfast.engines.cuda_graphs import captured
+from gitfast.engines.cuda_graphs import Repeated, captured
 from gitfast.engines.cuda_uploads import Uploads
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # images or clips encoded together
@@ -126,34 +126,31 @@ class ImageEncoder:
 
 
 class _Plan:
-    """Inputs and outputs of one size and kind, at addresses that stay; and their graph.
-
-    The first use runs kernel by kernel, which loads and prepares all that a graph must not; the second captures.
-    """
+    """Inputs and outputs of one size and kind, at addresses that stay; and their graph."""
 
     def __init__(self, network: Encoder, images: int, kind: ImageKind) -> None:
         self._network, self._kind = network, kind
         self.inputs, self.out = network.inputs(images, kind), network.prefixes(images, kind)
-        self.graph: torch.cuda.CUDAGraph | None = None
         self.nbytes = sum(x.nbytes for x in (*self.inputs, *self.out) if x is not None)
-        self._used = False
+        self._repeated = Repeated()
+
+    @property
+    def graph(self) -> torch.cuda.CUDAGraph | None:
+        """Once it is captured."""
+        return self._repeated.graph
 
     def run(self, captures: torch.cuda.Stream | None, *, beside: torch.cuda.CUDAGraph | None) -> None:
         """Fill ``out``. A graph is captured on ``captures``, if there is such a stream, and in memory of ``beside``."""
-        if self._used and self.graph is None and captures is not None:
-            self._capture(captures, beside)
-        if self.graph is not None:
-            self.graph.replay()
-        else:
-            self._compute()
-        self._used = True
 
-    def _capture(self, stream: torch.cuda.Stream, beside: torch.cuda.CUDAGraph | None) -> None:
-        device = self.out.data.device
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_reserved(device)  # from here on that of the graph, which takes from no cache
-        self.graph = captured(self._compute, stream=stream, beside=beside)
-        self.nbytes += torch.cuda.memory_reserved(device) - before
+        def capture(enqueue: Callable[[], None]) -> torch.cuda.CUDAGraph:
+            device = self.out.data.device
+            torch.cuda.empty_cache()
+            before = torch.cuda.memory_reserved(device)  # from here on that of the graph, which takes from no cache
+            graph = captured(enqueue, stream=captures, beside=beside)
+            self.nbytes += torch.cuda.memory_reserved(device) - before
+            return graph
+
+        self._repeated(self._compute, capture if captures is not None else None)
 
     def _compute(self) -> None:
         self._network(self.inputs, self._kind, self.out)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from gitfast.engines.base import GenerationOptions, TokenCallback
 from gitfast.engines.cuda_decoder import Decoder, TextRows, TextStore
-from gitfast.engines.cuda_fused import FusedDecoder, Listener
-from gitfast.engines.cuda_graphs import Repeated
+from gitfast.engines.cuda_fused import FusedDecoder, FusedRows, Listener
+from gitfast.engines.cuda_graphs import Repeated, captured
 from gitfast.engines.cuda_text import CudaPrefix, Place, empty_group, group_tiles, stack
 from gitfast.ops import cuda
 from gitfast.ops.cuda_search import MOST_BEAMS, Found, SearchSize, SearchState
@@ -97,7 +98,8 @@ class SearchPlan:
         self._fused = fused.plan(images, self._groups, self._store) if fused else None
         # Copied to the host behind every step, and looked at without waiting: late, but it only grows.
         self._num_ended = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
-        self._start, self._step = Repeated(device), Repeated(device)
+        self._start, self._step = Repeated(), Repeated()
+        self._capture = functools.partial(_captured_on, device) if device.type == "cuda" else None
         self._events: list[torch.cuda.Event] = []
 
     def run(
@@ -121,7 +123,7 @@ class SearchPlan:
         as_steps = self._as_steps(prompts)
         if not as_steps:
             self._ask_for_prompts(prompts)
-        self._start(self._give)
+        self._start(self._give, self._capture)
         self._num_ended.zero_()
         self._events.clear()
         steps = 0
@@ -130,18 +132,26 @@ class SearchPlan:
             steps = 1
         count = options["num_return_sequences"]
         if self._fused and self._runs_texts():
-            if steps < limit:
-                listener = Listener(state) if on_token else None
-                self._fused.text(state, self._way.choices, listener)
-                steps = listener.report(on_token) if listener and on_token else limit
-            results = state.results(limit, count)
-            self._fused.check()
-            results = [[_first(found, steps, state.eos) for found in item] for item in results] if on_token else results
-            return results, max(len(ids) for item in results for ids, *_ in item)
+            return self._text(self._fused, steps, limit, count, on_token)
         while steps < limit and not self._ended_by_now():
             self._advance()
             steps += 1
         return state.results(steps, count), steps
+
+    def _text(
+        self, fused: FusedRows, steps: int, limit: int, count: int, on_token: TokenCallback | None
+    ) -> tuple[list[list[Found]], int]:
+        """As ``run``, after so many steps, by one kernel."""
+        state = self._state
+        if steps < limit:
+            listener = Listener(state) if on_token else None
+            fused.text(state, self._way.choices, listener)
+            steps = listener.report(on_token) if listener and on_token else limit
+        results = state.results(limit, count)
+        fused.check()
+        if on_token:
+            results = [[_first(found, steps, state.eos) for found in item] for item in results]
+        return results, max(len(ids) for item in results for ids, *_ in item)
 
     def tells(self, prompts: Sequence[Sequence[int]]) -> bool:
         """Whether tokens can be told while the device goes on."""
@@ -153,7 +163,7 @@ class SearchPlan:
 
     def _runs_texts(self) -> bool:
         way = self._way
-        return self._fused is not None and way.temperature is None and self._fused.runs_texts(way.choices)
+        return self._fused is not None and way.temperature is None and self._fused.runs_texts
 
     def _ask_for_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         host, rows = self._state.given.host, self._way.rows
@@ -201,7 +211,7 @@ class SearchPlan:
         cuda.start_search(self._state)
 
     def _advance(self) -> None:
-        self._step(lambda: self._choose(self._hidden()))
+        self._step(lambda: self._choose(self._hidden()), self._capture)
         device = self._state.ids.device
         if device.type == "cuda":
             self._events.append(torch.cuda.Event())
@@ -212,6 +222,10 @@ class SearchPlan:
         if len(self._events) >= _STEPS_AHEAD:
             self._events.pop(0).synchronize()
         return int(self._num_ended) == self._state.items
+
+
+def _captured_on(device: torch.device, enqueue: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    return captured(enqueue, stream=torch.cuda.Stream(device))
 
 
 def _first(found: Found, steps: int, eos: int) -> Found:

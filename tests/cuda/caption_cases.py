@@ -79,7 +79,7 @@ class CaptionCase:
         layers, heads = len(model.layers), model.heads
         store = [torch.zeros(layers, 1000, heads, HEAD_DIM, dtype=model.dtype) for _ in range(2)]
         model.before = (store[0], store[1])
-        head = _matrix(model)
+        head = model.head.unpack().double()
         slots: list[list[int]] = [[] for _ in range(self.images)]
         ids, items, used = [BOS] * self.images, list(range(self.images)), 0
         while not search.done:
@@ -96,20 +96,11 @@ class CaptionCase:
             x, keys, values = model.truth()
             for kept, new in zip(store, (keys, values), strict=True):
                 kept[:, [row[-1] for row in slots]] = new.to(model.dtype)
-            logits = x.to(model.dtype).double() @ head.T + model.head["head_bias"].double()
+            logits = x.to(model.dtype).double() @ head.T + model.head_bias.double()
             search.advance(logits.float())
             ids, items = list(search.tokens), list(search.items)
             slots = [slots[parent] for parent in search.parents]
         return [[(ids, values, score, reason) for ids, values, score, reason in item] for item in search.results()]
-
-
-def _matrix(model: DecodeCase) -> Tensor:
-    """The head as it is multiplied by."""
-    data, scales = model.head["head"], model.head["head_scales"]
-    assert data is not None
-    rows = data.transpose(1, 2).reshape(-1, model.words.shape[1])[:VOCAB]
-    values = rows.view(torch.float8_e4m3fn) if rows.dtype == torch.uint8 else rows
-    return values.double() * (1 if scales is None else scales[:, None].double())
 
 
 def make_caption(images: int, *, model: dict[str, Any] | None = None, **options: Any) -> CaptionCase:

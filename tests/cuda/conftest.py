@@ -7,9 +7,13 @@ from types import ModuleType
 import emulated
 import pytest
 import torch
+from engine_cases import MODEL
 
 from gitfast import _C
+from gitfast.checkpoint import open_checkpoint
+from gitfast.engines.cpu import CpuEngine
 from gitfast.ops import cuda
+from gitfast.processor import Processor
 
 
 @pytest.fixture(scope="session")
@@ -35,15 +39,32 @@ def order(request: pytest.FixtureRequest, emulation: ModuleType) -> str:
     return request.param
 
 
+@pytest.fixture
+def emulated_ops(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gitfast.ops.cuda runs emulated kernels on tensors of the host."""
+    emulation.set_order("forward")
+    monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
+    monkeypatch.setattr(cuda, "_stream", lambda _: 0)
+
+
 @pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where the engine runs: on "cpu" its kernels are emulated."""
-    if request.param == "cuda":
-        if not hasattr(_C, "cuda") or not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device and a build with CUDA")
-    else:
-        emulation = request.getfixturevalue("emulation")
-        emulation.set_order("forward")
-        monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
-        monkeypatch.setattr(cuda, "_stream", lambda _: 0)
+def device(request: pytest.FixtureRequest) -> str:
+    """Where kernels run: on "cpu" they are emulated."""
+    if request.param == "cpu":
+        request.getfixturevalue("emulated_ops")
+    elif not hasattr(_C, "cuda") or not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device and a build with CUDA")
     return request.param
+
+
+@pytest.fixture(scope="session")
+def cpu() -> CpuEngine:
+    """What the CUDA engine is compared to, on the bundled model."""
+    checkpoint = open_checkpoint(MODEL)
+    return CpuEngine.from_weights(checkpoint.config, checkpoint.weights)
+
+
+@pytest.fixture(scope="session")
+def processor() -> Processor:
+    """Of the bundled model."""
+    return Processor.from_folder(MODEL, open_checkpoint(MODEL).config)

@@ -45,12 +45,14 @@ class DecodeCase:
     hidden: Tensor
     partials: Tensor
     before: tuple[Tensor, Tensor]  # keys and values of text before the step
-    head: dict[str, Tensor | None]
+    head: PackedWeight  # (VOCAB, D)
+    head_bias: Tensor
 
     def decoder(self, module: ModuleType) -> Any:
         """The model of the case, as ``module`` takes it."""
         given, (gamma, beta) = [layer.given for layer in self.layers], self.norm
-        return module.Decoder(given, self.heads, self.words, self.positions, gamma, beta, EPS, self.cluster, self.head)
+        head = {"head": self.head.data, "head_scales": self.head.scales, "head_bias": self.head_bias}
+        return module.Decoder(given, self.heads, self.words, self.positions, gamma, beta, EPS, self.cluster, head)
 
     def run(self, module: ModuleType) -> DecodeCase:
         decoder = self.decoder(module)
@@ -204,5 +206,6 @@ def make_case(
         torch.full((rows, D), torch.nan, dtype=dtype),
         torch.empty(0),
         (step["k_text"].clone(), step["v_text"].clone()),
-        {"head": head.data, "head_scales": head.scales, "head_bias": normal(VOCAB, scale=0.1)},
+        head,
+        normal(VOCAB, scale=0.1),
     )

@@ -47,8 +47,10 @@ FAULTS = {
     "barrier in a branch": Fault(
         "norm", "  __syncthreads();", "  if (threadIdx.x < 32) __syncthreads();", "__syncthreads"
     ),
-    "lanes left out of the reduction": Fault("norm", "lanes > 0; lanes", "lanes > 1; lanes", WRONG_VALUES),
-    "wrong mask": Fault("norm", "kAllLanes, value", "0xffffu, value", "mask lacks a lane"),
+    "lanes left out of the reduction": Fault(
+        "norm", "= sum_of_warp(value);", "+= __shfl_xor_sync(kAllLanes, value, 16);", WRONG_VALUES
+    ),
+    "wrong mask": Fault("norm", "= sum_of_warp(value);", "= __shfl_xor_sync(0xffffu, value, 1);", "mask lacks a lane"),
     "a warp left out": Fault("norm", "warp < blockDim.x", "warp + 1 < blockDim.x", WRONG_VALUES),
     "last chunk left out": Fault("norm", "args.width) / N;", "args.width) / N - 1;", WRONG_VALUES),
     "read past the row": Fault(

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-from gitfast.ops import cuda
 
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 
 
 def test_all_sides_say_the_same(
-    emulation: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    emulated_ops: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import caption_cuda
 
-    emulation.set_order("forward")
-    monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
-    monkeypatch.setattr(cuda, "_stream", lambda _: 0)
     monkeypatch.setattr(caption_cuda, "NEW_TOKENS", 3)
     engines = {name: caption_cuda.ENGINES[name] for name in ("bfloat16", "float8")}
     monkeypatch.setattr(caption_cuda, "ENGINES", engines)

@@ -34,9 +34,7 @@ def test_weights_of_8_bits_and_early_ends(emulation: ModuleType, beams: int, wei
         max_new_tokens=12,
         model={"dtype": torch.bfloat16, "weights": weights, "cluster": 4, "intermediate": 512},
     )
-    bias = case.model.head["head_bias"]
-    assert bias is not None
-    bias[EOS] = 2.5
+    case.model.head_bias[EOS] = 2.5
     found = case.run(emulation)
     assert same(found, case.expected())
     assert all(reason == "stop" for item in found for *_, reason in item)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from encoder_cases import assert_near, expected, make_engine, random_pixels, wri
 
 from gitfast.engines.cuda import CudaEngine
 from gitfast.engines.cuda_encoder import Encoder
-from gitfast.ops import cuda
 
 COMPUTE = Encoder.__call__
 
@@ -87,11 +85,8 @@ class Graph:
 
 
 @pytest.fixture
-def graphs(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Graphs:
-    emulation.set_order("forward")
+def graphs(emulated_ops: None, monkeypatch: pytest.MonkeyPatch) -> Graphs:
     state = Graphs()
-    monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
-    monkeypatch.setattr(cuda, "_stream", lambda _: 0)
     monkeypatch.setattr(Encoder, "__call__", lambda *arguments: state.call(*arguments))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(state))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)

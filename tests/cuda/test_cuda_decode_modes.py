@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engine_cases import IMAGES, make_engine
 from tiny_checkpoint import write_checkpoint
 
 from gitfast.checkpoint import open_checkpoint
@@ -18,26 +19,8 @@ from gitfast.engines.cuda_fused import FusedRows
 from gitfast.errors import EngineError
 from gitfast.processor import Processor
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-MODEL = ROOT / "models" / "git-tiny"
-IMAGES = sorted((ROOT / "examples" / "images").glob("*.png"))[:2]
 MODES = ["layers", "text"]
-
-
-def make_engine(device: str, decode: str, dtype: str = "float16", prefix_dtype: str = "auto") -> CudaEngine:
-    checkpoint, how = open_checkpoint(MODEL), {"dtype": dtype, "prefix_dtype": prefix_dtype, "decode": decode}
-    return CudaEngine.from_weights(checkpoint.config, checkpoint.weights, device=device, **how)
-
-
-@pytest.fixture(scope="module")
-def cpu() -> CpuEngine:
-    checkpoint = open_checkpoint(MODEL)
-    return CpuEngine.from_weights(checkpoint.config, checkpoint.weights)
-
-
-@pytest.fixture(scope="module")
-def processor() -> Processor:
-    return Processor.from_folder(MODEL, open_checkpoint(MODEL).config)
+TWO = IMAGES[:2]
 
 
 @pytest.fixture
@@ -76,8 +59,8 @@ def small_clusters(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SEARCHES)
 def test_searches(device: str, mode: str, name: str, cpu: CpuEngine, processor: Processor, ran: list[str]) -> None:
-    options, pixels, prompt = SEARCHES[name], processor.images(IMAGES), processor.tokenizer.prompt
-    engine, prompts = make_engine(device, mode), [prompt(), prompt("a red")]
+    options, pixels, prompt = SEARCHES[name], processor.images(TWO), processor.tokenizer.prompt
+    engine, prompts = make_engine(device, decode=mode), [prompt(), prompt("a red")]
     results = [e.generate(e.encode(pixels), prompts, options) for e in (engine, cpu)]
     assert tokens(results[0]) == tokens(results[1])
     for got, expected in zip(*results, strict=True):
@@ -95,7 +78,7 @@ def test_weights_and_prefixes(
     device: str, dtype: str, prefix_dtype: str, cpu: CpuEngine, processor: Processor, ran: list[str]
 ) -> None:
     engine, pixels, prompt = (
-        make_engine(device, "text", dtype, prefix_dtype),
+        make_engine(device, dtype, prefix_dtype=prefix_dtype, decode="text"),
         processor.images(IMAGES[:1]),
         processor.tokenizer.prompt(),
     )
@@ -107,7 +90,7 @@ def test_weights_and_prefixes(
 
 
 def test_tokens_are_told_while_the_kernel_runs(device: str, processor: Processor, ran: list[str]) -> None:
-    engine, pixels, prompt = make_engine(device, "text"), processor.images(IMAGES), processor.tokenizer.prompt()
+    engine, pixels, prompt = make_engine(device, decode="text"), processor.images(TWO), processor.tokenizer.prompt()
     prefixes, options = engine.encode(pixels), GenerationOptions(max_new_tokens=3)
     told: list[tuple[int, list[int]]] = []
     results = engine.generate(prefixes, [prompt] * 2, options, lambda row, ids: told.append((row, list(ids))))
@@ -126,7 +109,7 @@ def test_tokens_are_told_while_the_kernel_runs(device: str, processor: Processor
 
 def test_what_few_rows_are_not(device: str, processor: Processor, ran: list[str]) -> None:
     """More rows, prefixes of several lengths, and rules take the kernels of operations."""
-    engine, pixels, prompt = make_engine(device, "text"), processor.images(IMAGES), processor.tokenizer.prompt()
+    engine, pixels, prompt = make_engine(device, decode="text"), processor.images(TWO), processor.tokenizer.prompt()
     prefixes = engine.encode(pixels)
     options = GenerationOptions(max_new_tokens=2)
     nine = engine.generate([prefixes[0]] * 9, [prompt] * 9, options)
@@ -139,8 +122,8 @@ def test_what_few_rows_are_not(device: str, processor: Processor, ran: list[str]
 
 
 def test_rows_of_one_call_do_not_depend_on_each_other(device: str, processor: Processor) -> None:
-    engine, prompt = make_engine(device, "text", "bfloat16"), processor.tokenizer.prompt()
-    first, second = engine.encode(processor.images(IMAGES))
+    engine, prompt = make_engine(device, "bfloat16", decode="text"), processor.tokenizer.prompt()
+    first, second = engine.encode(processor.images(TWO))
     options = GenerationOptions(max_new_tokens=3)
     together = engine.generate([first, second], [prompt] * 2, options)
     assert together[1:] == engine.generate([second], [prompt], options)
@@ -150,7 +133,7 @@ def test_blocks_that_waited_in_vain(
     device: str, processor: Processor, ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error is clear, and the engine goes on by the kernels of layers."""
-    engine, prompt = make_engine(device, "text"), processor.tokenizer.prompt()
+    engine, prompt = make_engine(device, decode="text"), processor.tokenizer.prompt()
     prefix, options = engine.encode(processor.images(IMAGES[:1])), GenerationOptions(max_new_tokens=2)
     expected = engine.generate(prefix, [prompt], options)
     (plan,) = engine._plans.values()
@@ -179,4 +162,4 @@ def test_models_the_kernels_do_not_take(device: str, tmp_path: Path, ran: list[s
 
 def test_a_mode_that_is_none(device: str) -> None:
     with pytest.raises(ValueError, match="decode: expected 'operations', 'layers', 'text', got 'fast'"):
-        make_engine(device, "fast")
+        make_engine(device, decode="fast")

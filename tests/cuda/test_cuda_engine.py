@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine_cases import IMAGES, MODEL, make_engine
 from tiny_checkpoint import write_checkpoint
 
 from gitfast.checkpoint import open_checkpoint
@@ -23,27 +24,6 @@ from gitfast.errors import EngineError
 from gitfast.model import Model
 from gitfast.ops import cuda
 from gitfast.processor import Processor
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-MODEL = ROOT / "models" / "git-tiny"
-IMAGES = sorted((ROOT / "examples" / "images").glob("*.png"))[:3]
-
-
-def make_engine(device: str, dtype: str = "float16", prefix_dtype: str = "auto") -> CudaEngine:
-    checkpoint = open_checkpoint(MODEL)
-    config, weights = checkpoint.config, checkpoint.weights
-    return CudaEngine.from_weights(config, weights, device=device, dtype=dtype, prefix_dtype=prefix_dtype)
-
-
-@pytest.fixture(scope="module")
-def cpu() -> CpuEngine:
-    checkpoint = open_checkpoint(MODEL)
-    return CpuEngine.from_weights(checkpoint.config, checkpoint.weights)
-
-
-@pytest.fixture(scope="module")
-def processor() -> Processor:
-    return Processor.from_folder(MODEL, open_checkpoint(MODEL).config)
 
 
 @pytest.fixture(scope="module")

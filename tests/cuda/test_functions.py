@@ -13,19 +13,6 @@ from gitfast.ops.cuda_weights import PackedWeight
 ROUNDING = 2.0**-8
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where the kernels run: "cpu" is their emulation."""
-    if request.param == "cuda":
-        if not hasattr(_C, "cuda") or not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device and a build with CUDA")
-    else:
-        emulation = request.getfixturevalue("emulation")
-        monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
-        monkeypatch.setattr(cuda, "_stream", lambda _: 0)
-    return request.param
-
-
 def random(device: str, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(device, torch.bfloat16)
 

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from gitfast.engines.cuda_graphs import Repeated
+from gitfast.engines.cuda_graphs import Repeated, captured
 
 
 class Stream:
@@ -45,28 +45,28 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_second_time_is_captured(noted: list[str]) -> None:
-    repeated = Repeated(torch.device("cuda"))
+    repeated = Repeated()
     for _ in range(3):
-        repeated(lambda: noted.append("work"))
+        repeated(lambda: noted.append("work"), captured)
     assert noted == ["work", "begin", "work", "end", "replay", "replay"]
 
 
 def test_an_error_ends_the_capture_and_is_told(noted: list[str]) -> None:
-    repeated = Repeated(torch.device("cuda"))
-    repeated(lambda: noted.append("work"))
+    repeated = Repeated()
+    repeated(lambda: noted.append("work"), captured)
 
     def fail() -> None:
         noted.append("failure")
         raise torch.OutOfMemoryError("tried to allocate 9 GiB")
 
     with pytest.raises(torch.OutOfMemoryError, match="9 GiB"):
-        repeated(fail)
-    repeated(lambda: noted.append("work"))
+        repeated(fail, captured)
+    repeated(lambda: noted.append("work"), captured)
     assert noted == ["work", "begin", "failure", "end", "begin", "work", "end", "replay"]
 
 
 def test_without_a_device_nothing_is_captured(noted: list[str]) -> None:
-    repeated = Repeated(torch.device("cpu"))
+    repeated = Repeated()
     for _ in range(3):
-        repeated(lambda: noted.append("work"))
+        repeated(lambda: noted.append("work"), None)
     assert noted == ["work"] * 3
