@@ -4,6 +4,7 @@
 // except what synchronizes() says: so it finds races between CUDA threads, though one OS thread runs them in turn.
 #pragma once
 
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -24,6 +25,10 @@ void* __tsan_get_current_fiber();
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
 }
+#endif
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define GITFAST_SANITIZED 1
 #endif
 
 // What emulates is no subject of race detection, what is emulated is.
@@ -64,8 +69,9 @@ class Fiber {
 
   // The next resume() calls `body` from its beginning; what an earlier body left on the stack is dropped.
   void start(std::function<void()> body) {
-    forget();
     body_ = std::move(body);
+    if (waits_for_body_) return;
+    forget();
 #ifdef __SANITIZE_THREAD__
     tsan_ = __tsan_create_fiber(0);
 #endif
@@ -76,10 +82,21 @@ class Fiber {
     const auto address = reinterpret_cast<uintptr_t>(this);  // makecontext passes ints
     makecontext(&inside_, reinterpret_cast<void (*)()>(enter), 2, static_cast<unsigned>(address),
                 static_cast<unsigned>(address >> 32));
+#ifndef GITFAST_SANITIZED
+    entered_ = false;
+#endif
     begin_.release();
   }
 
-  // Runs until the body yields or returns.
+#ifndef GITFAST_SANITIZED
+  // Runs until the body yields or returns. Every change of stacks by swapcontext would be two system calls.
+  [[gnu::noinline]] void resume() {
+    if (_setjmp(outside_)) return;
+    if (entered_) _longjmp(inside_now_, 1);
+    entered_ = true;
+    setcontext(&inside_);
+  }
+#else
   GITFAST_UNCHECKED void resume() {
 #ifdef __SANITIZE_ADDRESS__
     void* fake_stack;
@@ -94,6 +111,7 @@ class Fiber {
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
   }
+#endif
 
   // Called by the body.
   GITFAST_UNCHECKED void yield() { leave(false); }
@@ -122,12 +140,23 @@ class Fiber {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(nullptr, &fiber->outside_stack_, &fiber->outside_size_);
 #endif
-    fiber->begin_.acquire();
-    fiber->body_();
-    fiber->end_.release();
-    fiber->leave(true);
+    do {
+      fiber->begin_.acquire();
+      fiber->body_();
+      fiber->end_.release();
+#ifndef GITFAST_SANITIZED
+      fiber->waits_for_body_ = true;
+#endif
+      fiber->leave(true);
+      fiber->waits_for_body_ = false;
+    } while (true);
   }
 
+#ifndef GITFAST_SANITIZED
+  [[gnu::noinline]] void leave(bool) {
+    if (!_setjmp(inside_now_)) _longjmp(outside_, 1);
+  }
+#else
   GITFAST_UNCHECKED void leave([[maybe_unused]] bool for_good) {
 #ifdef __SANITIZE_ADDRESS__
     void* fake_stack;
@@ -141,10 +170,17 @@ class Fiber {
     __sanitizer_finish_switch_fiber(fake_stack, &outside_stack_, &outside_size_);
 #endif
   }
+  ucontext_t outside_;
+#endif
 
   void* memory_;
   std::function<void()> body_;
-  ucontext_t inside_, outside_;
+  ucontext_t inside_;
+#ifndef GITFAST_SANITIZED
+  jmp_buf outside_, inside_now_;
+  bool entered_ = false;
+#endif
+  bool waits_for_body_ = false;  // the body has returned, and the stack can go on with another
   Meeting begin_, end_;
 #ifdef __SANITIZE_ADDRESS__
   const void* outside_stack_ = nullptr;
