@@ -41,7 +41,8 @@ step tests 60 $python -m pytest -q -p no:cacheprovider tests/cuda/test_device.py
   tests/cuda/test_search_cuda.py
 # Images and whole captions, on small models.
 step engine 60 $python -m pytest -q -p no:cacheprovider tests/cuda/test_functions.py tests/cuda/test_cuda_encoder.py \
-  tests/cuda/test_cuda_engine.py tests/cuda/test_cuda_decode_modes.py -k "not cpu"
+  tests/cuda/test_cuda_engine.py tests/cuda/test_cuda_decode_modes.py tests/cuda/test_cuda_refill_engine.py \
+  -k "not cpu"
 for tool in memcheck racecheck synccheck; do
   step "sanitizer-$tool" 25 compute-sanitizer --tool $tool --error-exitcode 1 build/cmake/gitfast_cuda_test
 done
@@ -49,8 +50,9 @@ done
 step probe 25 bash -c "mkdir -p build && nvcc -arch=sm_$architecture -std=c++17 -O3 -o build/gpu_probe benchmarks/gpu_probe.cu &&
   build/gpu_probe '$results/probe.json'"
 # Images of 224 and 480 pixels; the other models take longer. A run that is stopped has written what it had.
-step bench 90 $python -m gitfast bench kernels --device cuda --model base vqa --rounds 7 --json "$results/kernels.json"
-step caption 70 $python benchmarks/caption_cuda.py --json "$results/caption.json"
+step bench 75 $python -m gitfast bench kernels --device cuda --model base vqa --rounds 7 --json "$results/kernels.json"
+step caption 65 $python benchmarks/caption_cuda.py --json "$results/caption.json"
+step refill 20 $python benchmarks/refill_cuda.py --json "$results/refill.json"
 
 took=$(for name in "${!seconds[@]}"; do echo "$name=${seconds[$name]}"; done)
 TOOK=$took $python - "$results" ${failed[@]+"${failed[@]}"} <<'PY'

@@ -82,7 +82,7 @@ class Decoder {
     return cuda::caption_workspace(args);
   }
 
-  void caption(const py::object& state, const py::object& image, const py::object& k_prefix, const py::object& v_prefix,
+  void caption(const py::object& state, const py::object& k_prefix, const py::object& v_prefix,
                const py::object& k_text, const py::object& v_text, const py::object& k_scale, const py::object& v_scale,
                const py::object& partials, const py::object& tokens, const py::object& log_probs,
                const py::object& workspace, const py::object& barrier, const py::object& told, uintptr_t stream) const {
@@ -90,8 +90,9 @@ class Decoder {
     Dim R(search.call.state.items * search.call.state.rows_per_item), floats("floats"), bytes("bytes"), two(2);
     cuda::Decode decode = args_;
     decode.rows = static_cast<int>(R.value);
-    std::vector<Array> kept = rows(decode, R, state.attr("ids"), state.attr("positions"), image, state.attr("slots"),
-                                   state.attr("text_len"), k_prefix, v_prefix, k_text, v_text, k_scale, v_scale);
+    std::vector<Array> kept =
+        rows(decode, R, state.attr("ids"), state.attr("positions"), state.attr("image"), state.attr("slots"),
+             state.attr("text_len"), k_prefix, v_prefix, k_text, v_text, k_scale, v_scale);
     decode.partials =
         static_cast<float*>(common_.dense(kept.emplace_back(partials, "partials"), "partials", DType::f32, {&floats}));
     cuda::Caption args = caption_of(search, decode, tokens, log_probs, kept);
@@ -231,10 +232,9 @@ inline void bind_decode(py::module_& m, Device device) {
            py::arg("k_scale"), py::arg("v_scale"), py::arg("partials"), py::arg("hidden"), py::arg("stream") = 0)
       .def("can_caption", &Decoder::can_caption)
       .def("caption_workspace", &Decoder::caption_workspace, py::arg("rows"), py::arg("choices"))
-      .def("caption", &Decoder::caption, py::arg("state"), py::arg("image"), py::arg("k_prefix"), py::arg("v_prefix"),
-           py::arg("k_text"), py::arg("v_text"), py::arg("k_scale"), py::arg("v_scale"), py::arg("partials"),
-           py::arg("tokens"), py::arg("log_probs"), py::arg("workspace"), py::arg("barrier"), py::arg("told"),
-           py::arg("stream") = 0);
+      .def("caption", &Decoder::caption, py::arg("state"), py::arg("k_prefix"), py::arg("v_prefix"), py::arg("k_text"),
+           py::arg("v_text"), py::arg("k_scale"), py::arg("v_scale"), py::arg("partials"), py::arg("tokens"),
+           py::arg("log_probs"), py::arg("workspace"), py::arg("barrier"), py::arg("told"), py::arg("stream") = 0);
   m.def("can_decode", &cuda::can_decode, py::arg("device"), py::arg("hidden"), py::arg("intermediate"),
         py::arg("heads"), py::arg("cluster"));
 }

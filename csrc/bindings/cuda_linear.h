@@ -77,7 +77,7 @@ inline void head_select(Device kind, const py::object& x, const py::object& weig
   if (drawn_log_probs_array && !drawn_array) throw Error("drawn_log_probs: expected None without drawn");
   Common common(kind, x_array);
   cuda::HeadSelect args;
-  Dim columns(vocab_size), choices("choices"), one(1), bytes("bytes");
+  Dim columns(vocab_size), choices("choices"), bytes("bytes");
   args.weight = packed_weight(common, weight_array, scales_array, columns);
   Dim depth(args.weight.depth);
   args.x = common.rows(x_array, "x", common.dtype, common.R, depth, args.x_stride);
@@ -88,7 +88,7 @@ inline void head_select(Device kind, const py::object& x, const py::object& weig
     args.logits = static_cast<float*>(common.dense(*logits_array, "logits", DType::f32, {&common.R, &columns}));
   if (keys_array) {
     args.keys = static_cast<const int64_t*>(common.dense(*keys_array, "keys", DType::i64, {&common.R}));
-    args.step = static_cast<const int32_t*>(common.dense(*step_array, "step", DType::i32, {&one}));
+    args.step = static_cast<const int32_t*>(common.dense(*step_array, "step", DType::i32, {&common.R}));
     args.drawn = static_cast<int32_t*>(common.dense(*drawn_array, "drawn", DType::i32, {&common.R}));
   }
   if (drawn_log_probs_array)

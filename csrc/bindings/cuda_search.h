@@ -15,36 +15,45 @@ class SearchArguments {
   SearchArguments(Device kind, const py::object& state) : state_(state), common_(kind, keep("ids")) {
     cuda::SearchState& s = call.state;
     s.rows_per_item = number("rows_per_item");
-    s.rows_per_prompt = number("rows_per_prompt");
+    s.texts_per_prompt = number("texts_per_prompt");
     s.eos = static_cast<int32_t>(number("eos"));
-    Dim items("items"), rows("R"), prompts("prompts"), text("max_text"), steps("max_steps"), one(1);
+    Dim items("items"), rows("R"), texts("texts"), prompts("prompts"), text("max_text"), steps("max_steps"), one(1);
     Dim settings(cuda::kSettings);
     s.ids = ints("ids", {&rows});
     s.positions = ints("positions", {&rows});
     s.text_len = ints("text_len", {&rows});
     s.slots = ints("slots", {&rows, &text});
+    s.image = ints("image", {&rows});
+    s.text = ints("text", {&items});
     s.steps = ints("steps", {&items});
-    s.ended = ints("ended", {&items});
+    s.ended = ints("ended", {&texts});
+    s.next_text = reinterpret_cast<uint32_t*>(ints("next_text", {&one}));
     s.num_ended = reinterpret_cast<uint32_t*>(ints("num_ended", {&one}));
     s.prompt_len = ints("prompt_len", {&prompts});
     s.last_tokens = ints("last_tokens", {&prompts});
+    s.images = ints("images", {&prompts});
     s.settings = reinterpret_cast<const cuda::SearchSettings*>(ints("settings", {&settings}));
     Dim norms(text.value + 1);
     s.length_norms = floats("length_norms", {&norms});
-    s.tokens = ints("tokens", {&steps, &rows});
-    s.log_probs = floats("log_probs", {&steps, &rows});
-    if (has("keys")) s.keys = static_cast<const int64_t*>(dense("keys", DType::i64, {&rows}));
+    Dim records(s.rows_per_item * texts.value), three(3);
+    s.tokens = ints("tokens", {&steps, &records});
+    s.log_probs = floats("log_probs", {&steps, &records});
+    if (has("tiles")) s.tiles = ints("tiles", {&items, &three});
+    if (has("keys")) s.keys = static_cast<const int64_t*>(dense("keys", DType::i64, {&texts}));
+    if (has("row_keys")) s.row_keys = static_cast<int64_t*>(dense("row_keys", DType::i64, {&rows}));
+    if (s.row_keys && !s.keys) throw Error("row_keys: expected keys as well");
     if (s.rows_per_item > 1) {
       Dim beams(s.rows_per_item), words(cuda::kFinishedBeam);
       s.scores = floats("scores", {&rows});
-      s.parents = ints("parents", {&steps, &rows});
-      s.finished = reinterpret_cast<cuda::FinishedBeam*>(ints("finished", {&items, &beams, &words}));
+      s.parents = ints("parents", {&steps, &records});
+      s.finished = reinterpret_cast<cuda::FinishedBeam*>(ints("finished", {&texts, &beams, &words}));
     }
     s.items = items.value;
+    s.texts = texts.value;
     s.max_text = text.value;
     s.max_steps = steps.value;
     require_product("rows_per_item", s.rows_per_item, items, rows);
-    require_product("rows_per_prompt", s.rows_per_prompt, prompts, rows);
+    require_product("texts_per_prompt", s.texts_per_prompt, prompts, texts);
     call.device = common_.device;
   }
 
@@ -83,9 +92,9 @@ class SearchArguments {
   float* floats(const char* name, std::initializer_list<Dim*> shape) {
     return static_cast<float*>(dense(name, DType::f32, shape));
   }
-  static void require_product(const char* name, int64_t factor, const Dim& of, const Dim& rows) {
-    if (factor * of.value != rows.value)
-      throw Error(std::string(name) + ": expected " + std::to_string(rows.value) + " rows, got " +
+  static void require_product(const char* name, int64_t factor, const Dim& of, const Dim& all) {
+    if (factor * of.value != all.value)
+      throw Error(std::string(name) + ": expected " + std::to_string(all.value) + " in all, got " +
                   std::to_string(of.value) + " times " + std::to_string(factor));
   }
 

@@ -37,6 +37,11 @@ struct CaptionShared {
   }
 };
 
+// Until all texts have ended, one after another at worst.
+__host__ __device__ __forceinline__ int most_steps(const Caption& args) {
+  return static_cast<int>(args.search.max_steps * args.search.texts);
+}
+
 // What a block multiplies by, step after step.
 template <class W>
 struct CaptionProgram {
@@ -106,8 +111,9 @@ class CaptionBlock {
   __device__ __forceinline__ void run() {
     cluster_sync();  // the others have begun: their shared memory may be written
     wait_for_previous_kernel();
-    for (int step = 0; step < args_.search.max_steps; ++step) {
-      if (!decode() || !choose(step) || *args_.search.num_ended >= args_.search.items) break;
+    const auto texts = static_cast<uint32_t>(args_.search.settings->texts);
+    for (int step = 0; step < most_steps(args_); ++step) {
+      if (!decode() || !choose(step) || *args_.search.num_ended >= texts) break;
     }
     stream_.drain();
   }
@@ -200,8 +206,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1) caption_kernel(const __grid
   using Stream = WeightStream<CaptionProgram<W>, kSlots>;
   using Decoding = DecodeBlock<T, W, kSlots, Stream>;
   const CaptionProgram<W> program{&args, place_of(args.decode), HeadShare(args.head.columns, blockIdx.x, gridDim.x)};
-  const int products = static_cast<int>(args.search.max_steps) * program.products_of_step();
-  Stream stream(reinterpret_cast<WeightChunk*>(shared), program, products);
+  Stream stream(reinterpret_cast<WeightChunk*>(shared), program, most_steps(args) * program.products_of_step());
   Decoding decoding(args.decode, shared, stream);
   CaptionBlock<T, W, Stream, Decoding>(args, shared, program, stream, decoding).run();
 }
@@ -240,6 +245,8 @@ void check_caption(const Caption& args) {
   if (args.search.items * args.search.rows_per_item != args.decode.rows)
     fail("rows", std::to_string(args.search.items * args.search.rows_per_item), args.decode.rows);
   if (args.told && args.search.rows_per_item > 1) throw Error("told: beams change until the end");
+  if (args.told && args.search.texts > args.search.items)
+    fail("told", std::to_string(args.search.items) + " texts, all at once", args.search.texts);
 }
 
 #ifdef __CUDACC__

@@ -11,7 +11,7 @@
 namespace gitfast::cuda {
 
 struct Caption {
-  Decode decode;  // ids, position_ids, slots and text_len are those of `search`
+  Decode decode;  // ids, position_ids, slots, text_len and image are those of `search`
   SearchState search;
   int64_t choices = 1;              // of a row: as in search.h
   int32_t* tokens = nullptr;        // (R, choices), as HeadSelect's
@@ -30,8 +30,7 @@ int64_t caption_workspace(const Caption& args);
 // emulated. Looks at the shapes of weights alone.
 bool can_caption(const Caption& args);
 
-// Runs a search that start_search() began until all its items have ended, or the records are full. The first step feeds
-// the last token of each prompt; keys and values of those before are stored. Throws Error for what it does not take,
+// Runs a search that start_search() began until all its texts have ended. Throws Error for what it does not take,
 // CudaError when the launch fails.
 void caption(const Caption& args, CUstream_st* stream);
 

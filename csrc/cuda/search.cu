@@ -24,12 +24,12 @@ void check(const SearchState& s) {
   };
   require(s.rows_per_item >= 1 && s.rows_per_item <= kMaxBeams, "rows_per_item", "1 to " + std::to_string(kMaxBeams),
           s.rows_per_item);
-  require(s.rows_per_item == 1 || s.rows_per_prompt == s.rows_per_item, "rows_per_prompt",
-          "as many as beams, " + std::to_string(s.rows_per_item), s.rows_per_prompt);
-  require(s.rows_per_prompt >= 1 && s.items * s.rows_per_item % s.rows_per_prompt == 0, "rows_per_prompt",
-          "a divisor of " + std::to_string(s.items * s.rows_per_item) + " rows", s.rows_per_prompt);
-  require(s.items * s.rows_per_item * s.max_text <= INT32_MAX, "slots", "no more than 2^31 - 1 slots",
-          s.items * s.rows_per_item * s.max_text);
+  require(s.texts_per_prompt == 1 || (s.texts_per_prompt > 1 && s.rows_per_item == 1), "texts_per_prompt",
+          s.rows_per_item > 1 ? "1, with beams" : "at least 1", s.texts_per_prompt);
+  require(s.texts >= s.items && s.texts % s.texts_per_prompt == 0, "ended",
+          "at least " + std::to_string(s.items) + " texts, of whole prompts", s.texts);
+  require(s.texts * s.rows_per_item * s.max_text <= INT32_MAX, "slots", "no more than 2^31 - 1 slots",
+          s.texts * s.rows_per_item * s.max_text);
 }
 
 }  // namespace

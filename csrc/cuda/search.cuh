@@ -27,28 +27,51 @@ __device__ __forceinline__ int limit_of(const SearchState& s, int prompt_len) {
   return static_cast<int>(smaller(room, int64_t{s.settings->limit}));
 }
 
-// For one lane.
-__device__ __forceinline__ void end_item(const SearchState& s, int item, Ended how) {
-  s.ended[item] = static_cast<int32_t>(how);
-  atomicInc(s.num_ended, UINT_MAX);
-}
-
-__device__ inline void start_item(const SearchState& s, int item) {
+// An item searches for a text from now on: before its first step.
+__device__ inline void begin_text(const SearchState& s, int item, int text) {
   const int lane = lane_of_warp(), rows = static_cast<int>(s.rows_per_item), columns = static_cast<int>(s.max_text);
-  for (int row = item * rows; row < (item + 1) * rows; ++row) {
-    const int prompt = row / static_cast<int>(s.rows_per_prompt), first = prompt * static_cast<int>(s.rows_per_prompt);
-    const int length = s.prompt_len[prompt];
+  const int per_prompt = static_cast<int>(s.texts_per_prompt), prompt = text / per_prompt;
+  const int length = s.prompt_len[prompt], image = s.images[prompt];
+  for (int i = 0; i < rows; ++i) {
+    const int row = item * rows + i, own = text * rows + i, first = prompt * per_prompt * rows;
     for (int column = lane; column < columns; column += kWarpSize)
-      s.slots[int64_t{row} * columns + column] = (column < length ? first : row) * columns + column;
+      s.slots[int64_t{row} * columns + column] = (column < length - 1 ? first : own) * columns + column;
     if (lane > 0) continue;
     s.ids[row] = s.last_tokens[prompt];
     s.positions[row] = length - 1;
     s.text_len[row] = length;
+    s.image[row] = image;
+    if (s.row_keys) s.row_keys[row] = s.keys[text];
     if (rows == 1) continue;
-    s.scores[row] = row == first ? 0 : -INFINITY;
-    s.finished[row] = {kAside, 0, 0, 0, 0};
+    s.scores[row] = i == 0 ? 0 : -INFINITY;
+    s.finished[own] = {kAside, 0, 0, 0, 0};
   }
-  if (lane == 0) s.steps[item] = s.ended[item] = 0;
+  if (lane > 0) return;
+  if (s.tiles) s.tiles[item * 3 + 2] = image;
+  s.text[item] = text;
+  s.steps[item] = s.ended[text] = 0;
+}
+
+__device__ inline void start_item(const SearchState& s, int item) {
+  begin_text(s, item, item);
+  if (item > 0 || lane_of_warp() > 0) return;
+  *s.next_text = static_cast<uint32_t>(s.items);
+  *s.num_ended = 0;
+}
+
+// The next text that waits takes the item, if there is one.
+__device__ inline void end_text(const SearchState& s, int item, Ended how) {
+  int next = 0;
+  if (lane_of_warp() == 0) {
+    s.ended[s.text[item]] = static_cast<int32_t>(how);
+    atomicInc(s.num_ended, UINT_MAX);
+    next = static_cast<int>(atomicInc(s.next_text, UINT_MAX));
+  }
+  next = __shfl_sync(kAllLanes, next, 0);
+  if (next < s.settings->texts)
+    begin_text(s, item, next);
+  else if (lane_of_warp() == 0)
+    s.text[item] = -1;
 }
 
 // A value of each choice of a row: choice i's is that of lane i % 32, the first or the second of its own.
@@ -110,7 +133,7 @@ __device__ inline int place_at_quantile(const OfChoices<int32_t>& tokens, const 
 
 // One of a row's choices by chance, by the rules of csrc/search/sampling.cpp: scores below the k-th, not needed for the
 // share top_p, or lighter than min_p weigh nothing.
-__device__ inline int draw_choice(const SearchState& s, const Choices& choices, int row, int step) {
+__device__ inline int draw_choice(const SearchState& s, const Choices& choices, int row, int text, int step) {
   const int count = static_cast<int>(choices.count);
   const int64_t first = row * choices.count;
   const SearchSettings& settings = *s.settings;
@@ -127,7 +150,7 @@ __device__ inline int draw_choice(const SearchState& s, const Choices& choices, 
   if (settings.top_p < 1) least = least_of_share(scores, weights, count, least, settings.top_p);
   for (int j = 0; j < kOfLane; ++j)
     if (scores.own[j] < least || weights.own[j] < settings.min_p) weights.own[j] = 0;
-  const double u = uniform(static_cast<uint64_t>(s.keys[row]), static_cast<uint64_t>(step));
+  const double u = uniform(static_cast<uint64_t>(s.keys[text]), static_cast<uint64_t>(step));
   return place_at_quantile(tokens, weights, count, u);
 }
 
@@ -138,22 +161,22 @@ __device__ __forceinline__ void feed(const SearchState& s, int64_t row, int32_t 
   s.text_len[row] = place + 1;
 }
 
-// The next token of an item of one row.
-__device__ inline void advance_row(const SearchState& s, const Choices& choices, int row, int step) {
-  const int prompt_len = s.prompt_len[row / s.rows_per_prompt];
+// The next token of an item of one row; whether its text ends, in all lanes.
+__device__ inline Ended advance_row(const SearchState& s, const Choices& choices, int row, int text, int step) {
+  const int prompt_len = s.prompt_len[text / s.texts_per_prompt];
   const bool last_step = step + 1 >= limit_of(s, prompt_len);
   const int64_t first = row * choices.count;
   const bool sound = choices.tokens[first] >= 0;
-  const int64_t chosen = first + (s.keys && !choices.drawn && sound ? draw_choice(s, choices, row, step) : 0);
+  const int64_t chosen = first + (s.keys && !choices.drawn && sound ? draw_choice(s, choices, row, text, step) : 0);
   const int32_t token = !sound ? -1 : choices.drawn ? choices.drawn[row] : choices.tokens[chosen];
   const float log_prob = choices.drawn ? choices.drawn_log_probs[row] : choices.log_probs[chosen];
-  if (lane_of_warp() > 0) return;
-  const int64_t record = step * s.items + row;
+  const Ended how = token < 0 ? Ended::not_numbers : token == s.eos || last_step ? Ended::yes : Ended::no;
+  if (lane_of_warp() > 0) return how;
+  const int64_t record = step * s.texts + text;
   s.tokens[record] = token;
   s.log_probs[record] = log_prob;
-  if (token < 0) return end_item(s, row, Ended::not_numbers);
-  if (token == s.eos || last_step) return end_item(s, row, Ended::yes);
-  feed(s, row, token, prompt_len + step);
+  if (how == Ended::no) feed(s, row, token, prompt_len + step);
+  return how;
 }
 
 // A continuation of one of an item's beams; each of the best 2 K is in the lane of its rank.
@@ -205,18 +228,18 @@ __device__ __forceinline__ float normalized(const SearchState& s, int prompt_len
   return score / s.length_norms[counted];
 }
 
-// Merges the candidates that finish, which are among the K best, into the finished beams of the item.
-__device__ inline void keep_finished(const SearchState& s, int item, const Candidate& candidate, int step,
+// Merges the candidates that finish, which are among the K best, into the finished beams of the text.
+__device__ inline void keep_finished(const SearchState& s, int text, const Candidate& candidate, int step,
                                      int prompt_len) {
   const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_item);
   const bool finishes = lane < beams && candidate.ends;
   if (!__any_sync(kAllLanes, finishes)) return;
-  FinishedBeam* places = s.finished + int64_t{item} * beams;
+  FinishedBeam* places = s.finished + int64_t{text} * beams;
   FinishedBeam old{-INFINITY, 0, 0, 0, 0}, fresh = old;
   if (lane < beams) old = places[lane];
   if (finishes)
     fresh = {normalized(s, prompt_len, candidate.score, step + 1, candidate.token == s.eos), candidate.log_prob,
-             candidate.token, item * beams + candidate.row, step + 1};
+             candidate.token, text * beams + candidate.row, step + 1};
   // How many are better; of equal ones those that were there, then those of better candidates.
   int old_rank = lane, fresh_rank = 0;
   for (int i = 0; i < beams; ++i) {
@@ -259,18 +282,16 @@ __device__ inline void exchange_slots(const SearchState& s, int item, int parent
   }
 }
 
-__device__ inline void advance_beams(const SearchState& s, const Choices& choices, int item, int step) {
+// The next tokens of an item's beams; whether its text ends, in all lanes.
+__device__ inline Ended advance_beams(const SearchState& s, const Choices& choices, int item, int text, int step) {
   const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_item);
   const int64_t row = int64_t{item} * beams + lane;
   const bool lost = lane < beams && s.scores[row] > -INFINITY && choices.tokens[row * choices.count] < 0;
-  if (__any_sync(kAllLanes, lost)) {
-    if (lane == 0) end_item(s, item, Ended::not_numbers);
-    return;
-  }
-  const int prompt_len = s.prompt_len[item], limit = limit_of(s, prompt_len), new_tokens = step + 1;
+  if (__any_sync(kAllLanes, lost)) return Ended::not_numbers;
+  const int prompt_len = s.prompt_len[text], limit = limit_of(s, prompt_len), new_tokens = step + 1;
   const auto stopping = static_cast<Stopping>(s.settings->stopping);
   const Candidate candidate = find_candidate(s, choices, item, new_tokens >= limit);
-  keep_finished(s, item, candidate, step, prompt_len);
+  keep_finished(s, text, candidate, step, prompt_len);
 
   // The best that go on are the next beams: beam r in lane r.
   unsigned going = __ballot_sync(kAllLanes, candidate.score > -INFINITY && !candidate.ends);
@@ -284,13 +305,13 @@ __device__ inline void advance_beams(const SearchState& s, const Choices& choice
   mine.token = __shfl_sync(kAllLanes, candidate.token, source);
   mine.row = __shfl_sync(kAllLanes, candidate.row, source);
 
-  FinishedBeam* places = s.finished + int64_t{item} * beams;
+  FinishedBeam* places = s.finished + int64_t{text} * beams;
   const FinishedBeam place = lane < beams ? places[lane] : FinishedBeam{kAside, 0, 0, 0, 0};
   const int found = __popc(__ballot_sync(kAllLanes, place.steps > 0));
   if (running == 0 && found == 0 &&
       lane == 0)  // its score is below what is set aside: an item has a result all the same
     places[0] = {normalized(s, prompt_len, candidate.score, new_tokens, candidate.token == s.eos), candidate.log_prob,
-                 candidate.token, item * beams + candidate.row, new_tokens};
+                 candidate.token, text * beams + candidate.row, new_tokens};
   const float worst = __shfl_sync(kAllLanes, place.score, beams - 1);
   const float best = __shfl_sync(kAllLanes, mine.score, 0);
   bool ends = running == 0;
@@ -298,33 +319,28 @@ __device__ inline void advance_beams(const SearchState& s, const Choices& choice
     const int length = stopping == Stopping::cannot_improve_at_full_length ? limit : new_tokens;
     ends = stopping == Stopping::at_once || !(normalized(s, prompt_len, best, length, false) > worst);
   }
-  if (ends) {
-    if (lane == 0) end_item(s, item, Ended::yes);
-    return;
-  }
+  if (ends) return Ended::yes;
   const bool exists = lane < running;
   if (__any_sync(kAllLanes, exists && mine.row != lane))
     exchange_slots(s, item, exists ? mine.row : lane, prompt_len, prompt_len + step);
-  if (lane >= beams) return;
-  const int64_t record = step * s.items * beams + row;
+  if (lane >= beams) return Ended::no;
+  const int64_t record = (step * s.texts + text) * beams + lane;
   s.tokens[record] = exists ? mine.token : 0;
   s.log_probs[record] = mine.log_prob;
-  s.parents[record] = item * beams + mine.row;
+  s.parents[record] = text * beams + mine.row;
   s.scores[row] = exists ? mine.score : -INFINITY;
   feed(s, row, exists ? mine.token : 0, prompt_len + step);
+  return Ended::no;
 }
 
 __device__ inline void advance_item(const SearchState& s, const Choices& choices, int item) {
-  const int step = s.steps[item];
-  const bool over = s.ended[item] != static_cast<int32_t>(Ended::no);
+  const int text = s.text[item], step = s.steps[item];
+  if (text < 0) return;
   __syncwarp();  // all lanes know
   if (lane_of_warp() == 0) s.steps[item] = step + 1;
-  if (over) return;
-  if (s.rows_per_item > 1) {
-    advance_beams(s, choices, item, step);
-  } else {
-    advance_row(s, choices, item, step);
-  }
+  const Ended how =
+      s.rows_per_item > 1 ? advance_beams(s, choices, item, text, step) : advance_row(s, choices, item, text, step);
+  if (how != Ended::no) end_text(s, item, how);
 }
 
 }  // namespace gitfast::cuda

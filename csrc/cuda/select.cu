@@ -141,7 +141,7 @@ __global__ void choose_kernel(HeadSelect args) {
   const int64_t row = blockIdx.x;
   choose_of_parts(known, row, taken, args.tokens, args.log_probs, [&](float peak, double total, bool sound) {
     if (args.keys && sound) {
-      find_part(known, row, peak, uniform(args.keys[row], *args.step) * total);
+      find_part(known, row, peak, uniform(args.keys[row], args.step[row]) * total);
       if (args.drawn_log_probs) keep_raw_log_sum(args, known, row, peak);
     } else if (args.keys && threadIdx.x == 0) {
       known.part[row] = -1;

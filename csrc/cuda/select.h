@@ -31,7 +31,7 @@ struct HeadSelect {
   float* log_probs = nullptr;        // (rows, choices)
   float* logits = nullptr;           // (rows, columns) or null, where they are asked for too
   const int64_t* keys = nullptr;     // (rows,) or null: of the random numbers (random.h)
-  const int32_t* step = nullptr;     // (1,): their counter
+  const int32_t* step = nullptr;     // (R,): its counter
   int32_t* drawn = nullptr;          // (rows,): a token by chance, the one at a random quantile in order of token
   float* drawn_log_probs = nullptr;  // (rows,) or null: of those, at a temperature of 1
   void* workspace = nullptr;         // select_workspace() bytes, aligned to 16; need not be cleared

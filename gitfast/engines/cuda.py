@@ -32,7 +32,9 @@ from gitfast.engines.reference import GitModel, load_weights
 from gitfast.errors import EngineError
 from gitfast.search import generate_with, generations, native_options
 
-_PLANS_KEPT = 8
+_PLANS_KEPT, _PLAN_BYTES_KEPT = 8, 4 << 30
+_ROWS_AT_ONCE = 64
+_REFILLS = 4  # as many rows as are decoded at once are searched for in one go: their prefixes and texts are in memory
 
 DTYPES: dict[str, tuple[torch.dtype, WeightFormat]] = {
     "bfloat16": (torch.bfloat16, None),
@@ -61,8 +63,10 @@ class CudaEngine:
         prefix_dtype: PrefixDtype = "auto",
         normalization: Normalization | None = None,
         decode: DecodeMode = "operations",
+        rows_at_once: int = _ROWS_AT_ONCE,
     ) -> None:
         self.normalization = normalization
+        self.rows_at_once = rows_at_once
         self.config = model.config
         self.stats = EngineStats()
         self._id = next(self._ids)
@@ -86,6 +90,7 @@ class CudaEngine:
         prefix_dtype: str = "auto",
         normalization: Normalization | None = None,
         decode: str = "operations",
+        rows_at_once: int = _ROWS_AT_ONCE,
     ) -> CudaEngine:
         """Build from a checkpoint's tensors, by Hugging Face name.
 
@@ -100,12 +105,15 @@ class CudaEngine:
         "operations", as more rows are; by two for each of the "layers"; or by one for a whole "text", where all that is
         asked for is a search that runs on the device. What model or device are not fit for takes the one before.
 
+        ``rows_at_once``: sequences decoded together at most. In calls of more, the next one takes the place of one that
+        has ended, on the device; with prefixes of several lengths, and with rules, so many end before the next begin.
+
         ``normalization`` is what ``encode`` does to pixels given as bytes; without, it takes none.
 
         Raises:
             CheckpointError: tensors are missing, unexpected or mis-shaped.
             EngineError: the kernels do not take the model's widths, or device memory does not suffice.
-            ValueError: ``dtype``, ``prefix_dtype`` or ``decode`` cannot be.
+            ValueError: ``dtype``, ``prefix_dtype``, ``decode`` or ``rows_at_once`` cannot be.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected {', '.join(map(repr, DTYPES))}, got {dtype!r}")
@@ -113,6 +121,8 @@ class CudaEngine:
             raise ValueError(f"prefix_dtype: expected {', '.join(map(repr, PREFIX_DTYPES))}, got {prefix_dtype!r}")
         if decode not in DECODE_MODES:
             raise ValueError(f"decode: expected {', '.join(map(repr, DECODE_MODES))}, got {decode!r}")
+        if rows_at_once < 1:
+            raise ValueError(f"rows_at_once: expected at least 1, got {rows_at_once}")
         activations, stored = DTYPES[dtype]
         model = GitModel(config)
         load_weights(model, weights)
@@ -120,7 +130,7 @@ class CudaEngine:
             with _memory_errors():
                 model.to(device=device, dtype=activations)
                 how = cast(PrefixDtype, prefix_dtype), normalization, cast(DecodeMode, decode)
-                return cls(model, stored, *how)
+                return cls(model, stored, *how, rows_at_once)
         except ValueError as error:
             raise EngineError(f"cuda engine: does not take this model in {dtype}: {error}") from error
 
@@ -164,7 +174,7 @@ class CudaEngine:
         options: GenerationOptions,
         on_token: TokenCallback | None = None,
     ) -> list[list[Generation]]:
-        """Row r continues ``prompts[r]`` on ``prefixes[r]``; all rows run as one batch. See ``Engine.generate``.
+        """Row r continues ``prompts[r]`` on ``prefixes[r]``, ``rows_at_once`` together. See ``Engine.generate``.
 
         Raises:
             ValueError: an option or prompt that cannot be; the message names it.
@@ -177,20 +187,17 @@ class CudaEngine:
             native = native_options(options, config.eos_token_id)
             _C.check_search(native, prompts, config.vocab_size)
             way = Way.of(options, config.vocab_size)
-            if prompts and way is not None:
-                found = self._search(way, given, prompts, native, on_token)
-                if found is not None:
-                    return found
-            rows = len(prompts) * max(options.num_beams, options.num_return_sequences, 1)
-            text = TextBatch(self._decoder, given, prompts, rows, options.max_new_tokens)
-
-            def step(ids: Sequence[Sequence[int]], parents: Sequence[int] | None, items: Sequence[int]) -> Tensor:
-                self.stats.decode_steps += parents is not None
-                hidden = text.prompts(ids) if parents is None else text.step([i for (i,) in ids], parents, items)
-                return self._decoder.logits(hidden).cpu()
-
-            vocab_size, eos = config.vocab_size, config.eos_token_id
-            return generate_with(step, prompts, options, vocab_size=vocab_size, eos_token_id=eos, on_token=on_token)
+            if on_token is not None and not (way and self._tells(way, given)):
+                return self._search_on_host(given, prompts, options, on_token)
+            rows = max(options.num_beams, options.num_return_sequences)
+            at_once = self.rows_at_once * (_REFILLS if way and len(_lengths(given)) == 1 else 1)
+            found = []
+            for part in _parts(len(prompts), max(1, at_once // rows)):
+                if way is None:
+                    found += self._search_on_host(given[part], prompts[part], options)
+                else:
+                    found += self._search(way, given[part], prompts[part], native, on_token)
+            return found
 
     @torch.inference_mode()
     def score(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -234,6 +241,32 @@ class CudaEngine:
         self.stats.extra["encode_plan_bytes"] = sum(plan.nbytes for plan in plans)
         self.stats.extra["padded_images"] = self._images.padded
 
+    def _tells(self, way: Way, prefixes: Sequence[CudaPrefix | None]) -> bool:
+        """Whether tokens can be told while they are searched for on the device."""
+        if self._fused is None or way.rows > 1 or way.temperature is not None:
+            return False
+        rows, groups = len(prefixes), len(_lengths(prefixes))
+        return self._fused.mode == "text" and self._fused.takes(rows, groups) and rows <= self.rows_at_once
+
+    def _search_on_host(
+        self,
+        prefixes: Sequence[CudaPrefix | None],
+        prompts: Sequence[Sequence[int]],
+        options: GenerationOptions,
+        on_token: TokenCallback | None = None,
+    ) -> list[list[Generation]]:
+        """By the C++ search, from the device's logits."""
+        rows = len(prompts) * max(options.num_beams, options.num_return_sequences)
+        text = TextBatch(self._decoder, prefixes, prompts, rows, options.max_new_tokens)
+
+        def step(ids: Sequence[Sequence[int]], parents: Sequence[int] | None, items: Sequence[int]) -> Tensor:
+            self.stats.decode_steps += parents is not None
+            hidden = text.prompts(ids) if parents is None else text.step([i for (i,) in ids], parents, items)
+            return self._decoder.logits(hidden).cpu()
+
+        vocab_size, eos = self.config.vocab_size, self.config.eos_token_id
+        return generate_with(step, prompts, options, vocab_size=vocab_size, eos_token_id=eos, on_token=on_token)
+
     def _search(
         self,
         way: Way,
@@ -241,21 +274,19 @@ class CudaEngine:
         prompts: Sequence[Sequence[int]],
         options: dict[str, Any],
         on_token: TokenCallback | None,
-    ) -> list[list[Generation]] | None:
-        """On the device; None where it cannot tell the tokens one by one and is asked to."""
-        if on_token is not None and (way.rows > 1 or self._fused is None):
-            return None
+    ) -> list[list[Generation]]:
+        """On the device."""
         groups, places = group_prefixes(prefixes)
-        key = PlanKey.of(way, places, groups, max(map(len, prompts)) + options["max_new_tokens"])
+        tokens = max(map(len, prompts)) + options["max_new_tokens"]
+        key = PlanKey.of(way, places, groups, tokens, self.rows_at_once)
         plan = self._plans.pop(key, None) or SearchPlan(self._decoder, self._fused, key, self.config.eos_token_id)
-        results = None
-        if on_token is None or plan.tells(prompts):
-            results, steps = plan.run(groups, prompts, options, on_token)
-            self.stats.decode_steps += steps - 1
+        results, steps = plan.run(groups, places, prompts, options, on_token)
+        self.stats.decode_steps += steps - 1
         self._plans[key] = plan  # one that fails is gone
-        if len(self._plans) > _PLANS_KEPT:
-            self._plans.pop(next(iter(self._plans)))
-        return None if results is None else generations(results)
+        while len(self._plans) > _PLANS_KEPT or sum(kept.nbytes for kept in self._plans.values()) > _PLAN_BYTES_KEPT:
+            if self._plans.pop(next(iter(self._plans))) is plan:
+                break
+        return generations(results)
 
     def _checked(
         self,
@@ -281,6 +312,15 @@ class CudaEngine:
                 if not 0 <= token < config.vocab_size:
                     raise ValueError(f"{name}[{r}]: token id {token} is outside the vocabulary of {config.vocab_size}")
         return [cast("CudaPrefix | None", prefix) for prefix in prefixes]
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    for first in range(0, count, size):
+        yield slice(first, first + size)
+
+
+def _lengths(prefixes: Sequence[CudaPrefix | None]) -> set[int]:
+    return {0 if prefix is None else prefix.num_tokens for prefix in prefixes}
 
 
 @contextlib.contextmanager

@@ -77,30 +77,35 @@ class FusedDecoder:
             fused.mode = "layers"
         return fused
 
-    def plan(self, images: Sequence[int], groups: Sequence[PrefixGroup], store: TextStore) -> FusedRows | None:
-        """For rows that see prefixes ``images`` of the only group; None where there are more, or too many rows."""
-        if len(groups) > 1 or len(images) > MOST_ROWS:
-            return None
-        return FusedRows(self, images, groups[0], store)
+    def plan(self, rows: int, groups: Sequence[PrefixGroup], store: TextStore) -> FusedRows | None:
+        """For rows that see prefixes of the only group; None where there are more, or too many rows."""
+        return FusedRows(self, rows, groups[0], store) if self.takes(rows, len(groups)) else None
+
+    def takes(self, rows: int, groups: int) -> bool:
+        """Whether so many rows, which see prefixes of so many lengths, are decoded here."""
+        return rows <= MOST_ROWS and groups == 1
 
 
 class FusedRows:
     """The memory of steps of R rows, at addresses that stay."""
 
-    def __init__(self, decoder: FusedDecoder, images: Sequence[int], group: PrefixGroup, store: TextStore) -> None:
+    def __init__(self, decoder: FusedDecoder, rows: int, group: PrefixGroup, store: TextStore) -> None:
         self._decoder, self._native, self._like = decoder, decoder.native, decoder.like
         device = self._like.device
-        self._image = torch.tensor(images, dtype=torch.int32, device=device)
+        self._num_rows = rows
         self._keys_values = (group.keys, group.values, store.keys, store.values, group.k_scale, group.v_scale)
-        self._partials = torch.empty(self._native.workspace(len(images)), device=device)
+        self._partials = torch.empty(self._native.workspace(rows), device=device)
         self._barrier = torch.zeros(2, dtype=torch.int32, device=device)
         self._broken = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._choices: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def hidden(self, rows: TextRows) -> Tensor:
-        """The last layer's rows (R, D) for their next tokens, as ``Decoder.hidden`` gives them."""
+    def hidden(self, rows: TextRows, image: Tensor) -> Tensor:
+        """The last layer's rows (R, D) for their next tokens, as ``Decoder.hidden`` gives them.
+
+        ``image``, int32 (R,): which prefix each row sees.
+        """
         hidden = self._like.new_empty((len(rows.ids), self._like.shape[1]))
-        text = (rows.ids, rows.positions, self._image, rows.slots, rows.text_len)
+        text = (rows.ids, rows.positions, image, rows.slots, rows.text_len)
         self._native.step(*text, *self._keys_values, self._partials, hidden, cuda._stream(self._like))
         return hidden
 
@@ -112,14 +117,14 @@ class FusedRows:
     def text(self, state: SearchState, choices: int, listener: Listener | None = None) -> None:
         """Enqueues all steps of a search that was started, and tells ``listener`` their tokens as they are done."""
         if self._choices is None:
-            shape, device = (len(self._image), choices), self._like.device
+            shape, device = (self._num_rows, choices), self._like.device
             workspace = torch.empty(self._native.caption_workspace(*shape), dtype=torch.uint8, device=device)
             tokens = torch.empty(shape, dtype=torch.int32, device=device)
             self._choices = (tokens, torch.empty(shape, device=device), workspace)
         self._barrier.zero_()
         told = None if listener is None else listener.memory
         work = (self._partials, *self._choices, self._barrier, told)
-        self._native.caption(state, self._image, *self._keys_values, *work, cuda._stream(self._like))
+        self._native.caption(state, *self._keys_values, *work, cuda._stream(self._like))
         self._broken.copy_(self._barrier[1:], non_blocking=True)
         if listener is not None:
             listener.expect_end()

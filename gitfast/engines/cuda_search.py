@@ -32,6 +32,16 @@ class Way(NamedTuple):
     choices: int  # that the head makes of each row
     temperature: float | None = None  # of draws among all tokens, by the head; None: among its choices
 
+    @property
+    def rows_per_text(self) -> int:
+        """Beams, or one."""
+        return self.rows if self.beams else 1
+
+    @property
+    def texts_per_prompt(self) -> int:
+        """Samples, or one."""
+        return 1 if self.beams else self.rows
+
     @classmethod
     def of(cls, options: GenerationOptions, vocab_size: int) -> Way | None:
         """That of options which can be; None where it takes the search of the host: rules, or too many choices."""
@@ -62,18 +72,32 @@ class PlanKey(NamedTuple):
     """Which calls share a plan."""
 
     way: Way
-    places: tuple[Place, ...]  # of prompts
+    items: int  # decoded together
+    texts: int  # of beams, or samples
+    places: tuple[Place, ...] | None  # of the prompts, if all are decoded together
     groups: tuple[tuple[int, int], ...]  # images and their tokens
     max_text: int
 
     @classmethod
     def of(
-        cls, way: Way, places: Sequence[Place], groups: Sequence[Sequence[CudaPrefix | None]], tokens: int
+        cls,
+        way: Way,
+        places: Sequence[Place],
+        groups: Sequence[Sequence[CudaPrefix | None]],
+        tokens: int,
+        rows_at_once: int,
     ) -> PlanKey:
-        """For texts of so many tokens, prompts included."""
+        """For texts of so many tokens, prompts included. If they are more than ``rows_at_once`` rows, there is one
+        group, and calls of other numbers of texts and images share the plan, as far as that is worth its memory."""
         max_text = -(-tokens // _TOKENS_APART) * _TOKENS_APART
-        sizes = ((len(images), 0 if images[0] is None else images[0].num_tokens) for images in groups)
-        return cls(way, tuple(places), tuple(sizes), max_text)
+        texts, most = len(places) * way.texts_per_prompt, max(1, rows_at_once // way.rows_per_text)
+        sizes = tuple((len(images), 0 if images[0] is None else images[0].num_tokens) for images in groups)
+        if texts <= most:
+            return cls(way, texts, texts, tuple(places), sizes, max_text)
+        ((images, length),) = sizes
+        images, texts = (-(-count // most) * most for count in (images, texts))
+        texts = -(-texts // way.texts_per_prompt) * way.texts_per_prompt
+        return cls(way, most, texts, None, ((images, length),), max_text)
 
 
 class SearchPlan:
@@ -83,35 +107,45 @@ class SearchPlan:
     """
 
     def __init__(self, decoder: Decoder, fused: FusedDecoder | None, key: PlanKey, eos: int) -> None:
-        self._decoder, self._way, self._places = decoder, key.way, key.places
+        self._decoder, self._way = decoder, key.way
         self._groups = [empty_group(decoder, *sizes) for sizes in key.groups]
-        device, prompts = decoder.like.device, len(key.places)
-        size = SearchSize(prompts, key.way.rows, key.way.beams, key.way.draws, key.max_text)
-        flat = (torch.int32, (prompts * key.max_text,))  # of all tokens of the prompts, one after another
-        more = {"flat_ids": flat, "flat_positions": flat, "flat_text_len": flat, "flat_rows": flat}
-        self._state = SearchState(size, eos, device, more | {"last_of_prompt": (torch.int32, (size.rows,))})
-        self._store = TextStore.empty(decoder, size.rows * key.max_text, size.rows)
-        tiles = group_tiles([place for place in key.places for _ in range(key.way.rows)], len(key.groups), device)
-        state = self._state
+        self._device, rows_per_text = decoder.like.device, key.way.rows_per_text
+        if key.places is None:  # an item's rows see one prefix, which changes with its text
+            item_tiles = [[item * rows_per_text, rows_per_text, 0] for item in range(key.items)]
+            tiles = [torch.tensor(item_tiles, dtype=torch.int32, device=self._device)]
+        else:
+            places = [place for place in key.places for _ in range(key.way.rows)]
+            tiles = group_tiles(places, len(key.groups), self._device)
+        own_tiles = tiles[0] if key.places is None else None
+        size = SearchSize(key.texts, key.way.texts_per_prompt, key.items, rows_per_text, key.way.draws, key.max_text)
+        self._state = state = SearchState(size, eos, self._device, own_tiles)
+        self._store = TextStore.empty(decoder, key.texts * rows_per_text * key.max_text, size.rows)
         self._rows = TextRows(state.ids, state.positions, state.slots, state.text_len, tiles, apart=True)
-        images = [image for _, image in key.places for _ in range(key.way.rows)]
-        self._fused = fused.plan(images, self._groups, self._store) if fused else None
+        self._fused = fused.plan(size.rows, self._groups, self._store) if fused else None
         # Copied to the host behind every step, and looked at without waiting: late, but it only grows.
-        self._num_ended = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._num_ended = torch.zeros(1, dtype=torch.int32, pin_memory=self._device.type == "cuda")
         self._start, self._step = Repeated(), Repeated()
-        self._capture = functools.partial(_captured_on, device) if device.type == "cuda" else None
+        self._capture = functools.partial(_captured_on, self._device) if self._device.type == "cuda" else None
         self._events: list[torch.cuda.Event] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the prefixes and of the text's keys and values."""
+        arrays = [x for group in self._groups for x in (group.keys, group.values, group.k_scale, group.v_scale)]
+        return sum(x.nbytes for x in (*arrays, self._store.keys, self._store.values) if x is not None)
 
     def run(
         self,
         groups: Sequence[Sequence[CudaPrefix | None]],
+        places: Sequence[Place],
         prompts: Sequence[Sequence[int]],
         options: Mapping[str, Any],
         on_token: TokenCallback | None = None,
     ) -> tuple[list[list[Found]], int]:
         """What is found for native ``options``, as ``_C.Search.results`` gives it, and the steps that were done.
 
-        ``on_token`` only where ``tells`` says so: see ``Engine.generate``.
+        ``prompts[i]`` is continued on the prefix at ``places[i]`` of ``groups``. ``on_token`` only of greedy search by
+        one kernel, with all rows together: see ``Engine.generate``.
 
         Raises:
             ValueError: a row's logits were no numbers.
@@ -119,76 +153,69 @@ class SearchPlan:
         for kept, images in zip(self._groups, groups, strict=True):
             stack(images, out=kept)
         state, limit = self._state, options["max_new_tokens"]
-        state.ask(prompts, options)
-        as_steps = self._as_steps(prompts)
-        if not as_steps:
-            self._ask_for_prompts(prompts)
+        state.ask(prompts, [image for _, image in places], options)
         self._start(self._give, self._capture)
+        self._store_prompts(prompts, places)
+        if self._fused and self._fused.runs_texts and self._way.temperature is None:
+            return self._text(self._fused, options, on_token)
         self._num_ended.zero_()
         self._events.clear()
-        steps = 0
-        if not as_steps:
-            self._choose(self._prompts(prompts))
-            steps = 1
-        count = options["num_return_sequences"]
-        if self._fused and self._runs_texts():
-            return self._text(self._fused, steps, limit, count, on_token)
-        while steps < limit and not self._ended_by_now():
+        texts, steps = len(prompts) * self._way.texts_per_prompt, 0
+        rounds = -(-texts // state.size.items)  # of texts in an item, were they as long as they may be
+        while steps < rounds * limit and not self._ended_by_now(texts):
             self._advance()
             steps += 1
-        return state.results(steps, count), steps
+        return self._results(options), steps
 
     def _text(
-        self, fused: FusedRows, steps: int, limit: int, count: int, on_token: TokenCallback | None
+        self, fused: FusedRows, options: Mapping[str, Any], on_token: TokenCallback | None
     ) -> tuple[list[list[Found]], int]:
-        """As ``run``, after so many steps, by one kernel."""
+        """As ``run``, by one kernel."""
         state = self._state
-        if steps < limit:
-            listener = Listener(state) if on_token else None
-            fused.text(state, self._way.choices, listener)
-            steps = listener.report(on_token) if listener and on_token else limit
-        results = state.results(limit, count)
+        listener = Listener(state) if on_token else None
+        fused.text(state, self._way.choices, listener)
+        steps = listener.report(on_token) if listener and on_token else options["max_new_tokens"]
+        results = self._results(options)
         fused.check()
         if on_token:
             results = [[_first(found, steps, state.eos) for found in item] for item in results]
         return results, max(len(ids) for item in results for ids, *_ in item)
 
-    def tells(self, prompts: Sequence[Sequence[int]]) -> bool:
-        """Whether tokens can be told while the device goes on."""
-        return self._as_steps(prompts) and self._runs_texts()
+    def _results(self, options: Mapping[str, Any]) -> list[list[Found]]:
+        """When all is done."""
+        self._state.found.to_host()
+        return self._state.results(options)
 
-    def _as_steps(self, prompts: Sequence[Sequence[int]]) -> bool:
-        """Whether the prompts are fed as steps are."""
-        return self._way.rows == 1 and all(len(ids) == 1 for ids in prompts)
+    def _give(self) -> None:
+        self._state.given.to_device()
+        cuda.start_search(self._state)
 
-    def _runs_texts(self) -> bool:
-        way = self._way
-        return self._fused is not None and way.temperature is None and self._fused.runs_texts
+    def _store_prompts(self, prompts: Sequence[Sequence[int]], places: Sequence[Place]) -> None:
+        """Keys and values of the prompts but their last tokens, which are fed in their first steps."""
+        length, way = self._state.size.max_text, self._way
+        each = way.texts_per_prompt * way.rows_per_text * length  # slots of a prompt
+        tokens = [(p, i, token) for p, ids in enumerate(prompts) for i, token in enumerate(ids[:-1])]
+        if not tokens:
+            return
+        fed = [[token, i, i + 1, p * each] for p, i, token in tokens]
+        ids, positions, text_len, first_slots = torch.tensor(fed, dtype=torch.int32).T.contiguous().to(self._device)
+        slots = first_slots[:, None] + torch.arange(length, dtype=torch.int32, device=self._device)
+        tiles = group_tiles([places[p] for p, *_ in tokens], len(self._groups), self._device)
+        apart = all(len(ids) <= 2 for ids in prompts)
+        store = self._store if len(tokens) <= len(self._rows.ids) else self._store.for_rows(len(tokens))
+        self._decoder.hidden(TextRows(ids, positions, slots, text_len, tiles, apart), self._groups, store)
 
-    def _ask_for_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
-        host, rows = self._state.given.host, self._way.rows
-        flat = [token for ids in prompts for token in ids]
-        places = torch.tensor([i for ids in prompts for i in range(len(ids))], dtype=torch.int32)
-        host["flat_ids"][: len(flat)] = torch.tensor(flat, dtype=torch.int32)
-        host["flat_positions"][: len(flat)] = places
-        host["flat_text_len"][: len(flat)] = places + 1
-        first_rows = [p * rows for p, ids in enumerate(prompts) for _ in ids]
-        host["flat_rows"][: len(flat)] = torch.tensor(first_rows, dtype=torch.int32)
-        last = torch.tensor([len(ids) for ids in prompts], dtype=torch.int32).cumsum(0) - 1
-        host["last_of_prompt"].copy_(last.repeat_interleave(rows))
+    def _advance(self) -> None:
+        self._step(lambda: self._choose(self._hidden()), self._capture)
+        if self._device.type == "cuda":
+            self._events.append(torch.cuda.Event())
+            self._events[-1].record(torch.cuda.current_stream(self._device))
 
-    def _prompts(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states (R, D) of the last token of each row's prompt."""
-        given, count = self._state.given.device, sum(map(len, prompts))
-        ids, positions, text_len, rows = (
-            given[name][:count] for name in ("flat_ids", "flat_positions", "flat_text_len", "flat_rows")
-        )
-        places = [place for place, ids in zip(self._places, prompts, strict=True) for _ in ids]
-        tiles = group_tiles(places, len(self._groups), ids.device)
-        apart = all(len(ids) == 1 for ids in prompts)
-        text = TextRows(ids, positions, self._state.slots.index_select(0, rows), text_len, tiles, apart)
-        store = self._store if count <= len(self._rows.ids) else self._store.for_rows(count)
-        return self._decoder.hidden(text, self._groups, store).index_select(0, given["last_of_prompt"])
+    def _hidden(self) -> Tensor:
+        """Hidden states (R, D) of every row's next token."""
+        if self._fused:
+            return self._fused.hidden(self._rows, self._state.image)
+        return self._decoder.hidden(self._rows, self._groups, self._store)
 
     def _choose(self, hidden: Tensor) -> None:
         """The next token of every row, and all that follows from it."""
@@ -196,32 +223,15 @@ class SearchPlan:
         if way.temperature is None:
             chosen = self._decoder.select(hidden, choices=way.choices)
         else:
-            chosen = self._decoder.select(hidden, temperature=way.temperature, keys=state.keys, step=state.steps[:1])
+            chosen = self._decoder.select(hidden, temperature=way.temperature, keys=state.row_keys, step=state.steps)
         cuda.advance_search(state, chosen, overlap=True)
         self._num_ended.copy_(state.num_ended, non_blocking=True)
 
-    def _hidden(self) -> Tensor:
-        """Hidden states (R, D) of every row's next token."""
-        if self._fused:
-            return self._fused.hidden(self._rows)
-        return self._decoder.hidden(self._rows, self._groups, self._store)
-
-    def _give(self) -> None:
-        self._state.given.to_device()
-        cuda.start_search(self._state)
-
-    def _advance(self) -> None:
-        self._step(lambda: self._choose(self._hidden()), self._capture)
-        device = self._state.ids.device
-        if device.type == "cuda":
-            self._events.append(torch.cuda.Event())
-            self._events[-1].record(torch.cuda.current_stream(device))
-
-    def _ended_by_now(self) -> bool:
-        """Whether all items are known to have ended, when no more than a few steps are still to be done."""
+    def _ended_by_now(self, texts: int) -> bool:
+        """Whether so many are known to have ended, when no more than a few steps are still to be done."""
         if len(self._events) >= _STEPS_AHEAD:
             self._events.pop(0).synchronize()
-        return int(self._num_ended) == self._state.items
+        return int(self._num_ended) == texts
 
 
 def _captured_on(device: torch.device, enqueue: Callable[[], None]) -> torch.cuda.CUDAGraph:

@@ -137,11 +137,11 @@ def empty_group(decoder: Decoder, images: int, tokens: int) -> PrefixGroup:
 
 
 def stack(images: Sequence[CudaPrefix | None], out: PrefixGroup) -> None:
-    """The prefixes of a group to memory that ``empty_group`` made."""
+    """The prefixes of a group to memory that ``empty_group`` made, for as many or more."""
     present = [prefix for prefix in images if prefix is not None]
     if present:  # the others have no tokens
         for name in ("keys", "values", *(("k_scale", "v_scale") if out.k_scale is not None else ())):
-            torch.stack([getattr(prefix, name) for prefix in present], 1, out=getattr(out, name))
+            torch.stack([getattr(prefix, name) for prefix in present], 1, out=getattr(out, name)[:, : len(present)])
 
 
 def _stacked(images: Sequence[CudaPrefix | None], decoder: Decoder) -> PrefixGroup:

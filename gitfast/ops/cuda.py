@@ -146,7 +146,8 @@ def head_select(
         choices: how many tokens per row, 1 to 64.
         temperature: what logits are divided by, positive.
         keys: int64 (R,): also draw one token per row by chance, which depends on its key and ``step`` alone.
-        step: int32 (1,), with ``keys``; on the device, so that one captured graph serves all steps.
+        step: int32 (R,), with ``keys``: the number of each row's draw; on the device, so that one captured graph
+            serves all steps.
         logits: also return the logits.
         overlap: as in :func:`linear`.
 
@@ -171,12 +172,14 @@ def head_select(
 
 
 def start_search(state: SearchState) -> None:
-    """Every item of a search before its first step, by what the host gave."""
+    """Items of prompts that begin, by what the host gave: before their first step."""
     _kernels(state.ids).start_search(state, _stream(state.ids))
 
 
 def advance_search(state: SearchState, chosen: Selection, *, overlap: bool = False) -> None:
-    """One step of every item: rows go on with what was chosen for them, or end. What csrc/search does, on the device.
+    """One step of every item that has not ended: its rows go on with what was chosen for them, or end.
+
+    What csrc/search does, on the device.
 
     Args:
         state: what changes; its rows are then those of the next step.

@@ -27,6 +27,7 @@ class CaptionCase:
     options: dict[str, Any]
     told: Tensor | None = None
     barrier: Tensor | None = None
+    items: int | None = None  # texts searched for together, all without
 
     @property
     def rows_per_prompt(self) -> int:
@@ -39,22 +40,29 @@ class CaptionCase:
     def run(self, module: ModuleType, *, first_count: int = 0) -> list[list[Found]]:
         """By one kernel. ``first_count``: where the barrier's counter begins, which is zero for all to be well."""
         K, step = self.rows_per_prompt, self.model.step
-        size = SearchSize(self.images, K, self.beams, self.options["do_sample"], self.options["max_new_tokens"] + 1)
+        samples = 1 if self.beams else K
+        items = self.items or self.images * samples
+        size = SearchSize(
+            self.images * samples,
+            samples,
+            items,
+            K // samples,
+            self.options["do_sample"],
+            self.options["max_new_tokens"] + 1,
+        )
         state = SearchState(size, EOS, torch.device("cpu"))
-        state.ask([[BOS]] * self.images, self.options)
+        state.ask([[BOS]] * self.images, range(self.images), self.options)
         state.given.to_device()
         module.start_search(state)
-        for row in range(size.rows):  # each with a place of its own for the prompt's token
-            state.slots[row] = torch.arange(row * size.max_text, (row + 1) * size.max_text)
         decoder, R = self.model.decoder(module), size.rows
         choices = 2 * K if self.beams else 1 if not size.draws else self.options["top_k"] + 1
         layers, heads = len(self.model.layers), self.model.heads
-        text = torch.full((layers, R * size.max_text, heads, HEAD_DIM), torch.nan, dtype=self.model.dtype)
-        self.told = None if self.beams else torch.zeros(1 + size.max_text * R, dtype=torch.int32)
+        slots = size.texts * size.rows_per_item * size.max_text
+        text = torch.full((layers, slots, heads, HEAD_DIM), torch.nan, dtype=self.model.dtype)
+        self.told = None if self.beams or items < size.texts else torch.zeros(1 + size.max_text * R, dtype=torch.int32)
         self.barrier = torch.tensor([first_count, 0], dtype=torch.int32)
         decoder.caption(
             state,
-            torch.arange(self.images, dtype=torch.int32).repeat_interleave(K),
             step["k_prefix"],
             step["v_prefix"],
             text,
@@ -70,7 +78,8 @@ class CaptionCase:
         )
         if self.barrier[1]:
             return []
-        return state.results(int(state.steps.max()), self.options["num_return_sequences"])
+        state.found.to_host()
+        return state.results(self.options)
 
     def expected(self) -> list[list[Found]]:
         """Step by step."""

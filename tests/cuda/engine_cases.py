@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gitfast.checkpoint import open_checkpoint
 from gitfast.engines.cuda import CudaEngine
@@ -12,7 +13,7 @@ MODEL = _ROOT / "models" / "git-tiny"
 IMAGES = sorted((_ROOT / "examples" / "images").glob("*.png"))[:3]
 
 
-def make_engine(device: str, dtype: str = "float16", **options: str) -> CudaEngine:
+def make_engine(device: str, dtype: str = "float16", **options: Any) -> CudaEngine:
     """``options`` as ``CudaEngine.from_weights`` takes them."""
     checkpoint = open_checkpoint(MODEL)
     return CudaEngine.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype, **options)

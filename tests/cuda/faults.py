@@ -362,8 +362,21 @@ FAULTS |= {
     "search: full length where not asked for": Fault(
         "search", "? limit : new_tokens;", "? new_tokens : new_tokens;", WRONG_VALUES
     ),
-    "search: records of rows that are not there": Fault("search", "  if (lane >= beams) return;\n", "", OUT_OF_BOUNDS),
-    "search: prompts shared by nobody": Fault("search", "column < length ? first : row", "row", "KeyError"),
+    "search: records of rows that are not there": Fault(
+        "search", "  if (lane >= beams) return Ended::no;\n", "", OUT_OF_BOUNDS
+    ),
+    "search: prompts shared by nobody": Fault("search", "column < length - 1 ? first : own", "own", "KeyError"),
+    "search: a text beyond the last": Fault(
+        "search", "next < s.settings->texts", "next <= s.settings->texts", OUT_OF_BOUNDS
+    ),
+    "search: nobody takes the next text": Fault("search", "next < s.settings->texts", "next < 0", "AssertionError"),
+    "search: the image of the text before": Fault("search", "    s.image[row] = image;\n", "", "AssertionError"),
+    "search: steps of the text before": Fault(
+        "search", "s.steps[item] = s.ended[text]", "s.ended[text]", "AssertionError"
+    ),
+    "search: a next text of every lane": Fault(
+        "search", "  next = __shfl_sync(kAllLanes, next, 0);\n", "", WRONG_VALUES
+    ),
     "search: one more token than asked for": Fault(
         "search", "step + 1 >= limit_of", "step >= limit_of", "AssertionError"
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -68,43 +69,71 @@ class Case:
             rows = [rows[p] + [token] for p, token in zip(search.parents, search.tokens, strict=True)]
         return [[tuple(found) for found in item] for item in search.results()]
 
-    def on_device(self, kernels: ModuleType, choose: Choose, device: str = "cpu", stream: int = 0) -> list[list[Found]]:
-        """What the kernels find, from what ``choose`` chooses; a row's tokens are looked up by its slots."""
-        state = self.state(device)
-        state.ask(self.prompts, self.options)
+    def on_device(
+        self, kernels: ModuleType, choose: Choose, device: str = "cpu", stream: int = 0, items: int | None = None
+    ) -> list[list[Found]]:
+        """What the kernels find, from what ``choose`` chooses; a row's tokens are looked up by its slots.
+
+        ``items``: how many texts are searched for together, all without; the next begin where others have ended.
+        """
+        state = self.state(device, items)
+        state.ask(self.prompts, [7 + i for i in range(len(self.prompts))], self.options)
         state.given.to_device()
         own_memory(state)
         kernels.start_search(state, stream)
-        prompt_of = [i // state.rows_per_prompt for i in range(state.size.rows)]
-        text = {}  # by slot
-        for slots, prompt in zip(state.slots[:: state.rows_per_prompt].tolist(), self.prompts, strict=True):
-            text |= dict(zip(slots, prompt, strict=False))
+        rows_of_prompt = state.texts_per_prompt * state.rows_per_item
+        text = {  # by slot
+            i * rows_of_prompt * state.size.max_text + place: token
+            for i, prompt in enumerate(self.prompts)
+            for place, token in enumerate(prompt[:-1])
+        }
         steps = 0
-        while steps < self.limit and int(state.num_ended) < state.items:
-            lengths, slots = state.text_len.tolist(), state.slots.tolist()
-            assert state.positions.tolist() == [length - 1 for length in lengths]
-            assert steps > 0 or lengths == [len(self.prompts[prompt]) for prompt in prompt_of]
-            for own, length, token in zip(slots, lengths, state.ids.tolist(), strict=True):
-                assert steps == 0 or own[length - 1] not in text or text[own[length - 1]] == token
-                text[own[length - 1]] = token
-            rows = [[text[slot] for slot in own[:length]] for own, length in zip(slots, lengths, strict=True)]
-            contexts = [self.language.context(ids) for ids in rows]
+        while int(state.num_ended) < state.size.texts:
+            contexts = self._contexts(state, text)
             chosen = choose(contexts, state)
             drawn = (chosen.drawn, chosen.drawn_log_probs)
             kernels.advance_search(state, chosen.tokens, chosen.log_probs, *drawn, False, stream)
             steps += 1
-        assert int(state.num_ended) == state.items
+            assert steps <= state.size.texts * self.limit, "no text goes on"
         for name, array in state.found.device.items():
             array.copy_(getattr(state, name))
-        return state.results(steps, self.options["num_return_sequences"])
+        state.found.to_host()
+        found = state.results(self.options)
+        if state.rows_per_item == 1:
+            lengths = [len(ids) for prompt in found for ids, *_ in prompt]
+            assert steps == rounds(lengths, state.size.items), "an item was idle"
+        return found
 
-    def state(self, device: str) -> SearchState:
-        beams = self.options["num_beams"] > 1
-        rows = self.options["num_beams" if beams else "num_return_sequences"]
-        longest = max(map(len, self.prompts)) + self.limit
-        size = SearchSize(len(self.prompts), rows, beams, self.options["do_sample"], longest)
-        state = SearchState(size, EOS, torch.device(device))
-        for name in ("ids", "positions", "text_len", "slots", "steps", *state.found.device):
+    def _contexts(self, state: SearchState, text: dict[int, int]) -> list[int]:
+        """Of all rows; ``text`` gets their tokens."""
+        lengths, slots, ids = state.text_len.tolist(), state.slots.tolist(), state.ids.tolist()
+        assert state.positions.tolist() == [length - 1 for length in lengths]
+        contexts = [0] * state.size.rows  # of rows that search for nothing any more
+        for row in range(state.size.rows):
+            item, own = row // state.rows_per_item, slots[row][: lengths[row]]
+            if (number := int(state.text[item])) < 0:
+                continue
+            prompt = number // state.texts_per_prompt
+            assert lengths[row] == len(self.prompts[prompt]) + int(state.steps[item])
+            assert int(state.image[row]) == 7 + prompt
+            if state.tiles is not None:
+                assert state.tiles[item].tolist() == [item * state.rows_per_item, state.rows_per_item, 7 + prompt]
+            if state.row_keys is not None:
+                assert state.row_keys[row] == state.keys[number]
+            assert text.setdefault(own[-1], ids[row]) == ids[row]
+            contexts[row] = self.language.context([text[slot] for slot in own])
+        return contexts
+
+    def state(self, device: str, items: int | None = None) -> SearchState:
+        beams = self.options["num_beams"]
+        samples = self.options["num_return_sequences"] if beams == 1 else 1
+        texts, longest = len(self.prompts) * samples, max(map(len, self.prompts)) + self.limit
+        size = SearchSize(texts, samples, items or texts, beams, self.options["do_sample"], longest)
+        tiles = None
+        if items:
+            tiles = torch.tensor([[i * beams, beams, -9] for i in range(items)], dtype=torch.int32, device=device)
+        state = SearchState(size, EOS, torch.device(device), tiles)
+        for name in ("ids", "positions", "text_len", "slots", "image", "text", "steps", *state.found.device):
             getattr(state, name).fill_(-9)
         state.scores.fill_(torch.nan)
         return state
@@ -137,6 +166,14 @@ class Case:
             return Selection(tokens.int().to(device), values.to(device), None, None, None)
 
         return choose
+
+
+def rounds(lengths: Sequence[int], items: int) -> int:
+    """The steps of texts of such lengths, of which each item takes the next as soon as it has done one."""
+    busy = [0] * items
+    for length in lengths:
+        heapq.heapreplace(busy, busy[0] + length)
+    return max(busy)
 
 
 def own_memory(state: SearchState) -> None:

@@ -79,7 +79,7 @@ class Case:
             for row, (key, token) in enumerate(zip(self.keys.tolist(), self.drawn.tolist(), strict=True)):
                 if not 0 <= token < truth.shape[1]:
                     return float("inf")
-                u, upto = quantile(key, int(self.step[0])), shares[row, token].item()
+                u, upto = quantile(key, int(self.step[row])), shares[row, token].item()
                 before = upto - truth[row].softmax(0)[token].item()
                 errors.append(max(before - u, u - upto, 0.0) / (2 * slack))
         if self.drawn is not None and self.drawn_log_probs is not None:
@@ -120,7 +120,7 @@ def make_case(
         log_probs=torch.full((rows, choices), torch.nan, device=device),
         logits=torch.full((rows, vocab), torch.nan, device=device) if logits else None,
         keys=keys if draw else None,
-        step=torch.tensor([seed % 50], dtype=torch.int32, device=device) if draw else None,
+        step=(torch.arange(rows, dtype=torch.int32, device=device) * 7 + seed) % 50 if draw else None,
         drawn=torch.full((rows,), -9, dtype=torch.int32, device=device) if draw else None,
         drawn_log_probs=torch.full((rows,), torch.nan, device=device) if draw else None,
         workspace=torch.full((workspace(rows, vocab, choices),), 0xFF, dtype=torch.uint8, device=device),

@@ -198,6 +198,13 @@ def search(emulation: ModuleType) -> Iterator[tuple[str, float]]:
         yield f"search, samples of {top_k}", case.error(case.on_device(emulation, choose))
     case = search_cases.make_case(20)
     yield "search, greedy", case.error(case.on_device(emulation, case.likeliest(1)))
+    for options, count in (
+        ({}, 1),
+        ({"num_beams": 3}, 6),
+        ({"do_sample": True, "top_k": 4, "num_return_sequences": 2}, 5),
+    ):
+        case = search_cases.make_case(64, [[3, 4], [5], [6, 7, 8], [9], [3]], seed=count, eos_bias=4.0, **options)
+        yield f"search, few at once, {count}", case.error(case.on_device(emulation, case.likeliest(count), items=2))
     case, expected = search_cases.equal_choices()
     found = [ids for ids, *_ in case.on_device(emulation, case.likeliest(4))[0]]
     yield "search, ties", 0.0 if found == expected else float("inf")

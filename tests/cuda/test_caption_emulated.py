@@ -82,3 +82,15 @@ def test_more_choices_than_tokens(emulation: ModuleType) -> None:
     case = make_caption(1, do_sample=True, top_k=61)
     with pytest.raises(ValueError, match="tokens: expected 1 to 61 choices per row, got 62"):
         case.run(emulation)
+
+
+@pytest.mark.parametrize(("items", "options"), [(1, {}), (2, {}), (1, {"num_beams": 2, "num_return_sequences": 2})])
+def test_texts_that_wait_begin_where_others_ended(emulation: ModuleType, items: int, options: dict[str, Any]) -> None:
+    emulation.set_order("shuffled", seed=items)
+    case = make_caption(3, max_new_tokens=5, **options)
+    case.model.head_bias[EOS] = 1.5
+    case.items = items
+    found = case.run(emulation)
+    assert same(found, case.expected())
+    lengths = [len(item[0][0]) for item in found]
+    assert len(set(lengths)) > 1, "the case is too easy"

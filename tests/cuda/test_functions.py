@@ -65,9 +65,11 @@ def test_linear(device: str, stored: str | None, activation: str) -> None:
 def test_head_select(device: str, stored: str | None) -> None:
     x, weight = random(device, 6, 128), PackedWeight.pack(random(device, 300, 128) / 8, stored)
     bias, keys = random(device, 300), torch.arange(6, device=device) * 12345
-    step = torch.tensor([7], dtype=torch.int32, device=device)
+    step = torch.arange(7, 13, dtype=torch.int32, device=device)
     got = cuda.head_select(x, weight, bias, choices=4, temperature=0.7, keys=keys, step=step, logits=True)
-    quantiles = torch.tensor([quantile(key, 7) for key in keys.tolist()], dtype=torch.float64, device=device)
+    quantiles = torch.tensor(
+        [quantile(*pair) for pair in zip(keys.tolist(), step.tolist(), strict=True)], dtype=torch.float64, device=device
+    )
     x, plain, bias = doubles(x, weight.unpack(), bias)
     tokens, log_probs, drawn, logits = reference.head_select(
         x, plain, bias, choices=4, temperature=0.7, quantiles=quantiles

@@ -176,12 +176,36 @@ def head(case: Case, emulation: ModuleType):
         log_probs, drawn_log_probs = torch.empty(rows, 1), torch.empty(rows)
         workspace = torch.empty(emulation.select_workspace(rows, vocab, 1), dtype=torch.uint8)
         emulation.head_select(
-            x, weight.data, None, vocab, None, case.options["temperature"], tokens, log_probs, None, state.keys,
-            state.steps[:1], drawn, drawn_log_probs, workspace,
+            x, weight.data, None, vocab, None, case.options["temperature"], tokens, log_probs, None, state.row_keys,
+            state.steps, drawn, drawn_log_probs, workspace,
         )  # fmt: skip
         return Selection(tokens, log_probs, drawn, None, drawn_log_probs)
 
     return choose
+
+
+MANY_PROMPTS = [[1 + i % 7] * (1 + i % 4) for i in range(9)]
+
+
+@pytest.mark.parametrize("items", [1, 2, 5, 8])
+@pytest.mark.parametrize(
+    ("options", "choices"),
+    [
+        ({}, 1),
+        ({"num_beams": 3, "num_return_sequences": 2}, 6),
+        ({"do_sample": True, "top_k": 7, "num_return_sequences": 3}, 8),
+        ({"do_sample": True, "num_return_sequences": 2}, None),
+    ],
+    ids=str,
+)
+def test_texts_that_wait_begin_where_others_ended(
+    emulation: ModuleType, order: str, items: int, options: dict[str, object], choices: int | None
+) -> None:
+    case = make_case(300, MANY_PROMPTS, seed=items, eos_bias=5.0, **options)
+    if choices is None:
+        case.language.table[:] = case.language.table.half()
+    choose = head(case, emulation) if choices is None else case.likeliest(choices)
+    assert case.error(case.on_device(emulation, choose, items=items)) <= 1
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -226,8 +250,8 @@ def test_memory_bounds_a_limit_beyond_it(emulation: ModuleType, monkeypatch: pyt
     case = make_case(20, [[3]], num_beams=2, eos_bias=-9, max_new_tokens=5)
     asked = SearchState.ask
 
-    def ask_for_more(state: SearchState, prompts: list[list[int]], options: dict[str, object]) -> None:
-        asked(state, prompts, options)
+    def ask_for_more(state: SearchState, *given: object) -> None:
+        asked(state, *given)
         state.given.host["settings"][0] = 1000
 
     monkeypatch.setattr(SearchState, "ask", ask_for_more)
@@ -237,18 +261,23 @@ def test_memory_bounds_a_limit_beyond_it(emulation: ModuleType, monkeypatch: pyt
 def test_what_cannot_be_is_named(emulation: ModuleType) -> None:
     case = make_case(20, num_beams=3)
     state = case.state("cpu")
-    with pytest.raises(ValueError, match=r"prompts: expected 3, got 1"):
-        state.ask([[3]], case.options)
+    with pytest.raises(ValueError, match=r"prompts: expected 3 to 3 texts, got 1"):
+        state.ask([[3]], [0], case.options)
     with pytest.raises(ValueError, match=r"prompts\[1\]: expected at most 12 tokens in all, got 4 tokens and 9 new"):
-        state.ask([[3], [3, 3, 3, 3], [3]], case.options)
+        state.ask([[3], [3, 3, 3, 3], [3]], [0, 0, 0], case.options)
     tokens, log_probs = torch.zeros(9, 6, dtype=torch.int32), torch.zeros(9, 6)
     for change, chosen, message in (
         ({}, (tokens[:8], log_probs[:8], None, None), r"tokens: expected shape \(9, choices\), got \(8, 6\)"),
         ({}, (tokens, log_probs[:, :5], None, None), r"log_probs: expected shape \(9, choices=6\), got \(9, 5\)"),
         ({}, (tokens, log_probs, tokens[:, 0], None), "drawn, drawn_log_probs: expected both or none of them"),
         ({"slots": state.slots.long()}, (tokens, log_probs, None, None), "slots: expected dtype int32, got int64"),
-        ({"rows_per_prompt": 9}, (tokens, log_probs, None, None), "rows_per_prompt: expected 9 rows, got 3 times 9"),
-        ({"rows_per_item": 17}, (tokens, log_probs, None, None), r"finished: expected shape \(items=3, 17, 5\)"),
+        (
+            {"texts_per_prompt": 9},
+            (tokens, log_probs, None, None),
+            "texts_per_prompt: expected 3 in all, got 3 times 9",
+        ),
+        ({"rows_per_item": 17}, (tokens, log_probs, None, None), r"tokens: expected shape \(max_steps, 51\)"),
+        ({"row_keys": torch.zeros(9, dtype=torch.int64)}, (tokens, log_probs, None, None), "row_keys: expected keys"),
     ):
         with pytest.MonkeyPatch.context() as patch:
             for name, value in change.items():

@@ -25,7 +25,7 @@ def test_equals_float64(dtype: torch.dtype, weights: str, rows: int, choices: in
     )  # fmt: skip
     case.overlap = overlap
     for step in range(3):
-        case.step.fill_(step)
+        case.step += step
         case.run(_C.cuda.head_select, torch.cuda.current_stream().cuda_stream)
         torch.cuda.synchronize()
         assert case.error() <= 1

@@ -102,6 +102,7 @@ def test_draws_follow_the_distribution(emulation: ModuleType) -> None:
         tokens=case.tokens.expand(draws, -1).contiguous(),
         log_probs=case.log_probs.expand(draws, -1).contiguous(),
         keys=torch.arange(draws),
+        step=torch.zeros(draws, dtype=torch.int32),
         drawn=torch.empty(draws, dtype=torch.int32),
         drawn_log_probs=None,
         workspace=torch.empty(emulation.select_workspace(draws, 300, 1), dtype=torch.uint8),
@@ -118,8 +119,8 @@ def test_a_row_does_not_depend_on_the_others(emulation: ModuleType) -> None:
     case.run(emulation.head_select)
     for row in range(0, 19, 3):
         alone = make_case(1, 300, 128, torch.bfloat16, emulation.select_workspace, choices=3, logits=True, draw=True)
-        alone.weight, alone.bias, alone.step = case.weight, case.bias, case.step
-        alone.x, alone.keys = case.x[row : row + 1], case.keys[row : row + 1]
+        alone.weight, alone.bias = case.weight, case.bias
+        alone.x, alone.keys, alone.step = (x[row : row + 1] for x in (case.x, case.keys, case.step))
         alone.run(emulation.head_select)
         for name in ("tokens", "log_probs", "logits", "drawn", "drawn_log_probs"):
             assert torch.equal(getattr(alone, name)[0], getattr(case, name)[row])

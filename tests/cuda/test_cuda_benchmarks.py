@@ -1,4 +1,4 @@
-"""benchmarks/caption_cuda.py on a tiny model and emulated kernels: what it measures is the same work on all sides."""
+"""benchmarks/*_cuda.py on a tiny model and emulated kernels: what they measure is the same work on all sides."""
 
 from __future__ import annotations
 
@@ -41,3 +41,15 @@ def test_agreement_ends_at_the_first_difference(monkeypatch: pytest.MonkeyPatch)
     import caption_cuda
 
     assert caption_cuda.agreement([[1, 2, 3], [1, 9, 3]], [[1, 2, 3], [1, 2, 3]]) == pytest.approx(4 / 6)
+
+
+def test_both_ways_through_many_texts_say_the_same(emulated_ops: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import refill_cuda
+
+    monkeypatch.setattr(refill_cuda, "LONGEST", 6)
+    monkeypatch.setattr(refill_cuda, "END", 0.3)
+    result = refill_cuda.run("tiny", 8, 2, 1, "cpu")
+    assert result["same"]
+    assert result["new_tokens"]["longest"] == 6 > result["new_tokens"]["mean"] > 1
+    assert result["steps"]["refilled"] < result["steps"]["in parts"]

@@ -1,0 +1,169 @@
+"""Calls of more rows than the CUDA engine decodes at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from engine_cases import IMAGES, make_engine
+from search_cases import rounds
+
+from gitfast.engines import cuda as engines_cuda
+from gitfast.engines import cuda_fused
+from gitfast.engines.base import Generation, GenerationOptions
+from gitfast.engines.cpu import CpuEngine
+from gitfast.engines.cuda import CudaEngine
+from gitfast.engines.cuda_text import CudaPrefix, TextBatch
+from gitfast.processor import Processor
+
+QUESTIONS = ["", "what color ?", "how many ?", "", "what ?"]
+
+SEARCHES = {
+    "greedy": GenerationOptions(max_new_tokens=7),
+    "beams": GenerationOptions(num_beams=2, num_return_sequences=2, max_new_tokens=4),
+    "samples": GenerationOptions(do_sample=True, top_k=3, seed=1, num_return_sequences=2, max_new_tokens=4),
+    "samples of all": GenerationOptions(do_sample=True, seed=2, num_return_sequences=2, max_new_tokens=4),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_clusters(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half as many threads to emulate."""
+    if device == "cpu":
+        monkeypatch.setattr(cuda_fused, "CLUSTER", 4)
+
+
+@pytest.fixture(scope="module")
+def prompts(processor: Processor) -> list[list[int]]:
+    return [processor.tokenizer.prompt(question) for question in QUESTIONS]
+
+
+def encode(engine: CudaEngine, processor: Processor) -> list[CudaPrefix]:
+    """Five prefixes of three images."""
+    prefixes = engine.encode(processor.images(IMAGES))
+    return prefixes + engine.encode(processor.images(IMAGES[:2]))
+
+
+@pytest.mark.parametrize(
+    ("decode", "name"),
+    [*(("operations", name) for name in SEARCHES), ("layers", "greedy"), ("text", "greedy"), ("text", "beams")],
+)
+def test_rows_are_what_they_are_all_at_once(
+    device: str, decode: str, name: str, processor: Processor, prompts: list[list[int]]
+) -> None:
+    """To the bit: with two at once, which have other neighbours and begin at other steps."""
+    engine, options = make_engine(device, "bfloat16", decode=decode), SEARCHES[name]
+    prefixes = encode(engine, processor)[: len(QUESTIONS) // options.num_return_sequences + 1]
+    some = prompts[: len(prefixes)]
+    expected = engine.generate(prefixes, some, options)
+    engine.rows_at_once = 2 * options.num_beams
+    assert engine.generate(prefixes, some, options) == expected
+    assert next(reversed(engine._plans)).items == 2
+
+
+def test_captions(device: str, cpu: CpuEngine, processor: Processor, prompts: list[list[int]]) -> None:
+    engine = make_engine(device, prefix_dtype="int8", rows_at_once=2)
+    results = engine.generate(encode(engine, processor), prompts, SEARCHES["greedy"])
+    pixels = processor.images(IMAGES)
+    expected = cpu.generate([*cpu.encode(pixels), *cpu.encode(pixels[:2])], prompts, SEARCHES["greedy"])
+    for (got,), (right,) in zip(results, expected, strict=True):
+        assert (got.token_ids, got.finish_reason) == (right.token_ids, right.finish_reason)
+
+
+def test_long_texts_do_not_hold_short_ones(device: str, processor: Processor) -> None:
+    engine, options = make_engine(device, rows_at_once=2), GenerationOptions(max_new_tokens=12)
+    prefixes, prompt = encode(engine, processor), processor.tokenizer.prompt
+
+    def steps_of(places: list[CudaPrefix], texts: list[list[int]]) -> tuple[list[list[Generation]], int]:
+        before = engine.stats.decode_steps
+        return engine.generate(places, texts, options), engine.stats.decode_steps - before + 1
+
+    texts = [prompt(), prompt("what color ?"), prompt("what color ?"), prompt("what color ?"), prompt()]
+    results, steps = steps_of(prefixes, texts)
+    lengths = [len(item[0].token_ids) for item in results]
+    assert max(lengths) > 2 * min(lengths), "the case is too easy"
+    in_parts = sum(steps_of(prefixes[i : i + 2], texts[i : i + 2])[1] for i in range(0, 5, 2))
+    late = 3  # steps, until the host of a device knows
+    assert rounds(lengths, 2) <= steps <= rounds(lengths, 2) + late < in_parts
+
+
+def test_rows_may_share_prefixes(device: str, processor: Processor, prompts: list[list[int]]) -> None:
+    engine = make_engine(device)
+    first, second, *_ = encode(engine, processor)
+    prefixes = [first, second, second, first, first]
+    expected = engine.generate(prefixes, prompts, SEARCHES["greedy"])
+    engine.rows_at_once = 2
+    assert engine.generate(prefixes, prompts, SEARCHES["greedy"]) == expected
+    assert next(reversed(engine._plans)).groups == ((2, 65),)
+
+
+def test_plans_are_shared(device: str, processor: Processor, prompts: list[list[int]]) -> None:
+    """By calls of as many rows and prefixes, rounded up; and no call has more than some times those at once."""
+    engine, options = make_engine(device, rows_at_once=2), GenerationOptions(max_new_tokens=2)
+    prefixes = encode(engine, processor)
+    alone = [engine.generate([prefix], [prompt], options)[0] for prefix, prompt in zip(prefixes, prompts, strict=True)]
+    engine._plans.clear()
+    for count in (3, 4):
+        assert engine.generate(prefixes[:count], prompts[:count], options) == alone[:count]
+    assert [key.texts for key in engine._plans] == [4]
+    assert engine.generate(prefixes * 2, prompts * 2, options) == alone * 2
+    assert [key.texts for key in engine._plans] == [4, 8, 2]
+
+
+def test_memory_of_plans_is_bounded(
+    device: str, processor: Processor, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(device)
+    prefixes, options = encode(engine, processor), GenerationOptions(max_new_tokens=2)
+    engine.generate(prefixes[:1], prompts[:1], options)
+    (plan,) = engine._plans.values()
+    assert plan.nbytes > prefixes[0].nbytes
+    monkeypatch.setattr(engines_cuda, "_PLAN_BYTES_KEPT", plan.nbytes * 4)
+    engine.generate(prefixes[:2], prompts[:2], options)
+    assert len(engine._plans) == 2
+    engine.generate(prefixes[:3], prompts[:3], options)
+    assert [key.items for key in engine._plans] == [3]
+    monkeypatch.setattr(engines_cuda, "_PLAN_BYTES_KEPT", 0)
+    engine.generate(prefixes[:1], prompts[:1], options)
+    assert not engine._plans
+
+
+def test_what_is_done_in_parts(
+    device: str, processor: Processor, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rules: no more rows at once either."""
+    engine, prefixes, sizes, start = make_engine(device), [], [], TextBatch.__init__
+    options = replace(SEARCHES["greedy"], max_new_tokens=4, repetition_penalty=1.1)
+    prefixes = encode(engine, processor)
+    expected = engine.generate(prefixes, prompts, options)
+
+    def noted_start(batch: TextBatch, decoder: object, prefixes: list[CudaPrefix], *args: object) -> None:
+        sizes.append(len(prefixes))
+        start(batch, decoder, prefixes, *args)
+
+    monkeypatch.setattr(TextBatch, "__init__", noted_start)
+    engine.rows_at_once = 2
+    assert engine.generate(prefixes, prompts, options) == expected
+    assert sizes == [2, 2, 1]
+
+
+def test_tokens_are_told_of_all_rows(device: str, processor: Processor, prompts: list[list[int]]) -> None:
+    engine, told = make_engine(device, decode="text", rows_at_once=2), [[] for _ in QUESTIONS]
+    options = GenerationOptions(max_new_tokens=3)
+    results = engine.generate(encode(engine, processor), prompts, options, lambda row, ids: told[row].extend(ids))
+    assert told == [item[0].token_ids for item in results]
+
+
+def test_logits_that_are_no_numbers_name_their_row(device: str, processor: Processor, prompts: list[list[int]]) -> None:
+    engine = make_engine(device, rows_at_once=2)
+    prefixes = encode(engine, processor)
+    bad = CudaPrefix(prefixes[3].keys, torch.full_like(prefixes[3].values, torch.nan), prefixes[3].engine)
+    with pytest.raises(ValueError, match="logits: NaN in row 3"):
+        engine.generate([*prefixes[:3], bad, prefixes[4]], prompts, SEARCHES["greedy"])
+    assert len(engine.generate(prefixes, prompts, SEARCHES["greedy"])) == 5
+
+
+def test_no_row_at_all(device: str) -> None:
+    with pytest.raises(ValueError, match="rows_at_once: expected at least 1, got 0"):
+        make_engine(device, rows_at_once=0)
