@@ -47,7 +47,7 @@ bool test_norm(DType dtype, double rounding, int rows, int width) {
       const double truth = (row[i] - mean) / std::sqrt(variance + args.eps) * value(gamma[i]) + value(beta[i]);
       const double got = value(result[static_cast<size_t>(r) * width + i]);
       const double error = std::fabs(got - truth) / (rounding * std::fabs(truth) + 2e-5);
-      worst = error <= worst ? worst : error;  // NaN stays
+      worst = worse(worst, error);
     }
   }
   return report("add_layer_norm", dtype, rows, width, 0, worst);
@@ -74,7 +74,7 @@ bool test_activation(DType dtype, double rounding, Activation activation, int ro
     const double gelu = sum / 2 * std::erfc(-sum / std::sqrt(2.0)), quick_gelu = sum / (1 + std::exp(-1.702 * sum));
     const double truth = activation == Activation::gelu ? gelu : quick_gelu;
     const double error = std::fabs(value(result[i]) - truth) / (rounding * std::fabs(truth) + 1e-5);
-    worst = error <= worst ? worst : error;
+    worst = worse(worst, error);
   }
   return report(activation == Activation::gelu ? "gelu" : "quick_gelu", dtype, rows, width, 0, worst);
 }
@@ -120,7 +120,7 @@ bool test_embed(DType dtype, double rounding, int width) {
       }
       const double truth = (sum(i) - mean) / std::sqrt(variance + args.eps) * value(gamma[i]) + value(beta[i]);
       const double error = std::fabs(got - truth) / (rounding * std::fabs(truth) + 2e-5);
-      worst = error <= worst ? worst : error;
+      worst = worse(worst, error);
     }
   }
   return report("embed_layer_norm", dtype, rows, width, 0, worst);
@@ -188,7 +188,7 @@ bool test_attention(DType dtype, double rounding, int width, int prefix, int spl
         const double truth = keys > 0 ? sums[d] / total : 0;
         const double got = value(result[r * per_row + h * width + d]);
         const double error = std::fabs(got - truth) / (rounding * (std::fabs(truth) + 5) + 1e-5);
-        worst = error <= worst ? worst : error;
+        worst = worse(worst, error);
       }
     }
   return report("prefix_attention", dtype, width, prefix, splits, worst);
@@ -207,7 +207,7 @@ bool test_tile_product(DType dtype, int M, int N, int K) {
       double truth = 0;
       for (int k = 0; k < K; ++k) truth += double{value(a[m * K + k])} * value(b[k * N + n]);
       const double error = std::fabs(result[m * N + n] - truth) / 1e-3;
-      worst = error <= worst ? worst : error;
+      worst = worse(worst, error);
     }
   return report("tile_product", dtype, M, N, K, worst);
 }

@@ -73,7 +73,7 @@ bool test_linear(DType weight_dtype, const std::vector<W>& weight, int rows, int
   double worst = 0;
   for (size_t i = 0; i < truth.size(); ++i) {
     const double error = std::fabs(value(result[i]) - truth[i]) / (std::fabs(truth[i]) / (1 << 11) + 1e-3);
-    worst = error <= worst ? worst : error;
+    worst = worse(worst, error);
   }
   return report("linear", weight_dtype, rows, columns, depth, worst);
 }
@@ -115,7 +115,7 @@ bool test_select(DType weight_dtype, const std::vector<W>& weight, int rows, int
       const int token = result[size_t{1} * r * choices + k];
       const double best = *std::max_element(row, row + columns);
       const double error = token < 0 || token >= columns ? INFINITY : (best - row[token]) / 1e-3;
-      worst = error <= worst ? worst : error;
+      worst = worse(worst, error);
       if (error < INFINITY) row[token] = -INFINITY;
     }
   }
