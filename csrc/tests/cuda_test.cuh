@@ -1,8 +1,11 @@
-// What tests on a device share: memory of exact size, random values, and a line per case.
+// What tests on a device share: memory of exact size, random values, and a line per case. Where the kernels are
+// emulated (csrc/emulation), memory is the host's.
 #pragma once
 
 #include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <new>
 #include <random>
 #include <vector>
 
@@ -10,27 +13,47 @@
 
 namespace gitfast::cuda {
 
+#ifdef __CUDACC__
+inline void* allocate(size_t bytes) {
+  void* data = nullptr;
+  check(cudaMalloc(&data, bytes), "cudaMalloc");
+  return data;
+}
+inline void release(void* data) { cudaFree(data); }
+inline void copy(void* to, const void* from, size_t bytes) {
+  if (bytes > 0) check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "cudaMemcpy");
+}
+#else
+constexpr std::align_val_t kAlignment{256};  // that of cudaMalloc
+inline void* allocate(size_t bytes) { return ::operator new(bytes, kAlignment); }
+inline void release(void* data) { ::operator delete(data, kAlignment); }
+inline void copy(void* to, const void* from, size_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+#endif
+
 // Memory of the device of exactly this many elements.
 template <class T>
 class DeviceArray {
  public:
-  explicit DeviceArray(const std::vector<T>& host) : size_(host.size()) {
-    check(cudaMalloc(&data_, size_ * sizeof(T)), "cudaMalloc");
-    check(cudaMemcpy(data_, host.data(), size_ * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
+  explicit DeviceArray(const std::vector<T>& host) : size_(host.size()), data_(allocate(size_ * sizeof(T))) {
+    set(host);
   }
-  ~DeviceArray() { cudaFree(data_); }
+  ~DeviceArray() { release(data_); }
   DeviceArray(const DeviceArray&) = delete;
   DeviceArray& operator=(const DeviceArray&) = delete;
   T* data() const { return static_cast<T*>(data_); }
   std::vector<T> host() const {
-    std::vector<T> copy(size_);
-    check(cudaMemcpy(copy.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost), "cudaMemcpy");
-    return copy;
+    std::vector<T> values(size_);
+    copy(values.data(), data_, size_ * sizeof(T));
+    return values;
   }
+  // As many values as there are.
+  void set(const std::vector<T>& host) const { copy(data_, host.data(), size_ * sizeof(T)); }
 
  private:
   size_t size_;
-  void* data_ = nullptr;
+  void* data_;
 };
 
 inline float value(float x) { return x; }
