@@ -8,6 +8,7 @@
 #include "cuda/embed.h"
 #include "cuda/norm.h"
 #include "tests/cuda_test.cuh"
+#include "tests/cuda_test_decode.cuh"
 #include "tests/cuda_test_linear.cuh"
 #include "tests/tile_product.h"
 
@@ -243,6 +244,7 @@ bool test_all() {
     right &= test_tile_product<__half>(DType::f16, M, N, K);
     right &= test_tile_product<__nv_bfloat16>(DType::bf16, M, N, K);
   }
+  right &= test_decode();
   return right;
 }
 

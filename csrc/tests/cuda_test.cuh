@@ -56,14 +56,15 @@ class DeviceArray {
   void* data_;
 };
 
+inline double value(double x) { return x; }
 inline float value(float x) { return x; }
 inline float value(__half x) { return __half2float(x); }
 inline float value(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 template <class T>
-std::vector<T> normal(size_t n, unsigned seed) {
+std::vector<T> normal(size_t n, unsigned seed, float deviation = 1, float mean = 0) {
   std::mt19937 random(seed);
-  std::normal_distribution<float> distribution;
+  std::normal_distribution<float> distribution(mean, deviation);
   std::vector<T> values(n);
   for (T& v : values) v = T(distribution(random));
   return values;
@@ -79,6 +80,11 @@ inline bool report(const char* name, DType dtype, int a, int b, int c, double er
   std::printf("%-16s %-8s %4d %4d %4d  %.3f of the tolerance%s\n", name, dtype_name(dtype), a, b, c, error,
               right ? "" : ": WRONG");
   return right;
+}
+
+inline bool skipped(const char* name) {
+  std::printf("%-16s skipped: the device has no clusters of blocks for it\n", name);
+  return true;
 }
 
 }  // namespace gitfast::cuda

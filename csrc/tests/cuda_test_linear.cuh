@@ -21,8 +21,8 @@ std::vector<W> packed(const std::vector<W>& weight, int columns, int depth) {
   return data;
 }
 
-inline std::vector<int8_t> bytes(size_t n) {
-  std::mt19937 random(7);
+inline std::vector<int8_t> bytes(size_t n, unsigned seed = 7) {
+  std::mt19937 random(seed);
   std::vector<int8_t> values(n);
   for (int8_t& v : values) v = static_cast<int8_t>(random() % 255 - 127);
   return values;
