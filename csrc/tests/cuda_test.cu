@@ -8,8 +8,10 @@
 #include "cuda/embed.h"
 #include "cuda/norm.h"
 #include "tests/cuda_test.cuh"
+#include "tests/cuda_test_caption.cuh"
 #include "tests/cuda_test_decode.cuh"
 #include "tests/cuda_test_linear.cuh"
+#include "tests/cuda_test_search.cuh"
 #include "tests/tile_product.h"
 
 namespace gitfast::cuda {
@@ -245,6 +247,8 @@ bool test_all() {
     right &= test_tile_product<__nv_bfloat16>(DType::bf16, M, N, K);
   }
   right &= test_decode();
+  right &= test_search();
+  right &= test_caption();
   return right;
 }
 
