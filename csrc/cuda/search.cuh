@@ -31,9 +31,9 @@ __device__ __forceinline__ int limit_of(const SearchState& s, int prompt_len) {
 __device__ inline void begin_text(const SearchState& s, int item, int text) {
   const int lane = lane_of_warp(), rows = static_cast<int>(s.rows_per_item), columns = static_cast<int>(s.max_text);
   const int per_prompt = static_cast<int>(s.texts_per_prompt), prompt = text / per_prompt;
-  const int length = s.prompt_len[prompt], image = s.images[prompt];
+  const int length = s.prompt_len[prompt], image = s.images[prompt], first = prompt * per_prompt * rows;
   for (int i = 0; i < rows; ++i) {
-    const int row = item * rows + i, own = text * rows + i, first = prompt * per_prompt * rows;
+    const int row = item * rows + i, own = text * rows + i;
     for (int column = lane; column < columns; column += kWarpSize)
       s.slots[int64_t{row} * columns + column] = (column < length - 1 ? first : own) * columns + column;
     if (lane > 0) continue;

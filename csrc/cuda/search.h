@@ -65,7 +65,7 @@ struct SearchState {
   const int32_t* images = nullptr;           // (prompts,): which prefix it sees
   const SearchSettings* settings = nullptr;  // (1,)
   const float* length_norms = nullptr;       // (L + 1,): what the score of a beam of a length is divided by
-  const int64_t* keys = nullptr;             // (M,) or null: of random numbers (random.h); draws among choices
+  const int64_t* keys = nullptr;             // (M,) or null: of random numbers (random.h), for draws
 
   // What the decoder reads of each row: its next token.
   int32_t* ids = nullptr;        // (R,)

@@ -44,8 +44,8 @@ class Mirrored:
         self._there.copy_(self._here, non_blocking=True)
 
     def to_host(self) -> None:
-        """In the order of the stream: the host's copy is not to be read before that."""
-        self._here.copy_(self._there, non_blocking=True)
+        """Waits for all that is enqueued."""
+        self._here.copy_(self._there)
 
 
 def _views(memory: Tensor, begins: Sequence[int], shapes: Shapes) -> dict[str, Tensor]:

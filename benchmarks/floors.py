@@ -1,0 +1,50 @@
+"""The least that a caption asks of a device: weights read once, prefixes read at every step, all products of matrices.
+
+Work is counted by the shapes of a model, as in docs/performance.md; how long it takes at least, ``Ceilings`` says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gitfast.bench.ceilings import Ceilings
+from gitfast.config import GitConfig
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one phase."""
+
+    flops: float
+    num_bytes: float
+
+    def seconds(self, ceilings: Ceilings) -> float:
+        """At least, in bfloat16."""
+        return ceilings.least_seconds(self.flops, self.num_bytes, "bfloat16")[0]
+
+
+def encode(config: GitConfig, batch: int) -> Work:
+    """Pixels to keys and values of every layer, weights in bfloat16. Of the last layer only these are needed."""
+    vision, frames = config.vision_config, config.num_image_with_embedding or 1
+    width, tokens = vision.hidden_size, vision.num_tokens
+    in_layers = vision.num_hidden_layers * (4 * width**2 + 2 * width * vision.intermediate_size)
+    patches = 3 * vision.patch_size**2 * width
+    attention = 4 * tokens**2 * width * vision.num_hidden_layers
+    of_frame = 2 * tokens * (in_layers + patches) + attention
+
+    hidden, prefix, whole_layers = config.hidden_size, config.num_image_tokens, config.num_hidden_layers - 1
+    decoder = whole_layers * _layer(config) + 2 * hidden**2
+    of_prefix = 2 * prefix * (decoder + width * hidden) + 4 * prefix**2 * hidden * whole_layers
+    weights = in_layers + patches + width * hidden + decoder
+    return Work(batch * (frames * of_frame + of_prefix), 2 * weights)
+
+
+def step(config: GitConfig, batch: int, weight_bytes: int, prefix_bytes: int) -> Work:
+    """One more token of every image; so many bytes of each weight, and of each value of the prefix. Text is little."""
+    weights = config.num_hidden_layers * _layer(config) + config.vocab_size * config.hidden_size
+    prefix = 2 * config.num_hidden_layers * config.num_image_tokens * config.hidden_size
+    return Work(2 * batch * (weights + prefix), weight_bytes * weights + prefix_bytes * batch * prefix)
+
+
+def _layer(config: GitConfig) -> int:
+    return 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
