@@ -31,6 +31,7 @@ Prompts = Sequence[list[int]]  # of one source
 
 _MAX_ROWS = 64  # sequences decoded together: bounds the keys and values of their text
 _WINDOW = 4  # times the rows decoded at once are handed over together: only the last of them leave places empty
+_WINDOW_BYTES = 2 << 30  # of their prefixes; one batch may have more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,11 @@ def generate(
     window_rows = 1 if rows_at_once is None else _WINDOW * rows_at_once
     with contextlib.closing(encode(engine, processor, sources, batching)) as batches:
         jobs = (_Job(batch, list(itertools.islice(waiting, len(batch.prefixes)))) for batch in batches)
-        for window in grouped(jobs, window_rows, lambda job: job.rows * sequences):
+        # Full by rows or by bytes, whichever is first.
+        full = window_rows * _WINDOW_BYTES
+        for window in grouped(
+            jobs, full, lambda job: max(job.rows * sequences * _WINDOW_BYTES, job.nbytes * window_rows)
+        ):
             yield from _generate_window(engine, processor, window, options, show_prompt=show_prompt)
 
 
@@ -134,6 +139,10 @@ class _Job:
     def rows(self) -> int:
         """An error counts as well, so that a window of nothing else ends, too."""
         return sum(max(1, len(texts)) for texts in self.prompts)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(prefix.nbytes for prefix in self.batch.prefixes if not isinstance(prefix, GitfastError))
 
 
 def _generate_window(

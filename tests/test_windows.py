@@ -103,6 +103,14 @@ class TestWindows:
         list(generate(engine, processor, files[:9], questions=30, batch_size=9))
         assert engine.rows == [270]
 
+    def test_large_prefixes_make_windows_small(self, processor, files, monkeypatch):
+        engine = RefillingEngine(3)
+        monkeypatch.setattr(pipeline, "_WINDOW_BYTES", 7 * FakePrefix.nbytes)
+        list(generate(engine, processor, files[:20], batch_size=3))
+        assert engine.rows == [9, 9, 2]
+        list(generate(engine, processor, files[:8], questions=5, batch_size=1))
+        assert engine.rows[3:] == [15, 15, 10]
+
     def test_other_engines_are_given_batches(self, processor, files):
         engine = FakeEngine()
         list(generate(engine, processor, files[:9], questions=20, batch_size=4))

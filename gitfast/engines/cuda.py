@@ -279,7 +279,7 @@ class CudaEngine:
         groups, places = group_prefixes(prefixes)
         tokens = max(map(len, prompts)) + options["max_new_tokens"]
         key = PlanKey.of(way, places, groups, tokens, self.rows_at_once)
-        plan = self._plans.pop(key, None) or SearchPlan(self._decoder, self._fused, key, self.config.eos_token_id)
+        plan = self._plans.pop(key, None) or self._new_plan(key)
         results, steps = plan.run(groups, places, prompts, options, on_token)
         self.stats.decode_steps += steps - 1
         self._plans[key] = plan  # one that fails is gone
@@ -287,6 +287,18 @@ class CudaEngine:
             if self._plans.pop(next(iter(self._plans))) is plan:
                 break
         return generations(results)
+
+    def _new_plan(self, key: PlanKey) -> SearchPlan:
+        """The memory of others that are kept makes room if need be."""
+        given = self._decoder, self._fused, key, self.config.eos_token_id
+        try:
+            return SearchPlan(*given)
+        except torch.OutOfMemoryError:
+            if not self._plans:
+                raise
+        self._plans.clear()
+        torch.cuda.empty_cache()
+        return SearchPlan(*given)
 
     def _checked(
         self,

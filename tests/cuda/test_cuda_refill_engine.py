@@ -14,7 +14,9 @@ from gitfast.engines import cuda_fused
 from gitfast.engines.base import Generation, GenerationOptions
 from gitfast.engines.cpu import CpuEngine
 from gitfast.engines.cuda import CudaEngine
+from gitfast.engines.cuda_search import SearchPlan
 from gitfast.engines.cuda_text import CudaPrefix, TextBatch
+from gitfast.errors import EngineError
 from gitfast.processor import Processor
 
 QUESTIONS = ["", "what color ?", "how many ?", "", "what ?"]
@@ -127,6 +129,32 @@ def test_memory_of_plans_is_bounded(
     monkeypatch.setattr(engines_cuda, "_PLAN_BYTES_KEPT", 0)
     engine.generate(prefixes[:1], prompts[:1], options)
     assert not engine._plans
+
+
+def test_plans_that_are_kept_make_room(
+    device: str, processor: Processor, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, make = make_engine(device), SearchPlan.__init__
+    prefixes, options = encode(engine, processor), GenerationOptions(max_new_tokens=2)
+    (alone,) = engine.generate(prefixes[:1], prompts[:1], options)
+
+    def full(plan: SearchPlan, *given: object) -> None:
+        if engine._plans:
+            raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+        make(plan, *given)
+
+    monkeypatch.setattr(SearchPlan, "__init__", full)
+    assert engine.generate(prefixes[:2], prompts[:2], options)[0] == alone
+    assert [key.items for key in engine._plans] == [2]
+
+    def always_full(plan: SearchPlan, *given: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr(SearchPlan, "__init__", always_full)
+    with pytest.raises(EngineError, match="9 GiB"):
+        engine.generate(prefixes[:3], prompts[:3], options)
+    monkeypatch.setattr(SearchPlan, "__init__", make)
+    assert engine.generate(prefixes[:1], prompts[:1], options) == [alone]
 
 
 def test_what_is_done_in_parts(
