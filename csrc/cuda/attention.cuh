@@ -5,10 +5,8 @@
 // counters do not move with the shapes, so that launches of different shapes leave zeros where the next one counts.
 #pragma once
 
-#include <cmath>
-
 #include "cuda/attention.h"
-#include "cuda/platform.h"
+#include "cuda/softmax.cuh"
 
 namespace gitfast::cuda {
 
@@ -90,12 +88,10 @@ __device__ __forceinline__ void merge_splits(const PrefixAttention& args, int fi
       const float* state = state_of(args, split, row, blockIdx.y);
       const auto part = load_vec(reinterpret_cast<const Vec<float, 2>*>(state));  // peak, total
       const auto part_sums = load_vec(reinterpret_cast<const Vec<float, 4>*>(state + kStateHead + column));
-      const float top = fmaxf(peak, part.at[0]);
-      const float base = top == -INFINITY ? 0.0f : top;  // no key yet
-      const float factor = exp2f(peak - base), part_factor = exp2f(part.at[0] - base);
-      peak = top;
-      total = fmaf(total, factor, part.at[1] * part_factor);
-      for (int j = 0; j < 4; ++j) sums[j] = fmaf(sums[j], factor, part_sums.at[j] * part_factor);
+      const CommonPeak common = common_peak(peak, part.at[0]);
+      peak = common.peak;
+      total = fmaf(total, common.first, part.at[1] * common.second);
+      for (int j = 0; j < 4; ++j) sums[j] = fmaf(sums[j], common.first, part_sums.at[j] * common.second);
     }
     const float inverse = inverse_of(total);
     Vec<T, 4> result;

@@ -11,6 +11,7 @@
 #include "cuda/activation.cuh"
 #include "cuda/cluster.h"
 #include "cuda/decode.h"
+#include "cuda/softmax.cuh"
 #include "cuda/warp.cuh"
 #include "cuda/weight_stream.cuh"
 
@@ -107,16 +108,15 @@ struct Products {
   }
 };
 
-// Softmax so far over some keys of one row: sums of values are relative to the peak, in base 2.
+// Softmax so far over some keys of one row, and one column of the sums of values.
 struct SoftmaxPart {
   float peak, total, sum;
 };
 
 // Adds part `b` to `a`.
 __device__ __forceinline__ void merge(SoftmaxPart& a, const SoftmaxPart& b) {
-  const float top = fmaxf(a.peak, b.peak), base = top == -INFINITY ? 0.0f : top;  // no key yet
-  const float factor = exp2f(a.peak - base), other = exp2f(b.peak - base);
-  a = {top, a.total * factor + b.total * other, a.sum * factor + b.sum * other};
+  const CommonPeak common = common_peak(a.peak, b.peak);
+  a = {common.peak, a.total * common.first + b.total * common.second, a.sum * common.first + b.sum * common.second};
 }
 
 // Of one column of parts that lie `stride` floats apart.
@@ -388,20 +388,19 @@ class DecodeBlock {
       for (int lanes = 1; lanes < kLanesOfKey; lanes *= 2) score += __shfl_xor_sync(kAllLanes, score, lanes);
       constexpr float kScale = 0.125f * kLog2E;  // 1 / sqrt(64)
       score = valid ? score * kScale : -INFINITY;
-      const float top = fmaxf(peak, score), relative = top == -INFINITY ? 0.0f : top;
-      const float factor = exp2f(peak - relative), weight = exp2f(score - relative);
-      peak = top;
-      total = total * factor + weight;
-      for (int e = 0; e < 8; ++e) sums[e] = fmaf(weight, v[e], sums[e] * factor);
+      const CommonPeak common = common_peak(peak, score);  // the key's weight is that of a part of its own
+      peak = common.peak;
+      total = total * common.first + common.second;
+      for (int e = 0; e < 8; ++e) sums[e] = fmaf(common.second, v[e], sums[e] * common.first);
     }
     for (int lanes = kLanesOfKey; lanes < kWarpSize; lanes *= 2) {
       const float other_peak = __shfl_xor_sync(kAllLanes, peak, lanes);
       const float other_total = __shfl_xor_sync(kAllLanes, total, lanes);
-      const float top = fmaxf(peak, other_peak), relative = top == -INFINITY ? 0.0f : top;
-      const float factor = exp2f(peak - relative), other = exp2f(other_peak - relative);
-      peak = top;
-      total = total * factor + other_total * other;
-      for (int e = 0; e < 8; ++e) sums[e] = sums[e] * factor + __shfl_xor_sync(kAllLanes, sums[e], lanes) * other;
+      const CommonPeak common = common_peak(peak, other_peak);
+      peak = common.peak;
+      total = total * common.first + other_total * common.second;
+      for (int e = 0; e < 8; ++e)
+        sums[e] = sums[e] * common.first + __shfl_xor_sync(kAllLanes, sums[e], lanes) * common.second;
     }
     const int lane = threadIdx.x % kWarpSize;
     if (lane >= kLanesOfKey) return;

@@ -103,7 +103,7 @@ FAULTS |= {
     ),
     "embed: a missing word unmarked": Fault("embed", "exists ? args.eps : NAN", "args.eps", WRONG_VALUES),
 }
-ATTENTION_PARTS = "csrc/cuda/attention.cuh"
+ATTENTION_PARTS, SOFTMAX = "csrc/cuda/attention.cuh", "csrc/cuda/softmax.cuh"
 FAULTS |= {
     "attention: keys not waited for": Fault("attention", "    cp_async_wait<1>();\n", "", WRONG_VALUES),
     "attention: queries not waited for": Fault("attention", "    cp_async_wait<0>();\n", "", WRONG_VALUES),
@@ -194,10 +194,10 @@ FAULTS |= {
         file=ATTENTION_PARTS,
     ),
     "attention: no part has a key, and not a number": Fault(
-        "attention", "top == -INFINITY ? 0.0f : top", "top", WRONG_VALUES, file=ATTENTION_PARTS
+        "attention", "peak == -INFINITY ? 0.0f : peak", "peak", WRONG_VALUES, file=SOFTMAX
     ),
     "attention: parts not rescaled": Fault(
-        "attention", "part.at[1] * part_factor", "part.at[1]", WRONG_VALUES, file=ATTENTION_PARTS
+        "attention", "part.at[1] * common.second", "part.at[1]", WRONG_VALUES, file=ATTENTION_PARTS
     ),
 }
 FAULTS |= {
@@ -466,7 +466,7 @@ FAULTS |= {
     ),
     "decode: the residual in every cluster's sums": Fault("decode", "if (place_.head == 0)", "if (true)", WRONG_VALUES),
     "decode: no key yet, and not a number": Fault(
-        "decode", "base = top == -INFINITY ? 0.0f : top;  // no key yet", "base = top;", WRONG_VALUES
+        "decode", "peak == -INFINITY ? 0.0f : peak", "peak", WRONG_VALUES, file=SOFTMAX
     ),
     "decode: room for too few rows": Fault(
         "decode",
