@@ -110,15 +110,16 @@ class SearchPlan:
         self._decoder, self._way = decoder, key.way
         self._groups = [empty_group(decoder, *sizes) for sizes in key.groups]
         self._device, rows_per_text = decoder.like.device, key.way.rows_per_text
+        item_tiles: Tensor | None = None
         if key.places is None:  # an item's rows see one prefix, which changes with its text
-            item_tiles = [[item * rows_per_text, rows_per_text, 0] for item in range(key.items)]
-            tiles = [torch.tensor(item_tiles, dtype=torch.int32, device=self._device)]
+            of_items = [[item * rows_per_text, rows_per_text, 0] for item in range(key.items)]
+            item_tiles = torch.tensor(of_items, dtype=torch.int32, device=self._device)
+            tiles = [item_tiles]
         else:
             places = [place for place in key.places for _ in range(key.way.rows)]
             tiles = group_tiles(places, len(key.groups), self._device)
-        own_tiles = tiles[0] if key.places is None else None
         size = SearchSize(key.texts, key.way.texts_per_prompt, key.items, rows_per_text, key.way.draws, key.max_text)
-        self._state = state = SearchState(size, eos, self._device, own_tiles)
+        self._state = state = SearchState(size, eos, self._device, item_tiles)
         self._store = TextStore.empty(decoder, key.texts * rows_per_text * key.max_text, size.rows)
         self._rows = TextRows(state.ids, state.positions, state.slots, state.text_len, tiles, apart=True)
         self._fused = fused.plan(size.rows, self._groups, self._store) if fused else None

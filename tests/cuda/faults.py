@@ -350,7 +350,7 @@ FAULTS |= {
         "search", "(ends_in_eos ? 1 : 0)", "(ends_in_eos ? 0 : 0)", WRONG_VALUES
     ),
     "search: beams that end stay": Fault(
-        "search", "score > -INFINITY && !candidate.ends", "score > -INFINITY", "AssertionError"
+        "search", "score > -INFINITY && !candidate.ends", "score > -INFINITY", WRONG_VALUES
     ),
     "search: slots of other beams": Fault("search", "exists && mine.row != lane", "false", WRONG_VALUES),
     "search: the last slot left": Fault(
@@ -365,7 +365,9 @@ FAULTS |= {
     "search: records of rows that are not there": Fault(
         "search", "  if (lane >= beams) return Ended::no;\n", "", OUT_OF_BOUNDS
     ),
-    "search: prompts shared by nobody": Fault("search", "column < length - 1 ? first : own", "own", "KeyError"),
+    "search: prompts shared by nobody": Fault(
+        "search", "column < length - 1 ? first : own", "own + 0 * first", "KeyError"
+    ),
     "search: a text beyond the last": Fault(
         "search", "next < s.settings->texts", "next <= s.settings->texts", OUT_OF_BOUNDS
     ),
@@ -375,7 +377,7 @@ FAULTS |= {
         "search", "s.steps[item] = s.ended[text]", "s.ended[text]", "AssertionError"
     ),
     "search: a next text of every lane": Fault(
-        "search", "  next = __shfl_sync(kAllLanes, next, 0);\n", "", WRONG_VALUES
+        "search", "  next = __shfl_sync(kAllLanes, next, 0);\n", "", "AssertionError"
     ),
     "search: one more token than asked for": Fault(
         "search", "step + 1 >= limit_of", "step >= limit_of", "AssertionError"
