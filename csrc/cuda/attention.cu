@@ -136,6 +136,7 @@ __global__ void prefix_attention_kernel(PrefixAttention args) {
   float* all_scores = scales + 2 * Parts::kScales;
   const int first = args.tile_list[3 * blockIdx.x], count = args.tile_list[3 * blockIdx.x + 1];
   const int64_t image = args.tile_list[3 * blockIdx.x + 2];
+  if (image < 0) return;
   const int head = blockIdx.y, warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int64_t head_at = int64_t{head} * D, text_stride = args.heads * D;
   if (has_text(args) && args.k_new) store_new<T>(args, first, count);

@@ -26,7 +26,8 @@ struct PrefixAttention {
   int64_t rows = 0, tiles = 0, images = 0, heads = 0, head_dim = 0, prefix_len = 0, max_text = 0, num_slots = 0;
   int64_t tile_rows = 16;   // the most rows of one tile: 16, for decoding, or 64
   const void* q = nullptr;  // (R, H, head_dim)
-  // (T, 3): a tile's first row, its number of rows, and its image. Every row is in one tile.
+  // (T, 3): a tile's first row, its number of rows, and its image. A row is in one tile at most; those of tiles with a
+  // negative image are left out: nothing of them is stored.
   const int32_t* tile_list = nullptr;
   const void* k_prefix = nullptr;  // (B, H, P, head_dim); int8 where there are scales
   const void* v_prefix = nullptr;

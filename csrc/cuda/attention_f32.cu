@@ -72,6 +72,7 @@ __global__ void prefix_attention_f32_kernel(PrefixAttention args) {
   float* values = keys + kKeys * stride;                 // [kKeys][stride]
   const int first = args.tile_list[3 * blockIdx.x], count = args.tile_list[3 * blockIdx.x + 1];
   const int64_t image = args.tile_list[3 * blockIdx.x + 2];
+  if (image < 0) return;
   const int head = blockIdx.y, warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int64_t head_at = int64_t{head} * width, text_stride = args.heads * width;
   if (has_text(args) && args.k_new) store_new<float>(args, first, count);

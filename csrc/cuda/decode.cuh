@@ -310,8 +310,9 @@ class DecodeBlock {
   };
   __device__ __forceinline__ Keys keys_of(int row) const {
     const int length = args_.text_len[row];
-    const int begin = args_.prefix_len * place_.rank / place_.cluster;
-    return {args_.prefix_len * (place_.rank + 1) / place_.cluster - begin,
+    const int prefix_len = args_.image[row] < 0 ? 0 : args_.prefix_len;
+    const int begin = prefix_len * place_.rank / place_.cluster;
+    return {prefix_len * (place_.rank + 1) / place_.cluster - begin,
             (length - place_.rank + place_.cluster - 1) / place_.cluster, length};
   }
   __device__ __forceinline__ int token_of(const Keys& keys, int j) const {

@@ -49,7 +49,7 @@ struct Decode {
   float eps = 0;                                      // of all norms
   const int32_t* ids = nullptr;                       // (rows,)
   const int32_t* position_ids = nullptr;              // (rows,)
-  const int32_t* image = nullptr;                     // (rows,): which prefix a row sees
+  const int32_t* image = nullptr;                     // (rows,): which prefix a row sees; -1: none
   // (rows, max_text): the text tokens a row sees, its own last, which is no other row's
   const int32_t* slots = nullptr;
   const int32_t* text_len = nullptr;  // (rows,): how many, its own counted

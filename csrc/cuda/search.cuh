@@ -27,11 +27,18 @@ __device__ __forceinline__ int limit_of(const SearchState& s, int prompt_len) {
   return static_cast<int>(smaller(room, int64_t{s.settings->limit}));
 }
 
+// For one lane: which prefix an item's rows see; -1 for none, of rows that are not decoded any more.
+__device__ inline void see_image(const SearchState& s, int item, int image) {
+  const int rows = static_cast<int>(s.rows_per_item);
+  for (int row = item * rows; row < (item + 1) * rows; ++row) s.image[row] = image;
+  if (s.tiles) s.tiles[item * 3 + 2] = image;
+}
+
 // An item searches for a text from now on: before its first step.
 __device__ inline void begin_text(const SearchState& s, int item, int text) {
   const int lane = lane_of_warp(), rows = static_cast<int>(s.rows_per_item), columns = static_cast<int>(s.max_text);
   const int per_prompt = static_cast<int>(s.texts_per_prompt), prompt = text / per_prompt;
-  const int length = s.prompt_len[prompt], image = s.images[prompt], first = prompt * per_prompt * rows;
+  const int length = s.prompt_len[prompt], first = prompt * per_prompt * rows;
   for (int i = 0; i < rows; ++i) {
     const int row = item * rows + i, own = text * rows + i;
     for (int column = lane; column < columns; column += kWarpSize)
@@ -40,14 +47,13 @@ __device__ inline void begin_text(const SearchState& s, int item, int text) {
     s.ids[row] = s.last_tokens[prompt];
     s.positions[row] = length - 1;
     s.text_len[row] = length;
-    s.image[row] = image;
     if (s.row_keys) s.row_keys[row] = s.keys[text];
     if (rows == 1) continue;
     s.scores[row] = i == 0 ? 0 : -INFINITY;
     s.finished[own] = {kAside, 0, 0, 0, 0};
   }
   if (lane > 0) return;
-  if (s.tiles) s.tiles[item * 3 + 2] = image;
+  see_image(s, item, s.images[prompt]);
   s.text[item] = text;
   s.steps[item] = s.ended[text] = 0;
 }
@@ -68,10 +74,10 @@ __device__ inline void end_text(const SearchState& s, int item, Ended how) {
     next = static_cast<int>(atomicInc(s.next_text, UINT_MAX));
   }
   next = __shfl_sync(kAllLanes, next, 0);
-  if (next < s.settings->texts)
-    begin_text(s, item, next);
-  else if (lane_of_warp() == 0)
-    s.text[item] = -1;
+  if (next < s.settings->texts) return begin_text(s, item, next);
+  if (lane_of_warp() > 0) return;
+  s.text[item] = -1;
+  see_image(s, item, -1);
 }
 
 // A value of each choice of a row: choice i's is that of lane i % 32, the first or the second of its own.

@@ -72,8 +72,8 @@ struct SearchState {
   int32_t* positions = nullptr;  // (R,)
   int32_t* text_len = nullptr;   // (R,): with that token
   int32_t* slots = nullptr;      // (R, L)
-  int32_t* image = nullptr;      // (R,)
-  int32_t* tiles = nullptr;      // (N, 3) or null: of attention.h, where each item is one; their images are set
+  int32_t* image = nullptr;      // (R,): which prefix it sees; -1 when no more texts wait
+  int32_t* tiles = nullptr;      // (N, 3) or null: of attention.h, where each item is one; their images are these
   int64_t* row_keys = nullptr;   // (R,) or null: for draws by the head
 
   float* scores = nullptr;           // (R,): beams' sums of log-probabilities, -inf where there is no such beam

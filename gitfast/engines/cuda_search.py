@@ -74,7 +74,7 @@ class PlanKey(NamedTuple):
     way: Way
     items: int  # decoded together
     texts: int  # of beams, or samples
-    places: tuple[Place, ...] | None  # of the prompts, if all are decoded together
+    places: tuple[Place, ...] | None  # of the prompts, where they share prefixes or those are of several lengths
     groups: tuple[tuple[int, int], ...]  # images and their tokens
     max_text: int
 
@@ -88,12 +88,16 @@ class PlanKey(NamedTuple):
         rows_at_once: int,
     ) -> PlanKey:
         """For texts of so many tokens, prompts included. If they are more than ``rows_at_once`` rows, there is one
-        group, and calls of other numbers of texts and images share the plan, as far as that is worth its memory."""
+        group, and calls of other numbers of texts and images share the plan, as far as that is worth its memory.
+
+        Without places any text may see any prefix, which is read for each item, and no more when nothing is left to do.
+        """
         max_text = -(-tokens // _TOKENS_APART) * _TOKENS_APART
         texts, most = len(places) * way.texts_per_prompt, max(1, rows_at_once // way.rows_per_text)
         sizes = tuple((len(images), 0 if images[0] is None else images[0].num_tokens) for images in groups)
         if texts <= most:
-            return cls(way, texts, texts, tuple(places), sizes, max_text)
+            apart = len(sizes) == 1 and sizes[0][0] == texts
+            return cls(way, texts, texts, None if apart else tuple(places), sizes, max_text)
         ((images, length),) = sizes
         images, texts = (-(-count // most) * most for count in (images, texts))
         texts = -(-texts // way.texts_per_prompt) * way.texts_per_prompt

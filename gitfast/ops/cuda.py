@@ -242,7 +242,8 @@ def prefix_attention(
         q: queries (R, H, head_dim), one row per beam, question or image token; also float32.
         k_prefix: keys of the prefixes of B images (B, H, P, head_dim); P may be 0. Dense.
         v_prefix: their values.
-        tiles: int32 (T, 3), on the device: ``attention_tiles``. Rows of no tile are not computed.
+        tiles: int32 (T, 3), on the device: ``attention_tiles``. Rows of no tile are left out, and those of tiles whose
+            image is negative.
         k_text: keys of a store of S text tokens (S, H, head_dim); v_text: its values. Dense.
         slots: int32 (R, max_text): for each row the numbers of the text tokens it sees; what no row names is not read.
         text_len: int32 (R,): how many of them.

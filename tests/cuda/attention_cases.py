@@ -83,6 +83,14 @@ class Case:
         self.v_prefix[:, :, half:] = -self.v_prefix[:, :, :half]
         return self
 
+    def leave_out(self, image: int) -> list[int]:
+        """The same with the tiles of an image left out, and memory before the first prefix; gives their rows."""
+        self.tiles[self.tiles[:, 2] == image, 2] = -1
+        for name in ("k_prefix", "v_prefix"):
+            prefix = getattr(self, name)
+            setattr(self, name, torch.cat([prefix[:1], prefix])[1:])
+        return [row for row, own in enumerate(self.images) if own == image]
+
     def keys_values(self, row: int, prefixes: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """All that a row sees, (H, tokens, head_dim), float64, on the CPU."""
         prefix = [x[self.images[row]] for x in prefixes]

@@ -101,12 +101,21 @@ class DecodeCase:
 
     def _prefix(self, name: str, layer: int, image: int) -> Tensor:
         """Keys or values (H, P, 64) of an image as they are multiplied."""
+        if image < 0:
+            return self.step[name].new_empty((self.heads, 0, HEAD_DIM), dtype=torch.float64)
         stored, scale = self.step[name][layer, image].double(), self.step[f"{name[0]}_scale"]
         return (
             stored
             if scale is None
             else _rounded((stored.float() * scale[layer, image, ..., None]).double(), self.dtype)
         )
+
+    def leave_out(self, row: int) -> DecodeCase:
+        """The same with a row that sees no prefix; there is memory before the first."""
+        self.step["image"][row] = -1
+        for name in ("k_prefix", "v_prefix"):
+            self.step[name] = torch.cat([self.step[name][:1], self.step[name]])[1:]
+        return self
 
     def quantize(self) -> DecodeCase:
         """Prefixes of int8."""

@@ -196,6 +196,7 @@ FAULTS |= {
     "attention: no part has a key, and not a number": Fault(
         "attention", "peak == -INFINITY ? 0.0f : peak", "peak", WRONG_VALUES, file=SOFTMAX
     ),
+    "attention: rows that see no image computed": Fault("attention", "  if (image < 0) return;\n", "", WRONG_VALUES),
     "attention: parts not rescaled": Fault(
         "attention", "part.at[1] * common.second", "part.at[1]", WRONG_VALUES, file=ATTENTION_PARTS
     ),
@@ -372,7 +373,10 @@ FAULTS |= {
         "search", "next < s.settings->texts", "next <= s.settings->texts", OUT_OF_BOUNDS
     ),
     "search: nobody takes the next text": Fault("search", "next < s.settings->texts", "next < 0", "AssertionError"),
-    "search: the image of the text before": Fault("search", "    s.image[row] = image;\n", "", "AssertionError"),
+    "search: the image of the text before": Fault(
+        "search", "  see_image(s, item, s.images[prompt]);\n", "", "AssertionError"
+    ),
+    "search: an image for rows that do nothing": Fault("search", "  see_image(s, item, -1);\n", "", "AssertionError"),
     "search: steps of the text before": Fault(
         "search", "s.steps[item] = s.ended[text]", "s.ended[text]", "AssertionError"
     ),
@@ -462,13 +466,16 @@ FAULTS |= {
     ),
     "decode: keys lost where they do not divide": Fault(
         "decode",
-        "return {args_.prefix_len * (place_.rank + 1) / place_.cluster - begin",
-        "return {args_.prefix_len / place_.cluster + 0 * begin",
+        "return {prefix_len * (place_.rank + 1) / place_.cluster - begin",
+        "return {prefix_len / place_.cluster + 0 * begin",
         WRONG_VALUES,
     ),
     "decode: the residual in every cluster's sums": Fault("decode", "if (place_.head == 0)", "if (true)", WRONG_VALUES),
     "decode: no key yet, and not a number": Fault(
         "decode", "peak == -INFINITY ? 0.0f : peak", "peak", WRONG_VALUES, file=SOFTMAX
+    ),
+    "decode: a prefix for rows that see none": Fault(
+        "decode", "args_.image[row] < 0 ? 0 : args_.prefix_len", "args_.prefix_len", WRONG_VALUES
     ),
     "decode: room for too few rows": Fault(
         "decode",

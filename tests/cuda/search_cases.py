@@ -112,6 +112,8 @@ class Case:
         for row in range(state.size.rows):
             item, own = row // state.rows_per_item, slots[row][: lengths[row]]
             if (number := int(state.text[item])) < 0:
+                assert int(state.image[row]) == -1
+                assert state.tiles is None or int(state.tiles[item, 2]) == -1
                 continue
             prompt = number // state.texts_per_prompt
             assert lengths[row] == len(self.prompts[prompt]) + int(state.steps[item])

@@ -104,6 +104,10 @@ def attention(emulation: ModuleType) -> Iterator[tuple[str, float]]:
             case.out.fill_(torch.nan)
             case.run(emulation.prefix_attention)
             yield f"attention, prefix {prefix} in 3 parts, text {text}, launch {launch}", case.error()
+    case = attention_cases.make_case([2, 1], 20, 16, torch.bfloat16, text=[1, 2, 1], append=True)
+    left_out = case.leave_out(0)
+    case.run(emulation.prefix_attention)
+    yield "attention, rows left out", float(not case.out[left_out].isnan().all()) * 2
     case = attention_cases.make_case([3], 256, 16, torch.bfloat16).cancel().split(emulation, 4)
     results = []
     for order in ORDERS:
@@ -217,6 +221,8 @@ def decode(emulation: ModuleType) -> Iterator[tuple[str, float]]:
             longest=4,
         )  # fmt: skip
         yield f"decode, {rows} rows", case.run(emulation).error()
+    case = decode_cases.make_case(2, weights="int8", heads=2, cluster=2, layers=1, prefix=20).leave_out(0)
+    yield "decode, a row without a prefix", case.run(emulation).error()
 
 
 def caption(emulation: ModuleType) -> Iterator[tuple[str, float]]:

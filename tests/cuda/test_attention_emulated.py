@@ -7,7 +7,7 @@ from types import ModuleType
 import emulated
 import pytest
 import torch
-from attention_cases import COUNTERS, ROUNDING, make_case
+from attention_cases import COUNTERS, ROUNDING, Case, make_case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -177,6 +177,27 @@ def test_a_row_does_not_depend_on_the_others_or_its_tile(
     case.tiles = torch.tensor([[row, 1, image] for row, image in enumerate(case.images)], dtype=torch.int32)
     case.tile_rows = 16
     assert torch.equal(case.split(emulation, splits).run(emulation.prefix_attention), together)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_rows_of_no_image_are_left_out(emulation: ModuleType, dtype: torch.dtype) -> None:
+    def make() -> Case:
+        case = make_case([3, 2, 1], 130, 16, dtype, text=[1, 2, 1, 3, 1, 2], append=True)
+        return case if dtype == torch.float32 else case.split(emulation, 2)
+
+    whole, case = make(), make()
+    left_out = case.leave_out(1)
+    whole.run(emulation.prefix_attention)
+    case.run(emulation.prefix_attention)
+    assert left_out == [3, 4]
+    assert case.out[left_out].isnan().all()
+    others = [0, 1, 2, 5]
+    assert torch.equal(case.out[others], whole.out[others])
+    assert case.k_text is not None
+    assert case.slots is not None
+    for row in range(6):
+        stored = case.k_text[case.slots[row, case.text_len[row] - 1]]
+        assert bool(stored.isnan().all()) == (row in left_out)
 
 
 def test_large_scores_do_not_overflow(emulation: ModuleType) -> None:

@@ -90,6 +90,15 @@ def test_long_texts_do_not_hold_short_ones(device: str, processor: Processor) ->
     assert rounds(lengths, 2) <= steps <= rounds(lengths, 2) + late < in_parts
 
 
+def test_what_has_ended_reads_no_prefix(device: str, processor: Processor) -> None:
+    engine, options = make_engine(device), GenerationOptions(max_new_tokens=3)
+    prefixes, prompt = encode(engine, processor), processor.tokenizer.prompt()
+    engine.generate(prefixes, [prompt] * 5, options)
+    (plan,) = engine._plans.values()
+    assert plan._rows.tiles[0].tolist() == [[row, 1, -1] for row in range(5)]
+    assert plan._state.image.tolist() == [-1] * 5
+
+
 def test_rows_may_share_prefixes(device: str, processor: Processor, prompts: list[list[int]]) -> None:
     engine = make_engine(device)
     first, second, *_ = encode(engine, processor)

@@ -57,6 +57,12 @@ def test_a_row_does_not_depend_on_the_others(emulation: ModuleType) -> None:
     assert torch.equal(together.hidden[4:], alone.hidden)
 
 
+@pytest.mark.parametrize("prefix", [0, 40])
+def test_a_row_may_see_no_prefix(emulation: ModuleType, prefix: int) -> None:
+    emulation.set_order("shuffled", seed=2)
+    assert make_case(3, prefix=prefix).leave_out(1).run(emulation).error() <= 1
+
+
 def test_an_id_outside_the_tables_makes_its_row_no_number(emulation: ModuleType) -> None:
     case = make_case(3)
     case.step["ids"][1] = 61
