@@ -301,7 +301,7 @@ FAULTS |= {
         "attention_f32", "if (lane < here)", "if (lane <= here)", "AddressSanitizer"
     ),
     "attention_f32: rows beyond the tile stored": Fault(
-        "attention_f32", "    if (r >= own) break;\n", "", OUT_OF_BOUNDS
+        "attention_f32", "    if (r >= own) break;\n", "", "AddressSanitizer"
     ),
     "attention_f32: columns beyond a row stored": Fault(
         "attention_f32", "if (lane + i * kWarpSize < width) to", "to", OUT_OF_BOUNDS
