@@ -30,11 +30,12 @@ from captioners import SHAPES, milliseconds, random_model
 from gitfast.bench.ceilings import Ceilings
 from gitfast.bench.cuda_clock import CudaClock
 from gitfast.bench.machine import gpu_facts
-from gitfast.config import GitConfig
-from gitfast.engines.base import Engine, GenerationOptions, Normalization
-from gitfast.engines.cuda import CudaEngine
+from gitfast.checkpoints.config import GitConfig
+from gitfast.engines.base import Engine
+from gitfast.engines.cuda.engine import CudaEngine
 from gitfast.engines.reference import ReferenceEngine
-from gitfast.image import CLIP_MEAN, CLIP_STD
+from gitfast.inputs.image import CLIP_MEAN, CLIP_STD
+from gitfast.types import GenerationOptions, Normalization
 
 NEW_TOKENS, BEAMS, BOS = 20, 4, GitConfig().bos_token_id
 ENGINES = {

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import transformers
 
-from gitfast.config import GitConfig
-from gitfast.engines.base import GenerationOptions
+from gitfast.checkpoints.config import GitConfig
 from gitfast.engines.cpu import CpuEngine
+from gitfast.types import GenerationOptions
 
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 SHAPES = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gitfast.bench.ceilings import Ceilings
-from gitfast.config import GitConfig
+from gitfast.checkpoints.config import GitConfig
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,9 @@ class RandomWeights(Mapping):
 
 
 def measure(dtype: str, config: dict, shapes: dict[str, tuple[int, ...]]) -> dict[str, object]:
-    from gitfast.config import GitConfig
-    from gitfast.engines.base import GenerationOptions
+    from gitfast.checkpoints.config import GitConfig
     from gitfast.engines.cpu import CpuEngine
+    from gitfast.types import GenerationOptions
 
     before = peak_mb()
     engine = CpuEngine.from_weights(GitConfig.from_dict(config), RandomWeights(shapes), dtype=dtype)

@@ -17,8 +17,8 @@ import transformers
 from captioners import random_model
 from torch import Tensor, nn
 
-from gitfast.config import GitConfig
-from gitfast.engines.reference import DecoderLayer, GitModel, merge_heads
+from gitfast.checkpoints.config import GitConfig
+from gitfast.torch_model import DecoderLayer, GitModel, merge_heads
 
 
 def reference_model(config: transformers.GitConfig) -> GitModel:

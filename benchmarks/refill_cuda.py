@@ -22,9 +22,9 @@ import transformers
 from captioners import SHAPES, milliseconds, random_model
 
 from gitfast.bench.machine import gpu_facts
-from gitfast.config import GitConfig
-from gitfast.engines.base import Generation, GenerationOptions
-from gitfast.engines.cuda import CudaEngine
+from gitfast.checkpoints.config import GitConfig
+from gitfast.engines.cuda.engine import CudaEngine
+from gitfast.types import Generation, GenerationOptions
 
 LONGEST, END = 50, 0.1  # new tokens; the probability that a text ends at one
 

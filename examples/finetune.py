@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import gitfast
-from gitfast import hub
+from gitfast.checkpoints import hub
 from gitfast.compat import GitForCausalLM, GitProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "train_tiny"))

@@ -5,13 +5,13 @@
 >>> print(model.caption("photo.jpg"))
 """
 
-from gitfast.config import GitConfig, GitVisionConfig
-from gitfast.engines.base import GenerationOptions, ImagePrefix
+from gitfast.checkpoints.config import GitConfig, GitVisionConfig
 from gitfast.errors import CheckpointError, ConfigError, EngineError, GitfastError, ImageError, VideoError
+from gitfast.inputs.processor import Processor
+from gitfast.loading import load
 from gitfast.model import Model
-from gitfast.processor import Processor
 from gitfast.results import Label, Result, Timings
-from gitfast.tasks import load
+from gitfast.types import GenerationOptions, ImagePrefix
 
 __version__ = "0.1.0"
 

@@ -8,19 +8,20 @@ from typing import Any, Literal, TypeAlias, cast, overload
 
 import numpy as np
 
-from gitfast import pipeline
-from gitfast.classify import Method, encode_labels, rank_labels
-from gitfast.config import GitConfig
-from gitfast.engines.base import Engine, GenerationOptions, ImagePrefix
-from gitfast.image import ImageSource
-from gitfast.inputs import ClipSampling, as_iterable, as_list
-from gitfast.options import make_options
-from gitfast.pipeline import Batching, OnError, Prompts
-from gitfast.processor import Processor
+from gitfast.checkpoints.config import GitConfig
+from gitfast.engines.base import Engine
+from gitfast.inputs.image import ImageSource
+from gitfast.inputs.processor import Processor
+from gitfast.inputs.sources import ClipSampling, as_iterable, as_list
+from gitfast.inputs.tokenizer import StreamDecoder
+from gitfast.inputs.video import Sampling, VideoSource
+from gitfast.pipeline import batching as pipeline
+from gitfast.pipeline.batching import Batching, OnError, Prompts
+from gitfast.pipeline.classification import Method, encode_labels, rank_labels
+from gitfast.pipeline.options import make_options
+from gitfast.pipeline.streaming import stream_tokens
 from gitfast.results import Label, Result
-from gitfast.streaming import stream_tokens
-from gitfast.tokenizer import StreamDecoder
-from gitfast.video import Sampling, VideoSource
+from gitfast.types import GenerationOptions, ImagePrefix
 
 Image: TypeAlias = "ImageSource | ImagePrefix"
 Video: TypeAlias = "VideoSource | ImagePrefix"
@@ -226,7 +227,7 @@ class Model:
                 go into a list of their own: ``[["1.png", "2.png"]]``.
             prompt, batch_size, on_error, **options: As in ``caption``.
             num_frames: Frames taken of a video; None: as many as the model was trained with.
-            sampling, sampling_seed: Which frames; see ``gitfast.video.sample_indices``.
+            sampling, sampling_seed: Which frames; see ``gitfast.inputs.video.sample_indices``.
 
         Raises:
             VideoError: a video cannot be read; the message gives its name and index.

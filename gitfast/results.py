@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gitfast.engines.base import FinishReason
 from gitfast.errors import GitfastError
+from gitfast.types import FinishReason
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from tiny_checkpoint import random_image, write_checkpoint
+
+from support.tiny_checkpoint import random_image, write_checkpoint
 
 # What is checked before a change lands must not depend on luck; by hand, every run tries other examples.
 hypothesis.settings.register_profile("ci", derandomize=True, print_blob=True)

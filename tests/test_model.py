@@ -9,10 +9,11 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_checkpoint import random_image, write_checkpoint
 
 import gitfast
 from gitfast import EngineError, ImageError, Model, Result, VideoError
+
+from support.tiny_checkpoint import random_image, write_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gitfast import CheckpointError, hub
+from gitfast import CheckpointError
+from gitfast.checkpoints import hub
 
 ROOT = Path(__file__).parents[1]
 

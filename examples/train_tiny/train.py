@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader, Dataset
 from vocabulary import CLS, MAX_TOKENS, PAD, SEP, make_tokenizer, save_tokenizer, words
 
 import gitfast
-from gitfast.config import GitConfig, GitVisionConfig
-from gitfast.engines.reference import GitModel
-from gitfast.image import ImageProcessor
+from gitfast.checkpoints.config import GitConfig, GitVisionConfig
+from gitfast.inputs.image import ImageProcessor
+from gitfast.torch_model import GitModel
 
 SEED = 2022  # the year of the GIT paper
 IMAGE_SIZE = 64

@@ -183,7 +183,7 @@ def prefix_attention(context: Context, models: Sequence[str]) -> Iterator[Case]:
 
 
 def _prefix_attention(context: Context, shape: Attention) -> Operands:
-    from gitfast.ops.cuda import attention_tiles, prefix_splits  # imports torch
+    from gitfast.ops.cuda import attention_tiles, prefix_splits
 
     torch, total, size = context.torch, shape.images * shape.rows, (shape.heads, shape.head_dim)
     q, out = (context.normal(total, *size, dtype="bfloat16") for _ in range(2))
@@ -276,7 +276,7 @@ def linear(context: Context, models: Sequence[str]) -> Iterator[Case]:
 
 def _weight(context: Context, n: int, k: int, stored: str) -> tuple[Any, Tensor]:
     """Packed, and what it stands for in bfloat16, which peers multiply by."""
-    from gitfast.ops.cuda_weights import PackedWeight  # imports torch
+    from gitfast.ops.cuda_weights import PackedWeight
 
     weight = context.normal(n, k, dtype="bfloat16")
     packed = PackedWeight.pack(weight, None if stored == "bfloat16" else stored)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from gitfast.config import GitConfig, GitVisionConfig
+from gitfast.checkpoints.config import GitConfig, GitVisionConfig
 
 MODELS = {
     "base": GitConfig(),  # 197 image tokens, all 768 wide

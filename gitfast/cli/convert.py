@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from gitfast import hub
+from gitfast.checkpoints import hub
+from gitfast.checkpoints.convert import DTYPES, save_checkpoint
 from gitfast.cli import common
-from gitfast.convert import DTYPES, save_checkpoint
 
 _EXAMPLE = """\
   gitfast convert model.pt git-base-coco/                  Microsoft's file

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from gitfast import Model, __version__, hub, load
-from gitfast.checkpoint import num_parameters
+from gitfast import Model, __version__, load
+from gitfast.checkpoints import hub
+from gitfast.checkpoints.checkpoint import num_parameters
 from gitfast.cli import common
 from gitfast.engines.registry import DTYPES, ENGINES, engine_statuses
 

@@ -10,11 +10,11 @@ are built of the reference engine's modules, need torch, and do not need transfo
   beams too.
 """
 
+from gitfast.checkpoints.config import GitVisionConfig
 from gitfast.compat.configuration import GitConfig
 from gitfast.compat.modeling import GitForCausalLM, GitModel, GitVisionModel
 from gitfast.compat.outputs import CausalLMOutput, GenerateOutput, ModelOutput
 from gitfast.compat.processing import GitProcessor
-from gitfast.config import GitVisionConfig
 
 __all__ = [
     "CausalLMOutput",

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from gitfast import config, hub
+from gitfast.checkpoints import config, hub
 
 
 @dataclass(frozen=True, kw_only=True)
 class GitConfig(config.GitConfig):
-    """``gitfast.config.GitConfig`` that is read and written by name."""
+    """``gitfast.checkpoints.config.GitConfig`` that is read and written by name."""
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], **options: Any) -> Self:

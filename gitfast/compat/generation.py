@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from gitfast.compat.outputs import GenerateOutput
-from gitfast.engines.base import Engine, Generation, GenerationOptions
+from gitfast.engines.base import Engine
 from gitfast.engines.cpu import CpuEngine
 from gitfast.engines.reference import ReferenceEngine
 from gitfast.errors import EngineError
+from gitfast.types import Generation, GenerationOptions
 
 if TYPE_CHECKING:
     from gitfast.compat.modeling import GitForCausalLM

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gitfast import torch_model
+from gitfast.checkpoints.config import GitConfig, GitVisionConfig
 from gitfast.compat.generation import generate
 from gitfast.compat.outputs import Cache, CausalLMOutput, GenerateOutput, ModelOutput
 from gitfast.compat.pretrained import PreTrained
-from gitfast.config import GitConfig, GitVisionConfig
-from gitfast.engines import reference
-from gitfast.engines.reference import attention_weights, next_token_loss
+from gitfast.torch_model import attention_weights, next_token_loss
 
 
 class GitVisionModel(PreTrained):
@@ -30,7 +30,7 @@ class GitVisionModel(PreTrained):
     def __init__(self, config: GitVisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision_model = reference.VisionTransformer(config)
+        self.vision_model = torch_model.VisionTransformer(config)
 
     @staticmethod
     def config_of(config: GitConfig) -> GitVisionConfig:
@@ -75,7 +75,7 @@ class _Decoder(PreTrained):
 
     def hidden(
         self,
-        backbone: reference.GitBackbone,
+        backbone: torch_model.GitBackbone,
         image_tokens: Tensor | None,
         *,
         input_ids: Tensor | None,
@@ -133,7 +133,7 @@ class GitModel(_Decoder):
     def __init__(self, config: GitConfig) -> None:
         super().__init__()
         self.config = config
-        whole = reference.GitModel(config)
+        whole = torch_model.GitModel(config)
         for name, module in whole.git.named_children():
             self.add_module(name, module)
         self._whole = [whole]  # in a list, so that it is no child: its tensors have one name each
@@ -173,11 +173,11 @@ class GitModel(_Decoder):
         return output if return_dict else output.to_tuple()
 
 
-class GitForCausalLM(_Decoder, reference.GitModel):
+class GitForCausalLM(_Decoder, torch_model.GitModel):
     """GIT with its output head: captions, answers, and the training loss."""
 
     def __init__(self, config: GitConfig) -> None:
-        reference.GitModel.__init__(self, config)
+        torch_model.GitModel.__init__(self, config)
         self._native: tuple[Any, Any] | None = None  # the CPU engine, and the state of the weights it was built of
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
@@ -271,7 +271,9 @@ class GitForCausalLM(_Decoder, reference.GitModel):
         return generate(self, input_ids, pixel_values, attention_mask, return_dict_in_generate, engine, options)
 
 
-def _word_embeddings(backbone: reference.GitBackbone, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+def _word_embeddings(
+    backbone: torch_model.GitBackbone, input_ids: Tensor | None, inputs_embeds: Tensor | None
+) -> Tensor:
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("input_ids, inputs_embeds: expected exactly one of them")
     if inputs_embeds is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gitfast.engines.reference import KeysValues
+from gitfast.torch_model import KeysValues
 
 
 class Cache(list[KeysValues]):

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gitfast import hub
-from gitfast.checkpoint import read_tensors
-from gitfast.config import GitConfig, read_json
-from gitfast.engines.reference import load_weights
+from gitfast.checkpoints import hub
+from gitfast.checkpoints.checkpoint import read_tensors
+from gitfast.checkpoints.config import GitConfig, read_json
+from gitfast.torch_model import load_weights
 
 DTYPES = ("float32", "float16", "bfloat16")
 

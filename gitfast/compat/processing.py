@@ -12,8 +12,8 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
-from gitfast import hub
-from gitfast.processor import Processor
+from gitfast.checkpoints import hub
+from gitfast.inputs.processor import Processor
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 

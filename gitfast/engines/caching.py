@@ -10,16 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gitfast.engines.base import (
-    Engine,
-    Generation,
-    GenerationOptions,
-    ImagePrefix,
-    Normalization,
-    TokenCallback,
-    normalization_of,
-    rows_at_once_of,
-)
+from gitfast.engines.base import Engine, normalization_of, rows_at_once_of
+from gitfast.types import Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,11 @@ import numpy as np
 
 from gitfast import _C
 from gitfast._C import Prefix as CpuPrefix
-from gitfast.config import GitConfig
-from gitfast.engines.base import EngineStats, Generation, GenerationOptions, ImagePrefix, TokenCallback
+from gitfast.checkpoints.config import GitConfig
+from gitfast.engines.base import EngineStats
+from gitfast.engines.search import generations, native_options
 from gitfast.errors import CheckpointError
-from gitfast.search import generations, native_options
+from gitfast.types import Generation, GenerationOptions, ImagePrefix, TokenCallback
 
 DTYPES = ("float32", "bfloat16", "int8")
 

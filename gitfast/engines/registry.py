@@ -8,9 +8,10 @@ import os
 from dataclasses import dataclass
 from typing import cast
 
-from gitfast.checkpoint import Checkpoint
-from gitfast.engines.base import Engine, Normalization
+from gitfast.checkpoints.checkpoint import Checkpoint
+from gitfast.engines.base import Engine
 from gitfast.errors import EngineError
+from gitfast.types import Normalization
 
 ENGINES = ("cpu", "cuda", "reference")
 DTYPES = ("float32", "float16", "bfloat16", "int8", "float8")
@@ -84,8 +85,8 @@ def _create_cpu(checkpoint: Checkpoint, dtype: str, num_threads: int | None) -> 
 def _create_cuda(checkpoint: Checkpoint, dtype: str, prefix_dtype: str, normalization: Normalization | None) -> Engine:
     import torch
 
-    from gitfast.engines.cuda import DTYPES as SUPPORTED
-    from gitfast.engines.cuda import CudaEngine
+    from gitfast.engines.cuda.engine import DTYPES as SUPPORTED
+    from gitfast.engines.cuda.engine import CudaEngine
 
     chosen = "bfloat16" if dtype == "auto" else dtype
     if chosen not in SUPPORTED:

@@ -115,7 +115,7 @@ class SearchState:
         self.next_text, self.num_ended = (torch.zeros(1, dtype=i32, device=device) for _ in range(2))
 
     def ask(self, prompts: Sequence[Sequence[int]], images: Sequence[int], options: Mapping[str, Any]) -> None:
-        """What a call of ``gitfast.search.native_options`` asks for, to the host's copy of ``given``.
+        """What a call of ``gitfast.engines.search.native_options`` asks for, to the host's copy of ``given``.
 
         ``images[i]``: which prefix ``prompts[i]`` sees.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_bench import shrink
 
 from gitfast import ops
 from gitfast.bench import cpu_cases, truth
 from gitfast.bench.case import OURS, GateError, Operands, Side, check, checked_rows
+
+from support.tiny_bench import shrink
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny_bench import shrink
 
 from gitfast import ops
 from gitfast.bench import devices
 from gitfast.cli import main
+
+from support.tiny_bench import shrink
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ import json
 
 import numpy as np
 import pytest
-from fake_engine import RefillingEngine
-from tiny_checkpoint import random_image, write_checkpoint
 
 import gitfast
 from gitfast import Model
 from gitfast.cli import common, main
 from gitfast.engines import registry
+
+from support.fake_engine import RefillingEngine
+from support.tiny_checkpoint import random_image, write_checkpoint
 
 
 @pytest.fixture(scope="module")

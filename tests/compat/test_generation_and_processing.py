@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_checkpoint import random_image, write_checkpoint
 
 import gitfast
 from gitfast.compat import GitForCausalLM, GitProcessor
 from gitfast.errors import EngineError
+
+from support.tiny_checkpoint import random_image, write_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_checkpoint import write_checkpoint
 
 from gitfast.compat import GitConfig, GitForCausalLM, GitModel, GitVisionModel
 from gitfast.errors import CheckpointError
+
+from support.tiny_checkpoint import write_checkpoint
 
 torch.manual_seed(0)
 IDS = torch.tensor([[2, 5, 6, 7, 9], [2, 8, 11, 5, 3]])

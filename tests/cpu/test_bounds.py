@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).with_name("guarded.py")
+from support.paths import ROOT
+
+PROGRAM = ROOT / "tests" / "support" / "guarded.py"
 
 
 @pytest.mark.parametrize("side", ["before", "after"])

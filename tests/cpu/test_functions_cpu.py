@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from accuracy import poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gitfast import ops
 from gitfast.ops import reference
+
+from support.accuracy import poisoned
 
 
 def doubles(*arrays: np.ndarray | None) -> list[torch.Tensor | None]:

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from accuracy import assert_as_good_as_numpy, poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gitfast import ops
+
+from support.accuracy import assert_as_good_as_numpy, poisoned
 
 
 def plain_layer_norm(x, gamma, beta, eps):

@@ -5,11 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from accuracy import assert_as_good_as_numpy, poisoned, size_of_sum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gitfast import ops
+
+from support.accuracy import assert_as_good_as_numpy, poisoned, size_of_sum
 
 # Around the tile heights (3, 6, 12), the panel width (32), and the block of a sum (256).
 ROWS = st.one_of(st.integers(0, 30), st.sampled_from([96, 197, 210]))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from support.paths import ROOT
+
 CHECK = ROOT / "csrc" / "tests" / "check_symbols.py"
 
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from accuracy import EPS, poisoned, size_of_sum
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gitfast import ops
+
+from support.accuracy import EPS, poisoned, size_of_sum
 
 ISAS = ops.available_isas()
 DTYPES = ["bfloat16", "int8"]

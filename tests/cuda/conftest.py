@@ -4,16 +4,17 @@ import subprocess
 from pathlib import Path
 from types import ModuleType
 
-import emulated
 import pytest
 import torch
-from engine_cases import MODEL
 
 from gitfast import _C
-from gitfast.checkpoint import open_checkpoint
+from gitfast.checkpoints.checkpoint import open_checkpoint
 from gitfast.engines.cpu import CpuEngine
+from gitfast.inputs.processor import Processor
 from gitfast.ops import cuda
-from gitfast.processor import Processor
+
+from support.cuda import emulated
+from support.cuda.engine_cases import MODEL
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from lent import LentTensor
 
 from gitfast import _C
+
+from support.cuda.lent import LentTensor
 
 pytestmark = pytest.mark.skipif(not hasattr(_C, "cuda"), reason="this build has no CUDA part")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import COUNTERS, Case, make_case
 
 from gitfast import _C
 from gitfast.ops.cuda import attention_tiles
+
+from support.cuda.attention_cases import COUNTERS, Case, make_case
 
 pytestmark = pytest.mark.skipif(
     not hasattr(_C, "cuda") or not torch.cuda.is_available(), reason="needs a CUDA device and a build with CUDA"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import emulated
 import pytest
 import torch
-from attention_cases import COUNTERS, ROUNDING, Case, make_case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gitfast.ops.cuda import attention_tiles
+
+from support.cuda import emulated
+from support.cuda.attention_cases import COUNTERS, ROUNDING, Case, make_case
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -6,10 +6,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from tiny_bench import shrink
 
 from gitfast.bench import cuda_cases, models
 from gitfast.bench.case import check
+
+from support.tiny_bench import shrink
 
 
 @pytest.mark.parametrize("kernel", cuda_cases.KERNELS)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from caption_cases import EOS, make_caption, same
+
+from support.cuda.caption_cases import EOS, make_caption, same
 
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "greedy": (1, {"model": {"layers": 1}}),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from gitfast.bench.ceilings import Ceilings, Gemm
-from gitfast.config import GitConfig
+from gitfast.checkpoints.config import GitConfig
+
+from support.paths import BENCHMARKS
 
 CEILINGS = Ceilings("copy", 4000.0, {"bfloat16": Gemm(800.0, "torch")})
-BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 
 
 def test_all_sides_say_the_same(emulated_ops: None, monkeypatch: pytest.MonkeyPatch) -> None:

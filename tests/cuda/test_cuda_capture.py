@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from encoder_cases import assert_near, expected, make_engine, random_pixels, write_model
 
-from gitfast.engines.cuda import CudaEngine
-from gitfast.engines.cuda_encoder import Encoder
+from gitfast.engines.cuda.encoder import Encoder
+from gitfast.engines.cuda.engine import CudaEngine
+
+from support.cuda.encoder_cases import assert_near, expected, make_engine, random_pixels, write_model
 
 COMPUTE = Encoder.__call__
 

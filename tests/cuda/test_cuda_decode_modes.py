@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_cases import IMAGES, make_engine
-from tiny_checkpoint import write_checkpoint
 
-from gitfast.checkpoint import open_checkpoint
-from gitfast.engines import cuda_fused
-from gitfast.engines.base import Generation, GenerationOptions
+from gitfast.checkpoints.checkpoint import open_checkpoint
 from gitfast.engines.cpu import CpuEngine
-from gitfast.engines.cuda import CudaEngine
-from gitfast.engines.cuda_fused import FusedRows
+from gitfast.engines.cuda import fused as cuda_fused
+from gitfast.engines.cuda.engine import CudaEngine
+from gitfast.engines.cuda.fused import FusedRows
 from gitfast.errors import EngineError
-from gitfast.processor import Processor
+from gitfast.inputs.processor import Processor
+from gitfast.types import Generation, GenerationOptions
+
+from support.cuda.engine_cases import IMAGES, make_engine
+from support.tiny_checkpoint import write_checkpoint
 
 MODES = ["layers", "text"]
 TWO = IMAGES[:2]

@@ -7,19 +7,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from encoder_cases import assert_near, expected, layer_values, make_engine, random_pixels, values, write_model
 
-from gitfast.checkpoint import open_checkpoint
-from gitfast.engines import cuda_images
-from gitfast.engines.base import Normalization
-from gitfast.engines.cuda import CudaEngine
-from gitfast.engines.cuda_encoder import Encoder
-from gitfast.engines.cuda_images import BUCKETS, next_bucket
+from gitfast.checkpoints.checkpoint import open_checkpoint
+from gitfast.engines.cuda import images as cuda_images
+from gitfast.engines.cuda.encoder import Encoder
+from gitfast.engines.cuda.engine import CudaEngine
+from gitfast.engines.cuda.images import BUCKETS, next_bucket
 from gitfast.engines.reference import ReferenceEngine
 from gitfast.errors import EngineError
-from gitfast.processor import Processor
+from gitfast.inputs.processor import Processor
+from gitfast.types import Normalization
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from support.cuda.encoder_cases import (
+    assert_near,
+    expected,
+    layer_values,
+    make_engine,
+    random_pixels,
+    values,
+    write_model,
+)
+from support.paths import ROOT
+
 NORMALIZATION = Normalization(factor=1 / 255, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
 
 

@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_cases import IMAGES, MODEL, make_engine
-from tiny_checkpoint import write_checkpoint
 
-from gitfast.checkpoint import open_checkpoint
+from gitfast.checkpoints.checkpoint import open_checkpoint
 from gitfast.cli import info, main
-from gitfast.engines.base import Generation, GenerationOptions
 from gitfast.engines.cpu import CpuEngine
-from gitfast.engines.cuda import CudaEngine, CudaPrefix
-from gitfast.engines.cuda_encoder import Encoder
-from gitfast.engines.cuda_search import Way
+from gitfast.engines.cuda.encoder import Encoder
+from gitfast.engines.cuda.engine import CudaEngine, CudaPrefix
+from gitfast.engines.cuda.search import Way
 from gitfast.errors import EngineError
+from gitfast.inputs.processor import Processor
 from gitfast.model import Model
 from gitfast.ops import cuda
-from gitfast.processor import Processor
+from gitfast.types import Generation, GenerationOptions
+
+from support.cuda.engine_cases import IMAGES, MODEL, make_engine
+from support.tiny_checkpoint import write_checkpoint
 
 
 @pytest.fixture(scope="module")

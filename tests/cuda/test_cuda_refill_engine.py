@@ -6,18 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine_cases import IMAGES, make_engine
-from search_cases import rounds
 
-from gitfast.engines import cuda as engines_cuda
-from gitfast.engines import cuda_fused
-from gitfast.engines.base import Generation, GenerationOptions
 from gitfast.engines.cpu import CpuEngine
-from gitfast.engines.cuda import CudaEngine
-from gitfast.engines.cuda_search import SearchPlan
-from gitfast.engines.cuda_text import CudaPrefix, TextBatch
+from gitfast.engines.cuda import engine as engines_cuda
+from gitfast.engines.cuda import fused as cuda_fused
+from gitfast.engines.cuda.engine import CudaEngine
+from gitfast.engines.cuda.search import SearchPlan
+from gitfast.engines.cuda.sequences import CudaPrefix, TextBatch
 from gitfast.errors import EngineError
-from gitfast.processor import Processor
+from gitfast.inputs.processor import Processor
+from gitfast.types import Generation, GenerationOptions
+
+from support.cuda.engine_cases import IMAGES, make_engine
+from support.cuda.search_cases import rounds
 
 QUESTIONS = ["", "what color ?", "how many ?", "", "what ?"]
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from gitfast.engines import cuda_uploads
-from gitfast.engines.cuda_uploads import Uploads
+from gitfast.engines.cuda import transfer as cuda_uploads
+from gitfast.engines.cuda.transfer import Uploads
 
 
 class Device:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from decode_cases import Format, make_case
+
+from support.cuda.decode_cases import Format, make_case
 
 CASES: dict[str, dict[str, Any]] = {
     "one row": {"rows": 1},

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import emulated
 import pytest
 import torch
-from embed_cases import make_case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from support.cuda import emulated
+from support.cuda.embed_cases import make_case
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from select_cases import quantile
 
 from gitfast import _C
 from gitfast.ops import cuda, reference
 from gitfast.ops.cuda_weights import PackedWeight
+
+from support.cuda.select_cases import quantile
 
 ROUNDING = 2.0**-8
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "gpu_probe.cu"
+from support.paths import BENCHMARKS
+
+SOURCE = BENCHMARKS / "gpu_probe.cu"
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from linear_cases import ACTIVATIONS, FORMATS, make_case
 
 from gitfast import _C
+
+from support.cuda.linear_cases import ACTIVATIONS, FORMATS, make_case
 
 pytestmark = pytest.mark.skipif(
     not hasattr(_C, "cuda") or not torch.cuda.is_available(), reason="needs a CUDA device and a build with CUDA"

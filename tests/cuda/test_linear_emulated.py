@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from types import ModuleType
 
-import emulated
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from linear_cases import ACTIVATIONS, FORMATS, make_case
+
+from support.cuda import emulated
+from support.cuda.linear_cases import ACTIVATIONS, FORMATS, make_case
 
 DTYPES = [torch.float16, torch.bfloat16]
 

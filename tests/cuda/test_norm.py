@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from norm_cases import make_case
 
 from gitfast import _C
+
+from support.cuda.norm_cases import make_case
 
 pytestmark = pytest.mark.skipif(
     not hasattr(_C, "cuda") or not torch.cuda.is_available(), reason="needs a CUDA device and a build with CUDA"

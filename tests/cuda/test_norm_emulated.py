@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import emulated
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from norm_cases import make_case
+
+from support.cuda import emulated
+from support.cuda.norm_cases import make_case
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

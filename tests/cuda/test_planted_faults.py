@@ -10,9 +10,10 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-import emulated
 import pytest
-from faults import FAULTS, KERNELS, MANY_BLOCKS
+
+from support.cuda import emulated
+from support.cuda.faults import FAULTS, KERNELS, MANY_BLOCKS
 
 SANITIZERS = ("address", "thread")
 # A fault takes seconds to compile: CI plants every eighth. Who changes a kernel plants all of its own.

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from support.paths import ROOT
+
 spec = importlib.util.spec_from_file_location("ptxas", ROOT / "benchmarks" / "ptxas.py")
 assert spec is not None
 assert spec.loader is not None

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from gitfast.engines.cuda_graphs import Repeated, captured
+from gitfast.engines.cuda.graphs import Repeated, captured
 
 
 class Stream:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from search_cases import make_case
 
 from gitfast import _C
+
+from support.cuda.search_cases import make_case
 
 pytestmark = pytest.mark.skipif(
     not hasattr(_C, "cuda") or not torch.cuda.is_available(), reason="needs a CUDA device and a build with CUDA"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import emulated
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from search_cases import CONTEXTS, Case, equal_choices, make_case
 
 from gitfast.ops.cuda import SearchState, Selection
 from gitfast.ops.cuda_weights import PackedWeight
+
+from support.cuda import emulated
+from support.cuda.search_cases import CONTEXTS, Case, equal_choices, make_case
 
 
 def beams_error(case: Case, emulation: ModuleType) -> float:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from linear_cases import FORMATS
-from select_cases import make_case
 
 from gitfast import _C
+
+from support.cuda.linear_cases import FORMATS
+from support.cuda.select_cases import make_case
 
 pytestmark = pytest.mark.skipif(
     not hasattr(_C, "cuda") or not torch.cuda.is_available(), reason="needs a CUDA device and a build with CUDA"

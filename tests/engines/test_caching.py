@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_checkpoint import random_image
 
 import gitfast
 from gitfast.engines.base import rows_at_once_of
 from gitfast.engines.caching import CachingEngine
+
+from support.tiny_checkpoint import random_image
 
 
 @pytest.fixture

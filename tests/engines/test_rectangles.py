@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_checkpoint import random_image, write_checkpoint
 
 import gitfast
-from gitfast.checkpoint import open_checkpoint
+from gitfast.checkpoints.checkpoint import open_checkpoint
 from gitfast.engines.cpu import CpuEngine
 from gitfast.engines.reference import ReferenceEngine
+
+from support.tiny_checkpoint import random_image, write_checkpoint
 
 SIZES = [(32, 32), (24, 40), (40, 24), (8, 8), (9, 47), (64, 64), (33, 31), (8, 200)]
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 import transformers
 
-from gitfast.config import GitConfig
-from gitfast.engines.base import Engine, GenerationOptions, ImagePrefix
-from gitfast.engines.reference import GitModel, ReferenceEngine, load_weights
+from gitfast.checkpoints.config import GitConfig
+from gitfast.engines.base import Engine
+from gitfast.engines.reference import ReferenceEngine
 from gitfast.errors import CheckpointError
+from gitfast.torch_model import GitModel, load_weights
+from gitfast.types import GenerationOptions, ImagePrefix
 
 VISION = {
     "hidden_size": 48,

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from gitfast.checkpoint import open_checkpoint
+from gitfast.checkpoints.checkpoint import open_checkpoint
 from gitfast.engines import registry
 from gitfast.engines.registry import EngineStatus, create_engine, engine_statuses
 from gitfast.errors import EngineError

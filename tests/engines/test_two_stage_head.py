@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_cpu import PROMPTS, make_model, random_pixels, weights_of
 
 from gitfast import _C
-from gitfast.engines.base import GenerationOptions
 from gitfast.engines.cpu import CpuEngine
+from gitfast.types import GenerationOptions
+
+from support.tiny_model import PROMPTS, make_model, random_pixels, weights_of
 
 
 def engines(model, **arguments) -> tuple[CpuEngine, CpuEngine]:

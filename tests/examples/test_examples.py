@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+from support.paths import EXAMPLES
+
 EXPECTED = {
     "ask.py": ["what is at the top? a purple circle", "what color is the diamond? yellow", "is there a red star? no"],
     "search.py": [

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = Path(__file__).resolve().parent.parent.parent / "examples" / "finetune.py"
+from support.paths import EXAMPLES
+
+PROGRAM = EXAMPLES / "finetune.py"
 
 
 def test_a_few_steps_teach_something(tmp_path: Path) -> None:

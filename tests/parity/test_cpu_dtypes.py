@@ -7,11 +7,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from parity_cases import CHECKPOINTS, EOS, NEW_TOKENS, Case, published_weights, scaled_config
 
 from gitfast import _C
-from gitfast.engines.base import GenerationOptions
 from gitfast.engines.cpu import CpuEngine
+from gitfast.types import GenerationOptions
+
+from support.parity_cases import CHECKPOINTS, EOS, NEW_TOKENS, Case, published_weights, scaled_config
 
 
 @pytest.fixture(scope="module", params=["git-base", "git-base-vqav2", "git-large-vatex"])

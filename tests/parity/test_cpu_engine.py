@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from parity_cases import CHECKPOINTS, EOS, NEW_TOKENS, Case, scaled_config
 
-from gitfast.engines.base import GenerationOptions
+from gitfast.types import GenerationOptions
+
+from support.parity_cases import CHECKPOINTS, EOS, NEW_TOKENS, Case, scaled_config
 
 OPTIONS = GenerationOptions(max_new_tokens=NEW_TOKENS, suppress_tokens=[EOS])
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language import EOS, Language, transformers_generate
 
 from gitfast import _C
-from gitfast.engines.base import GenerationOptions
+from gitfast.types import GenerationOptions
+
+from support.language import EOS, Language, transformers_generate
 
 PROMPTS = [[3, 4], [4, 4], [1, 3]]
 

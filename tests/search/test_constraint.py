@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language import EOS, Language, transformers_generate
 
-from gitfast.engines.base import GenerationOptions
+from gitfast.types import GenerationOptions
+
+from support.language import EOS, Language, transformers_generate
 
 V = 30
 PROMPT = [3, 4]

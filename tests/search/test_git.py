@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
-from gitfast.engines.base import GenerationOptions
-from gitfast.search import generate_with
+from gitfast.engines.search import generate_with
+from gitfast.types import GenerationOptions
 
 V, EOS = 300, 102
 PROMPTS = [[101], [101, 7, 8, 9]]

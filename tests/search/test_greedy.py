@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from language import EOS, Language, transformers_generate
 
-from gitfast.engines.base import GenerationOptions
-from gitfast.search import generate_with
+from gitfast.engines.search import generate_with
+from gitfast.types import GenerationOptions
+
+from support.language import EOS, Language, transformers_generate
 
 
 def chain(*pairs, vocab_size=6) -> np.ndarray:

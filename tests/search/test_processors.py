@@ -7,9 +7,10 @@ import random
 
 import numpy as np
 import pytest
-from language import EOS, Language, transformers_generate
 
-from gitfast.engines.base import GenerationOptions
+from gitfast.types import GenerationOptions
+
+from support.language import EOS, Language, transformers_generate
 
 V = 24
 LONG = [5, 6, 7, 6, 5]

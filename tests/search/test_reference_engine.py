@@ -6,9 +6,10 @@ import pytest
 import torch
 import transformers
 
-from gitfast.config import GitConfig
-from gitfast.engines.base import GenerationOptions
-from gitfast.engines.reference import GitModel, ReferenceEngine, load_weights
+from gitfast.checkpoints.config import GitConfig
+from gitfast.engines.reference import ReferenceEngine
+from gitfast.torch_model import GitModel, load_weights
+from gitfast.types import GenerationOptions
 
 EOS = 3
 CONFIG = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from language import EOS, Language
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
@@ -13,7 +12,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from gitfast.engines.base import GenerationOptions
+from gitfast.types import GenerationOptions
+
+from support.language import EOS, Language
 
 V = 40
 WARPERS = {

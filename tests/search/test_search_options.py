@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gitfast import _C
-from gitfast.engines.base import GenerationOptions
-from gitfast.search import native_options
+from gitfast.engines.search import native_options
+from gitfast.types import GenerationOptions
 
 V, EOS = 20, 2
 

@@ -1,0 +1,184 @@
+"""LoRA adapters of the peft library: a folder of small matrices, merged into their base model when it is opened.
+
+A linear layer with an adapter computes W x + s B A x, so the merged weight is W + s B A; s is alpha / r, with rslora
+alpha / sqrt(r) (https://arxiv.org/abs/2106.09685, https://arxiv.org/abs/2312.03732). The product is taken in float32.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import reprlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gitfast.checkpoints.checkpoint import Checkpoint, Shape, expected_tensors, read_tensors
+from gitfast.checkpoints.config import read_json
+from gitfast.checkpoints.stored_tensor import FLOAT_DTYPES, StoredTensor
+from gitfast.errors import CheckpointError
+
+CONFIG_FILE = "adapter_config.json"
+_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_PREFIX = "base_model.model."
+# Settings that would change what is computed; only these values are merged rightly.
+_REQUIRED = {"peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False, "lora_bias": False, "use_qalora": False}
+# Initialisations that leave the base model as it is; the others (PiSSA, OLoRA, ...) train against a changed one.
+_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+_MAX_PATTERN = 200
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The two matrices of one layer, A (r, inputs) and B (outputs, r), and the scale of their product."""
+
+    down: StoredTensor
+    up: StoredTensor
+    scale: float
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter rather than a model."""
+    folder = Path(folder)
+    return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in _WEIGHT_FILES)
+
+
+def base_model_name(folder: str | Path) -> str:
+    """The name or path of the model an adapter was trained on.
+
+    Raises:
+        CheckpointError: the adapter's configuration does not say, or is damaged.
+    """
+    path = Path(folder) / CONFIG_FILE
+    name = read_json(path, CheckpointError).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(f"{path}: base_model_name_or_path is missing")
+    return name
+
+
+def apply_adapter(folder: str | Path, base: Checkpoint) -> Checkpoint:
+    """``base`` with an adapter merged in; tokenizer and preprocessor files of the adapter's folder win.
+
+    Raises:
+        CheckpointError: not a LoRA adapter that can be merged, or not one of this model; the message names the file
+            and lists every tensor that does not fit.
+    """
+    folder = Path(folder)
+    settings = read_json(folder / CONFIG_FILE, CheckpointError)
+    for name, value in _REQUIRED.items():
+        if settings.get(name, value) != value:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: {name} is {settings[name]!r}; only {value!r} can be merged")
+    if (kind := settings.get("init_lora_weights")) not in _INITIALISATIONS:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: init_lora_weights is {kind!r}, which changes the base model; convert it with peft"
+        )
+    path = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder}: no adapter weights; expected one of {', '.join(_WEIGHT_FILES)}")
+    pairs, replaced, problems = _sort(read_tensors(path), settings, expected_tensors(base.config))
+    if problems:
+        raise CheckpointError(f"{path}: does not fit its base model in {len(problems)}:\n  " + "\n  ".join(problems))
+    own_files = (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file()
+    weights = _MergedWeights(base.weights, pairs, replaced)
+    return replace(base, weights=weights, folder=folder if own_files else base.folder)
+
+
+class _MergedWeights(Mapping[str, np.ndarray]):
+    """The tensors of the base model; those with an adapter are computed when they are asked for."""
+
+    def __init__(
+        self, base: Mapping[str, np.ndarray], pairs: Mapping[str, _Pair], replaced: Mapping[str, StoredTensor]
+    ) -> None:
+        self._base = base
+        self._pairs = pairs
+        self._replaced = replaced
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._replaced:
+            return self._replaced[name].load()
+        weight = self._base[name]
+        if name not in self._pairs:
+            return weight
+        pair = self._pairs[name]
+        product = pair.up.load().astype(np.float32) @ pair.down.load().astype(np.float32)
+        return weight.astype(np.float32) + np.float32(pair.scale) * product
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._base)
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+
+def _sort(
+    tensors: Mapping[str, StoredTensor], settings: Mapping[str, Any], shapes: Mapping[str, Shape]
+) -> tuple[dict[str, _Pair], dict[str, StoredTensor], list[str]]:
+    """The adapter's tensors as pairs and replacements by the name of the weight they change, and what does not fit."""
+    pairs: dict[str, _Pair] = {}
+    replaced: dict[str, StoredTensor] = {}
+    problems: list[str] = []
+    for full_name, tensor in tensors.items():
+        name = full_name.removeprefix(_PREFIX)
+        if tensor.dtype not in FLOAT_DTYPES:
+            problems.append(f"{full_name}: expected a floating-point dtype, got {tensor.dtype}")
+        elif name.endswith(".lora_A.weight"):
+            module = name.removesuffix(".lora_A.weight")
+            up = tensors.get(full_name.replace(".lora_A.", ".lora_B."))
+            problem = _pair_problem(module, tensor, up, shapes)
+            if problem is None and up is not None:
+                pairs[f"{module}.weight"] = _Pair(tensor, up, _scale(module, tensor.shape[0], settings))
+            else:
+                problems.append(f"{full_name}: {problem}")
+        elif name.endswith(".lora_B.weight"):
+            if full_name.replace(".lora_B.", ".lora_A.") not in tensors:
+                problems.append(f"{full_name}: its lora_A is missing")
+        else:  # trained whole: modules_to_save, biases
+            target = re.sub(r"\.(base_layer|modules_to_save(\.default)?)\.", ".", name)
+            if target not in shapes:
+                problems.append(f"{full_name}: the model has no {target}")
+            elif tensor.shape != shapes[target]:
+                problems.append(f"{full_name}: expected shape {shapes[target]}, got {tensor.shape}")
+            else:
+                replaced[target] = tensor
+    return pairs, replaced, problems
+
+
+def _pair_problem(module: str, down: StoredTensor, up: StoredTensor | None, shapes: Mapping[str, Shape]) -> str | None:
+    if up is None:
+        return "its lora_B is missing"
+    if f"{module}.weight" not in shapes:
+        return f"the model has no {module}.weight"
+    shape = shapes[f"{module}.weight"]
+    if len(shape) != 2:
+        return f"adapts a weight of shape {shape}; only linear layers can be merged"
+    rank = down.shape[0] if down.shape else 0
+    if down.shape != (rank, shape[1]) or up.shape != (shape[0], rank):
+        return f"lora_A {down.shape} and lora_B {up.shape} do not make a weight of shape {shape}"
+    return None
+
+
+def _scale(module: str, rank: int, settings: Mapping[str, Any]) -> float:
+    """alpha / r of a layer; patterns give some layers an alpha of their own."""
+    alpha = _pattern_value(module, settings.get("alpha_pattern"), settings.get("lora_alpha", 8))
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _pattern_value(module: str, patterns: Any, default: Any) -> float:
+    """The value of the first pattern that matches the end of the layer's name, as peft chooses; else the default."""
+    value = next((v for key, v in (patterns or {}).items() if _matches(key, module)), default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise CheckpointError(f"{CONFIG_FILE}: alpha of {module}: expected a number, got {value!r}")
+    return float(value)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Patterns are regular expressions from a file: those that could run for ever are refused."""
+    if len(pattern) > _MAX_PATTERN or re.search(r"[)\]][*+{]", pattern):
+        raise CheckpointError(f"{CONFIG_FILE}: pattern {reprlib.repr(pattern)} is too long or repeats a group")
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    except re.error as error:
+        raise CheckpointError(f"{CONFIG_FILE}: pattern {reprlib.repr(pattern)}: {error}") from None

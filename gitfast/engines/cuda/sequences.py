@@ -1,0 +1,161 @@
+"""The rows of one call on a CUDA device: which text tokens and which prefix each of them sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gitfast.engines.cuda.decoder import Decoder, PrefixGroup, TextRows, TextStore
+from gitfast.engines.cuda.encoder import PrefixBatch
+from gitfast.ops import cuda
+
+Place = tuple[int, int]  # a row's prefix: its group, and its image within
+
+
+class CudaPrefix:
+    """Keys and values of one image in every layer, (layers, H, P, head_dim) each, on the device of their engine.
+
+    Of int8 where there are scales, float32 (layers, H, P): what the integers of a token are multiplied with.
+    """
+
+    def __init__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        engine: int,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
+    ) -> None:
+        self.keys, self.values, self.engine = keys, values, engine
+        self.k_scale, self.v_scale = k_scale, v_scale
+
+    @classmethod
+    def of(cls, image: PrefixBatch, engine: int) -> CudaPrefix:
+        """Of one image, without the dimension of the batch."""
+        keys, values = image.data
+        k_scale, v_scale = (None, None) if image.scales is None else image.scales
+        return cls(keys, values, engine, k_scale, v_scale)
+
+    @property
+    def num_tokens(self) -> int:
+        """P, the number of image tokens."""
+        return self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and scales."""
+        return sum(x.nbytes for x in (self.keys, self.values, self.k_scale, self.v_scale) if x is not None)
+
+
+class TextBatch:
+    """The rows of one call: which text tokens and which prefix each of them sees."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prefixes: Sequence[CudaPrefix | None],
+        prompts: Sequence[Sequence[int]],
+        rows: int,
+        new_tokens: int,
+    ) -> None:
+        self._decoder = decoder
+        groups, self._places = group_prefixes(prefixes)
+        self._groups = [_stacked(images, decoder) for images in groups]
+        total = sum(map(len, prompts))
+        self._longest = max(map(len, prompts), default=0) + new_tokens
+        self._store = TextStore.empty(decoder, total + rows * new_tokens, max(total, rows))
+        self._next_slot = 0
+        self._slots: list[list[int]] = []  # of every row: those of its tokens, in order
+
+    def prompts(self, ids: Sequence[Sequence[int]], *, every_token: bool = False) -> Tensor:
+        """Hidden states (R, D) of the last token of each prompt, or of all tokens one prompt after another."""
+        self._slots = [[self._slot() for _ in row] for row in ids]
+        slots = [row[: n + 1] for row in self._slots for n in range(len(row))]
+        items = [item for item, row in enumerate(ids) for _ in row]
+        flat = [token for row in ids for token in row]
+        hidden = self._run(flat, slots, items, apart=all(len(row) == 1 for row in ids))
+        if every_token:
+            return hidden
+        last = torch.tensor([len(row) for row in ids], device=hidden.device).cumsum(0) - 1
+        return hidden[last]
+
+    def step(self, ids: Sequence[int], parents: Sequence[int], items: Sequence[int]) -> Tensor:
+        """Hidden states (R, D) of rows that continue rows ``parents`` of the call before by one token each."""
+        self._slots = [[*self._slots[parent], self._slot()] for parent in parents]
+        return self._run(ids, self._slots, items, apart=True)
+
+    def _run(self, ids: Sequence[int], slots: list[list[int]], items: Sequence[int], *, apart: bool) -> Tensor:
+        on_device = torch.tensor(ids, dtype=torch.int32).to(self._device, non_blocking=True)
+        rows = TextRows(on_device, *self._text_rows(slots, items), apart=apart)
+        return self._decoder.hidden(rows, self._groups, self._store)
+
+    def _text_rows(self, slots: list[list[int]], items: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Positions, slots, text_len and tiles of rows with these slots, of these items."""
+        table = torch.zeros((len(slots), self._longest), dtype=torch.int32)
+        for row, own in zip(table, slots, strict=True):
+            row[: len(own)] = torch.tensor(own, dtype=torch.int32)
+        text_len = torch.tensor([len(own) for own in slots], dtype=torch.int32)
+        places = [self._places[item] for item in items]
+        tiles = group_tiles(places, len(self._groups), self._device)
+        positions, slots_there, len_there = (x.to(self._device) for x in (text_len - 1, table, text_len))
+        return positions, slots_there, len_there, tiles
+
+    def _slot(self) -> int:
+        self._next_slot += 1
+        return self._next_slot - 1
+
+    @property
+    def _device(self) -> torch.device:
+        return self._store.keys.device
+
+
+def group_prefixes(prefixes: Sequence[CudaPrefix | None]) -> tuple[list[list[CudaPrefix | None]], list[Place]]:
+    """Groups of prefixes of one length, each object once; and of every item its group and image within."""
+    members: dict[int, dict[int, CudaPrefix | None]] = {}
+    for prefix in prefixes:
+        members.setdefault(0 if prefix is None else prefix.num_tokens, {}).setdefault(id(prefix), prefix)
+    order = {length: (group, list(images)) for group, (length, images) in enumerate(members.items())}
+    places = []
+    for prefix in prefixes:
+        group, images = order[0 if prefix is None else prefix.num_tokens]
+        places.append((group, images.index(id(prefix))))
+    return [list(images.values()) for images in members.values()], places
+
+
+def empty_group(decoder: Decoder, images: int, tokens: int) -> PrefixGroup:
+    """Memory for prefixes of so many images and tokens."""
+    config, like = decoder.config, decoder.like
+    heads = config.num_attention_heads
+    shape = (config.num_hidden_layers, images, heads, tokens)
+    dtype = decoder.prefix_dtype if tokens else like.dtype  # no image: nothing to scale either
+    keys, values = (like.new_empty((*shape, config.hidden_size // heads), dtype=dtype) for _ in range(2))
+    if dtype != torch.int8:
+        return PrefixGroup(keys, values)
+    return PrefixGroup(keys, values, *(like.new_empty(shape, dtype=torch.float32) for _ in range(2)))
+
+
+def stack(images: Sequence[CudaPrefix | None], out: PrefixGroup) -> None:
+    """The prefixes of a group to memory that ``empty_group`` made, for as many or more."""
+    present = [prefix for prefix in images if prefix is not None]
+    if present:  # the others have no tokens
+        for name in ("keys", "values", *(("k_scale", "v_scale") if out.k_scale is not None else ())):
+            torch.stack([getattr(prefix, name) for prefix in present], 1, out=getattr(out, name)[:, : len(present)])
+
+
+def _stacked(images: Sequence[CudaPrefix | None], decoder: Decoder) -> PrefixGroup:
+    """A group that is read once: one prefix alone stays where it is."""
+    first = images[0]
+    if first is not None and len(images) == 1:
+        given = (first.keys, first.values, first.k_scale, first.v_scale)
+        return PrefixGroup(*(x[:, None] for x in given if x is not None))
+    group = empty_group(decoder, len(images), 0 if first is None else first.num_tokens)
+    stack(images, out=group)
+    return group
+
+
+def group_tiles(places: Sequence[Place], groups: int, device: torch.device) -> list[Tensor]:
+    """Tiles of the rows of each group, on the device."""
+    tiles = [cuda.attention_tiles([image if own == group else -1 for own, image in places]) for group in range(groups)]
+    return [x[x[:, 2] >= 0].to(device) for x in tiles]

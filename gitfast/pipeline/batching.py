@@ -1,0 +1,216 @@
+"""The way of many inputs through an engine, a bounded number at a time: read, encode, generate, score."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections.abc import Generator, Iterable, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from gitfast.engines.base import Engine, normalization_of, rows_at_once_of
+from gitfast.errors import GitfastError
+from gitfast.inputs.processor import Processor
+from gitfast.inputs.sources import ClipSampling, read_pixels
+from gitfast.pipeline.iterators import grouped, prefetch
+from gitfast.results import Result, Timings
+from gitfast.types import Generation, GenerationOptions, ImagePrefix
+
+OnError = Literal["raise", "return"]
+Prompts = Sequence[list[int]]  # of one source
+
+_MAX_ROWS = 64  # sequences decoded together: bounds the keys and values of their text
+_WINDOW = 4  # times the rows decoded at once are handed over together: only the last of them leave places empty
+_WINDOW_BYTES = 2 << 30  # of their prefixes; one batch may have more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How many inputs are encoded together, which frames of clips, and what becomes of inputs that cannot be read."""
+
+    batch_size: int | None = None  # as many as suit the engine
+    on_error: OnError = "raise"
+    clips: ClipSampling = field(default_factory=ClipSampling)
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+        if self.on_error not in ("raise", "return"):
+            raise ValueError(f"on_error: expected 'raise' or 'return', got {self.on_error!r}")
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Prefixes of some sources in order, an error in the place of a bad one's, and the seconds they took."""
+
+    prefixes: list[ImagePrefix | GitfastError]
+    read_seconds: float
+    encode_seconds: float
+
+
+def default_batch_size(engine: Engine) -> int:
+    """8 inputs; if the engine refills its rows, as many as it decodes at once, but no more than 64."""
+    rows_at_once = rows_at_once_of(engine)
+    return 8 if rows_at_once is None else min(64, rows_at_once)
+
+
+def encode(
+    engine: Engine, processor: Processor, sources: Iterable[Any], batching: Batching
+) -> Generator[EncodedBatch, None, None]:
+    """``batch_size`` sources at a time, in order; no more of them are held, but those that are read ahead.
+
+    If the engine computes on a device, the next batch is read in a thread meanwhile, which closing ends.
+
+    Raises:
+        ImageError: a source is bad and ``on_error`` is "raise": after those before it. The message gives its index.
+    """
+    argument = "images" if processor.num_frames is None else "videos"
+    alone = isinstance(sources, Sized) and len(sources) == 1
+    normalize = normalization_of(engine) != processor.image_processor.normalization
+    rectangles = processor.image_processor.crop_size is None  # without a crop, images keep their aspect ratio
+
+    def read(batch: list[Any]) -> tuple[list[np.ndarray | ImagePrefix | GitfastError], float]:
+        begin = time.perf_counter()
+        return read_pixels(processor, batch, batching.clips, normalize=normalize), time.perf_counter() - begin
+
+    batches = grouped(sources, batching.batch_size or default_batch_size(engine))
+    # The threads of a CPU engine have no processor to spare for reading.
+    ahead = rows_at_once_of(engine) is not None
+    start = 0
+    with contextlib.closing(prefetch(read, batches) if ahead else (read(batch) for batch in batches)) as batches_read:
+        for pixels, read_seconds in batches_read:
+            errors = [(i, value) for i, value in enumerate(pixels) if isinstance(value, GitfastError)]
+            bad, error = errors[0] if errors and batching.on_error == "raise" else (len(pixels), None)
+            begin = time.perf_counter()
+            prefixes = _encode_arrays(engine, pixels[:bad], interpolate_positions=rectangles)
+            yield EncodedBatch(prefixes, read_seconds, time.perf_counter() - begin)
+            if error is not None:
+                raise error if alone else type(error)(f"{argument}[{start + bad}]: {error}") from None
+            start += len(pixels)
+
+
+def generate(
+    engine: Engine,
+    processor: Processor,
+    sources: Iterable[Any],
+    prompts: Iterable[Prompts],
+    options: GenerationOptions,
+    batching: Batching,
+    *,
+    show_prompt: bool,
+) -> Generator[list[Result], None, None]:
+    """Continues the prompts of each source on it: for every source the results of its prompts, in order.
+
+    Batches are decoded one by one, or as many together as the engine can refill its rows from.
+
+    Raises:
+        ImageError: as ``encode``, after the results of the sources before.
+    """
+    waiting = iter(prompts)
+    sequences = max(1, options.num_beams, options.num_return_sequences)
+    rows_at_once = rows_at_once_of(engine)
+    window_rows = 1 if rows_at_once is None else _WINDOW * rows_at_once
+    with contextlib.closing(encode(engine, processor, sources, batching)) as batches:
+        jobs = (_Job(batch, list(itertools.islice(waiting, len(batch.prefixes)))) for batch in batches)
+        # Full by rows or by bytes, whichever is first.
+        full = window_rows * _WINDOW_BYTES
+        for window in grouped(
+            jobs, full, lambda job: max(job.rows * sequences * _WINDOW_BYTES, job.nbytes * window_rows)
+        ):
+            yield from _generate_window(engine, processor, window, options, show_prompt=show_prompt)
+
+
+@dataclass(frozen=True)
+class _Job:
+    batch: EncodedBatch
+    prompts: list[Prompts]  # of each source of the batch
+
+    @property
+    def rows(self) -> int:
+        """An error counts as well, so that a window of nothing else ends, too."""
+        return sum(max(1, len(texts)) for texts in self.prompts)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(prefix.nbytes for prefix in self.batch.prefixes if not isinstance(prefix, GitfastError))
+
+
+def _generate_window(
+    engine: Engine, processor: Processor, window: list[_Job], options: GenerationOptions, *, show_prompt: bool
+) -> list[list[Result]]:
+    """Empties the window: its prefixes are not to be held while the next are made."""
+    read_seconds = sum(job.batch.read_seconds for job in window)
+    encode_seconds = sum(job.batch.encode_seconds for job in window)
+    sources = [pair for job in window for pair in zip(job.batch.prefixes, job.prompts, strict=True)]
+    window.clear()
+    rows = [(prefix, ids) for prefix, texts in sources if not isinstance(prefix, GitfastError) for ids in texts]
+    begin = time.perf_counter()
+    generated = iter(_generate_rows(engine, rows, options))
+    timings = Timings(read=read_seconds, encode=encode_seconds, generate=time.perf_counter() - begin)
+    results = []
+    for prefix, texts in sources:
+        if isinstance(prefix, GitfastError):
+            results.append([Result(text="", error=prefix)] * len(texts))
+        else:
+            shown = [ids[1:] if show_prompt else [] for ids in texts]
+            found = [make_result(processor, next(generated), ids) for ids in shown]
+            results.append([dataclasses.replace(result, timings=timings) for result in found])
+    return results
+
+
+def score(
+    engine: Engine, prefix: ImagePrefix, prompt: Sequence[int], continuations: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """Log-probabilities of every token of each continuation of ``prompt``, float32 (len,)."""
+    logprobs: list[np.ndarray] = []
+    for start in range(0, len(continuations), _MAX_ROWS):
+        sequences = [[*prompt, *ids] for ids in continuations[start : start + _MAX_ROWS]]
+        logprobs += engine.score([prefix] * len(sequences), sequences)
+    return [x[len(prompt) - 1 :] for x in logprobs]
+
+
+def make_result(processor: Processor, generations: Sequence[Generation], shown: Sequence[int]) -> Result:
+    """The best generation, the others as its alternatives; ``shown`` are prompt tokens that begin the text."""
+    best, *others = (
+        Result(
+            text=processor.tokenizer.decode([*shown, *generation.token_ids]),
+            token_ids=tuple(generation.token_ids),
+            token_logprobs=tuple(generation.token_logprobs),
+            score=generation.score,
+            finish_reason=generation.finish_reason,
+        )
+        for generation in generations
+    )
+    return dataclasses.replace(best, alternatives=tuple(others))
+
+
+def _encode_arrays(
+    engine: Engine, pixels: Sequence[np.ndarray | ImagePrefix | GitfastError], *, interpolate_positions: bool
+) -> list[ImagePrefix | GitfastError]:
+    """Encodes what is an array, those of one shape together; the rest stays."""
+    encoded = {i: value for i, value in enumerate(pixels) if not isinstance(value, np.ndarray)}
+    by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+    for i, value in enumerate(pixels):
+        if isinstance(value, np.ndarray):
+            by_shape.setdefault(value.shape, []).append((i, value))
+    for group in by_shape.values():
+        prefixes = engine.encode(np.stack([value for _, value in group]), interpolate_positions=interpolate_positions)
+        encoded.update(zip((i for i, _ in group), prefixes, strict=True))
+    return [encoded[i] for i in range(len(pixels))]
+
+
+def _generate_rows(
+    engine: Engine, rows: Sequence[tuple[ImagePrefix, list[int]]], options: GenerationOptions
+) -> list[list[Generation]]:
+    count = max(1, _MAX_ROWS // max(1, options.num_beams, options.num_return_sequences))
+    if rows_at_once_of(engine) is not None:
+        count = max(1, len(rows))
+    generated: list[list[Generation]] = []
+    for start in range(0, len(rows), count):
+        prefixes, prompts = zip(*rows[start : start + count], strict=True)
+        generated += engine.generate(prefixes, prompts, options)
+    return generated

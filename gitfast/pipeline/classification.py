@@ -1,0 +1,80 @@
+"""Classification by generation: which of the given texts the model would write.
+
+Every label is scored as the model's answer, all of them over the same image prefix. Two distributions can be made of
+the scores. "score" compares whole labels: p(label) / sum of p. "trie" is what decoding constrained to the labels
+draws from, as in the GIT paper: at every token the probability is shared among the labels' tokens that may follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from gitfast.inputs.tokenizer import Tokenizer
+from gitfast.results import Label
+
+Method = Literal["trie", "score"]
+
+
+def encode_labels(labels: Sequence[str], tokenizer: Tokenizer, eos: int) -> list[list[int]]:
+    """Token ids of every label, the end-of-sequence token behind them.
+
+    Raises:
+        ValueError: no labels, one without tokens, or two of the same tokens (case and accents may not count).
+    """
+    if isinstance(labels, str) or not labels:
+        raise ValueError(f"labels: expected a list of texts, got {labels!r}")
+    seen: dict[tuple[int, ...], int] = {}
+    encoded = []
+    for index, label in enumerate(labels):
+        ids = [*tokenizer.encode(label), eos]
+        if len(ids) == 1:
+            raise ValueError(f"labels[{index}]: {label!r} has no tokens")
+        first = seen.setdefault(tuple(ids), index)
+        if first != index:
+            raise ValueError(f"labels[{index}]: {label!r} has the same tokens as labels[{first}], {labels[first]!r}")
+        encoded.append(ids)
+    return encoded
+
+
+def rank_labels(
+    labels: Sequence[str],
+    token_ids: Sequence[Sequence[int]],
+    logprobs: Sequence[np.ndarray],
+    method: Method,
+) -> list[Label]:
+    """Labels, most probable first; ``logprobs[i]`` are those of ``token_ids[i]``, each given the tokens before."""
+    scores = np.array([x.sum(dtype=np.float64) for x in logprobs])
+    if method == "score":
+        probabilities = _softmax(scores)
+    elif method == "trie":
+        probabilities = _trie_probabilities(token_ids, logprobs)
+    else:
+        raise ValueError(f"method: expected 'trie' or 'score', got {method!r}")
+    return [
+        Label(text=labels[i], index=int(i), probability=float(probabilities[i]), score=float(scores[i]))
+        for i in np.argsort(-probabilities, kind="stable")
+    ]
+
+
+def _trie_probabilities(token_ids: Sequence[Sequence[int]], logprobs: Sequence[np.ndarray]) -> np.ndarray:
+    """Products over the tokens of a label of softmax among the tokens that may stand there."""
+    # Every child of a trie node is the next token of some label, so the labels' scores hold all that is needed.
+    children: dict[tuple[int, ...], dict[int, float]] = {}
+    for ids, values in zip(token_ids, logprobs, strict=True):
+        for i, token in enumerate(ids):
+            children.setdefault(tuple(ids[:i]), {})[token] = float(values[i])
+    totals = {node: np.logaddexp.reduce(list(values.values())) for node, values in children.items()}
+    return np.array(
+        [
+            np.exp(sum(children[tuple(ids[:i])][token] - totals[tuple(ids[:i])] for i, token in enumerate(ids)))
+            for ids in token_ids
+        ]
+    )
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()

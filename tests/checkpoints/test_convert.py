@@ -1,0 +1,91 @@
+"""``gitfast convert``: what is written opens to the same tensors, here and in transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import gitfast
+from gitfast.checkpoints.checkpoint import open_checkpoint
+from gitfast.checkpoints.convert import save_checkpoint
+from gitfast.cli import main
+from gitfast.errors import CheckpointError
+
+from support.tiny_checkpoint import random_image, write_checkpoint
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "source", num_image_with_embedding=2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_values_are_rounded_as_torch_rounds(source: Path, tmp_path: Path, dtype: str) -> None:
+    save_checkpoint(open_checkpoint(source), tmp_path / "out", dtype)
+    original, written = load_file(source / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == original.keys()
+    for name, values in original.items():
+        assert torch.equal(written[name], values.to(getattr(torch, dtype)))
+    assert open_checkpoint(tmp_path / "out").config == open_checkpoint(source).config
+
+
+def test_bfloat16_of_special_values(source: Path, tmp_path: Path) -> None:
+    weights = load_file(source / "model.safetensors")
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf, 3.4e38, -0.0, 1e-40, 1.00390625, 1.01171875])
+    weights["output.bias"][: len(special)] = special
+    torch.save(weights, source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    save_checkpoint(open_checkpoint(source), tmp_path / "out", "bfloat16")
+    written = load_file(tmp_path / "out" / "model.safetensors")["output.bias"][: len(special)]
+    torch.testing.assert_close(written, special.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_transformers_loads_it(source: Path, tmp_path: Path) -> None:
+    from transformers import GitForCausalLM
+
+    save_checkpoint(open_checkpoint(source), tmp_path / "out")
+    model, report = GitForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    for name, values in open_checkpoint(source).weights.items():
+        np.testing.assert_array_equal(model.state_dict()[name].numpy(), values)
+
+
+def test_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [random_image(0), random_image(1)]
+    out = tmp_path / "out"
+    assert main(["convert", str(source / "model.safetensors"), str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert gitfast.load(out).caption_video(frames) == gitfast.load(source).caption_video(frames)
+    assert main(["convert", str(source), str(out)]) == 1
+    assert "holds a model already" in capsys.readouterr().err
+
+
+def test_missing_files_are_made_up_or_missed(source: Path, tmp_path: Path) -> None:
+    (source / "preprocessor_config.json").unlink()
+    (source / "vocab.txt").unlink()
+    with pytest.warns(UserWarning, match=r"no tokenizer; add BERT's vocab\.txt"):
+        out = save_checkpoint(open_checkpoint(source), tmp_path / "out")
+    settings = json.loads((out / "preprocessor_config.json").read_text())
+    assert settings["image_processor_type"] == "VideoMAEImageProcessor"
+    assert settings["crop_size"] == {"height": 32, "width": 32}
+
+
+def test_values_too_large_for_float16_are_named(source: Path, tmp_path: Path) -> None:
+    weights = load_file(source / "model.safetensors")
+    weights["output.bias"][0] = 70000.0
+    torch.save(weights, source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"output\.bias: holds 7e\+04, too large for float16"):
+        save_checkpoint(open_checkpoint(source), tmp_path / "out", "float16")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_unknown_dtype(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dtype: expected 'float32', 'float16', 'bfloat16', got 'int8'"):
+        save_checkpoint(open_checkpoint(source), tmp_path / "out", "int8")

@@ -1,0 +1,341 @@
+"""Clips from frames, animations and video files; which frames are taken; what hostile files do."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gitfast.errors import ImageError, VideoError
+from gitfast.inputs import video
+from gitfast.inputs.image import ImageLimits
+from gitfast.inputs.video import VideoLimits, load_clip, sample_indices
+
+STEP = 6  # grey levels between neighbouring frames: more than lossy codecs change a flat frame
+
+
+def grey_frames(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    return [np.full((height, width, 3), STEP * index, np.uint8) for index in range(count)]
+
+
+def frame_numbers(clip: list[PIL.Image.Image]) -> list[int]:
+    return [round(np.asarray(frame).mean() / STEP) for frame in clip]
+
+
+def encode_video(frames: list[np.ndarray], container: str = "mp4", codec: str = "libx264", rate: int = 10) -> bytes:
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=rate)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.bit_rate = 4_000_000
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for frame in frames:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def encode_animation(frames: list[np.ndarray], image_format: str) -> bytes:
+    first, *rest = [PIL.Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    first.save(buffer, image_format, save_all=True, append_images=rest, **options)
+    return buffer.getvalue()
+
+
+@given(total=st.integers(1, 400), num_frames=st.integers(1, 40))
+def test_uniform_sampling(total: int, num_frames: int) -> None:
+    indices = sample_indices(total, num_frames)
+    assert len(indices) == num_frames
+    assert indices == sorted(indices)
+    if total <= num_frames:
+        assert set(indices) == set(range(total))  # every frame, some repeated
+    else:
+        gaps = np.diff([-1, *indices])[1:]
+        assert len(set(indices)) == num_frames
+        assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_uniform_sampling_by_hand() -> None:
+    assert sample_indices(6, 6) == [0, 1, 2, 3, 4, 5]
+    assert sample_indices(60, 6) == [5, 15, 25, 35, 45, 55]
+    assert sample_indices(1, 6) == [0] * 6
+    assert sample_indices(3, 6) == [0, 0, 1, 1, 2, 2]
+
+
+@given(total=st.integers(25, 2000), seed=st.integers(0, 2**32 - 1))
+def test_hf_sampling_is_that_of_the_documentation(total: int, seed: int) -> None:
+    """sample_frame_indices(clip_len=6, frame_sample_rate=4, seg_len=total) of transformers' GIT page."""
+    np.random.seed(seed)
+    end = np.random.randint(24, total)
+    expected = np.clip(np.linspace(end - 24, end, num=6), end - 24, end - 1).astype(np.int64)
+    assert sample_indices(total, 6, "hf", seed) == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("total", "sampling", "message"),
+    [
+        (0, "uniform", "expected at least one frame, got none"),
+        (24, "hf", "needs more than 24 frames, got 24"),
+        (5, [0, 5], "expected indices from 0 to 4"),
+        (5, [-1], "expected indices from 0 to 4"),
+        (5, [], "expected indices"),
+        (5, lambda total: range(total + 1), "expected indices"),
+    ],
+)
+def test_impossible_sampling(total: int, sampling: object, message: str) -> None:
+    with pytest.raises(VideoError, match=message):
+        sample_indices(total, 6, sampling)
+
+
+def test_unknown_sampling() -> None:
+    with pytest.raises(ValueError, match="sampling: expected 'uniform', 'hf', indices or a function, got 'random'"):
+        sample_indices(5, 6, "random")  # type: ignore[arg-type]
+
+
+def test_clips_from_frames_at_hand(tmp_path: Path) -> None:
+    frames = grey_frames(30)
+    for source in (frames, tuple(frames), np.stack(frames), [PIL.Image.fromarray(frame) for frame in frames]):
+        assert frame_numbers(load_clip(source)) == [2, 7, 12, 17, 22, 27]
+    assert frame_numbers(load_clip(frames, num_frames=3, sampling=lambda total: [total - 1, 0])) == [29, 0]
+    PIL.Image.fromarray(frames[4]).save(tmp_path / "frame.png")
+    mixed = [tmp_path / "frame.png", (tmp_path / "frame.png").read_bytes(), frames[1]]
+    assert frame_numbers(load_clip(mixed, num_frames=3)) == [4, 4, 1]
+    assert frame_numbers(load_clip(["unread.png", frames[1]], num_frames=2, sampling=[1, 1])) == [1, 1]
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG"])
+def test_clips_from_animations(image_format: str, tmp_path: Path) -> None:
+    data = encode_animation(grey_frames(12), image_format)
+    path = tmp_path / "animation"
+    path.write_bytes(data)
+    for source in (data, path, io.BytesIO(data), PIL.Image.open(path)):
+        assert frame_numbers(load_clip(source)) == [1, 3, 5, 7, 9, 11]
+        assert frame_numbers(load_clip(source, sampling=[11, 0])) == [11, 0]
+
+
+def test_a_still_image_repeats() -> None:
+    still = PIL.Image.fromarray(grey_frames(4)[3])
+    buffer = io.BytesIO()
+    still.save(buffer, "JPEG")
+    for source in (still, buffer.getvalue()):
+        assert frame_numbers(load_clip(source)) == [3] * 6
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    still.save(buffer := io.BytesIO(), "JPEG", exif=exif)
+    assert load_clip(buffer)[0].size == (48, 64)
+    assert load_clip(buffer, exif=False)[0].size == (64, 48)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [
+        ("mp4", "libx264"),
+        ("mp4", "mpeg4"),
+        ("matroska", "libx264"),  # no frame count in its header
+        ("webm", "libvpx-vp9"),
+        ("avi", "mpeg4"),
+        ("mov", "mjpeg"),
+        ("mpegts", "mpeg2video"),
+    ],
+)
+def test_clips_from_video_files(container: str, codec: str, tmp_path: Path) -> None:
+    rate = 25 if codec == "mpeg2video" else 10
+    data = encode_video(grey_frames(30), container, codec, rate)
+    path = tmp_path / "video"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        for source in (str(path), path, data, file):
+            assert frame_numbers(load_clip(source)) == [2, 7, 12, 17, 22, 27]
+    assert load_clip(path)[0].size == (64, 48)
+    assert frame_numbers(load_clip(path, num_frames=40)) == [(2 * i + 1) * 30 // 80 for i in range(40)]
+
+
+def test_frames_are_those_pyav_decodes() -> None:
+    av = pytest.importorskip("av")
+    noise = list(np.random.default_rng(0).integers(0, 256, (30, 48, 64, 3), np.uint8))
+    data = encode_video(noise)
+    with av.open(io.BytesIO(data)) as container:
+        theirs = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    indices = sample_indices(30, 6, "hf", seed=45)
+    for ours, index in zip(load_clip(data, sampling="hf", seed=45), indices, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), theirs[index])
+
+
+def test_a_pipe_is_read_into_memory() -> None:
+    data = encode_video(grey_frames(12))
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb") as writer:
+        writer.write(data)
+        writer.close()
+        assert frame_numbers(load_clip(reader)) == [1, 3, 5, 7, 9, 11]
+
+
+@pytest.mark.parametrize(("angle", "turns"), [(90, 1), (180, 2), (270, 3)])
+def test_rotated_videos_come_upright(angle: int, turns: int) -> None:
+    """As phones write them: the track's display matrix turns the picture."""
+    frame = np.zeros((48, 64, 3), np.uint8)
+    frame[:24, :32] = 250  # a bright top left quarter
+    data = encode_video([frame] * 6)
+    cosine, sine = {90: (0, -1), 180: (-1, 0), 270: (0, 1)}[angle]
+    one = 1 << 16
+    matrix = np.array([cosine * one, sine * one, 0, -sine * one, cosine * one, 0, 0, 0, 1 << 30], ">i4").tobytes()
+    header = data.index(b"tkhd") + 4 + 40
+    rotated = load_clip(data[:header] + matrix + data[header + 36 :])[0]
+    expected = np.rot90(np.asarray(load_clip(data)[0]), turns)
+    np.testing.assert_array_equal(np.asarray(rotated), expected)
+
+
+def test_fewer_frames_than_packets(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode_video(grey_frames(12))
+    monkeypatch.setattr(video, "_count_packets", lambda file, limits, name: 100)
+    assert frame_numbers(load_clip(data)) == [1, 3, 5, 7, 9, 11]
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (VideoLimits(max_seconds=2.9), "lasts 3.0 s; at most 2.9 s"),
+        (VideoLimits(max_source_frames=29), "more than 29 frames"),
+        (VideoLimits(max_encoded_bytes=1000), "more than 1000 bytes"),
+        (VideoLimits(max_frames=5), "at most 5 frames are kept, got 6"),
+        (VideoLimits(frame=ImageLimits(max_pixels=64 * 48 - 1)), "64 x 48 pixels; at most 3071"),
+    ],
+    ids=str,
+)
+def test_limits_of_video_files(limits: VideoLimits, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    path.write_bytes(encode_video(grey_frames(30)))
+    with pytest.raises(VideoError, match=message) as caught:
+        load_clip(path, limits=limits)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_frames_that_grow_on_the_way() -> None:
+    """The header's size is within the limit; the decoder itself must refuse what comes later."""
+    small = encode_video(grey_frames(12), "mpegts", "mpeg2video", 25)
+    large = encode_video(grey_frames(12, 480, 640), "mpegts", "mpeg2video", 25)
+    limits = VideoLimits(frame=ImageLimits(max_pixels=100_000))
+    assert len(load_clip(small + small, limits=limits)) == 6
+    with pytest.raises(VideoError):
+        load_clip(small + large, limits=limits)
+
+
+def test_limits_of_animations() -> None:
+    data = encode_animation(grey_frames(12), "GIF")
+    with pytest.raises(VideoError, match="more than 11 frames"):
+        load_clip(data, limits=VideoLimits(max_source_frames=11))
+    with pytest.raises(VideoError, match="at most 3071 are allowed"):
+        load_clip(data, limits=VideoLimits(frame=ImageLimits(max_pixels=3071)))
+
+
+def hostile_files() -> dict[str, bytes]:
+    return {
+        "empty.mp4": b"",
+        "text.mp4": b"no video at all\n" * 100,
+        "random.mp4": np.random.default_rng(6).bytes(4000),
+        "archive.avi": b"PK\3\4" + b"\0" * 300,
+        "playlist.mp4": b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n/etc/hostname\n#EXT-X-ENDLIST\n",
+        "concat.mp4": b"ffconcat version 1.0\nfile '/etc/hostname'\n",
+        "sound.wav": b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x80\x3e\0\0\2\0\x10\0data\0\0\0\0",
+        "cut.gif": encode_animation(grey_frames(3), "GIF")[:40],
+        "ftyp-only.mp4": b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
+    }
+
+
+@pytest.mark.parametrize("name", hostile_files())
+def test_hostile_files_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    path = tmp_path / name
+    path.write_bytes(hostile_files()[name])
+    with pytest.raises(VideoError) as caught:
+        load_clip(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "Errno" not in str(caught.value)
+
+
+def test_sound_without_pictures() -> None:
+    av = pytest.importorskip("av")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("aac", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 8000
+        output.mux(stream.encode(silence))
+        output.mux(stream.encode())
+    with pytest.raises(VideoError, match="encoded bytes: holds no video stream"):
+        load_clip(buffer.getvalue())
+
+
+def test_codecs_beyond_the_common_ones_are_refused() -> None:
+    with pytest.raises(VideoError, match="its codec is not one of h264"):
+        load_clip(encode_video(grey_frames(6), "matroska", "ffv1"))
+
+
+def test_playlists_are_not_followed(tmp_path: Path) -> None:
+    """A playlist that FFmpeg itself would follow to another file."""
+    av = pytest.importorskip("av")
+    (tmp_path / "secret.ts").write_bytes(encode_video(grey_frames(30), "mpegts", "mpeg2video", 25))
+    playlist = tmp_path / "list.m3u8"
+    playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nsecret.ts\n#EXT-X-ENDLIST\n")
+    with av.open(str(playlist)) as container:
+        assert container.streams.video
+    for source in (playlist, str(playlist)):
+        with pytest.raises(VideoError, match="not a video"):
+            load_clip(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no/video.mp4", "no/video.mp4: No such file or directory"),
+        (".", "Is a directory"),
+        ("http://example.com/cat.mp4", "URLs are never fetched"),
+        ("rtsp://example.com/live", "URLs are never fetched"),
+        (7, "expected a path.* got int"),
+        (np.zeros((8, 9, 3), np.uint8), r"expected an array of shape \(T, H, W, 3\), got \(8, 9, 3\)"),
+        ([np.zeros((8, 9), np.float32)], r"frames\[0\]: .*expected uint8"),
+        ([], "at least one frame"),
+    ],
+)
+def test_bad_sources(source: object, message: str) -> None:
+    with pytest.raises(VideoError, match=message):
+        load_clip(source)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["mp4", "matroska", "avi"]),
+    st.floats(0, 1),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=20),
+)
+def test_damaged_files_raise_video_errors_only(container: str, cut: float, changes: list[tuple[float, int]]) -> None:
+    data = bytearray(encode_video(grey_frames(12), container, "mpeg4"))
+    for position, value in changes:
+        data[int(position * (len(data) - 1))] = value
+    message = ""
+    try:
+        assert len(load_clip(bytes(data[: int(cut * len(data))]))) == 6
+    except VideoError as error:
+        message = str(error)
+    assert "Errno" not in message
+
+
+def test_without_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(VideoError, match=r'pip install "gitfast\[video\]"'):
+        load_clip(b"\0\0\0\x18ftypmp42")
+    assert frame_numbers(load_clip(encode_animation(grey_frames(6), "GIF"))) == [0, 1, 2, 3, 4, 5]
+
+
+def test_video_errors_are_image_errors() -> None:
+    with pytest.raises(ImageError):
+        load_clip("no.mp4")

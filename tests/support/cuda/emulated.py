@@ -1,0 +1,96 @@
+"""Builds the emulation of the CUDA kernels (csrc/emulation), loads it, and runs small cases under sanitizers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+
+from support.paths import ROOT
+
+ORDERS = ("forward", "reverse", "shuffled", "run_ahead")
+
+
+def why_not() -> str | None:
+    """What building needs and this machine lacks."""
+    missing = [tool for tool in ("nvcc", "cmake", "ninja") if shutil.which(tool) is None]
+    return f"the emulation needs {', '.join(missing)}" if missing else None
+
+
+# Undefined behaviour is looked for beside races: it takes longest to compile, and there are fewer faults to plant.
+_SANITIZE = {"": "", "address": "address", "thread": "thread,undefined"}
+
+
+def build(source: Path, folder: Path, sanitizer: str = "", *, few_head_dims: bool = False) -> Path:
+    """Build the sources at ``source`` in ``folder``; returns the module's file. Raises CalledProcessError.
+
+    ``few_head_dims``: attention for heads of 16 and 64 only, and decoding in bfloat16 with int8 weights only, which
+    compiles in half the time.
+    """
+    configure = ["cmake", "-S", source, "-B", folder, "-G", "Ninja", "-DGITFAST_BINDINGS=OFF", "-DGITFAST_CUDA=off"]
+    configure += [
+        "-DGITFAST_EMULATION=ON",
+        f"-DGITFAST_SANITIZE={_SANITIZE[sanitizer]}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
+    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    configure += ["-DCMAKE_CXX_FLAGS=-DGITFAST_FEW_HEAD_DIMS"] if few_head_dims else []
+    for command in (configure, ["cmake", "--build", folder, "--target", "_emulation"]):
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    (module,) = folder.glob("_emulation*.so")
+    return module
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("_emulation", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def runtime_of(sanitizer: str) -> str | None:
+    """What must be loaded before Python for a module built with ``sanitizer``; None where it is not installed."""
+    names = {"address": "libasan.so", "thread": "libtsan.so"}
+    compiler = os.environ.get("CXX", "c++")
+    found = []
+    for name in (names[sanitizer], "libstdc++.so.6"):  # the second, or the first exception ends the process
+        query = subprocess.run([compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True)
+        found.append(query.stdout.strip())
+    return " ".join(found) if all(map(os.path.isabs, found)) else None
+
+
+class SmallCases:
+    """A process that runs small_cases.py on modules built with ``sanitizer``; messages go to files in ``folder``."""
+
+    def __init__(self, sanitizer: str, folder: Path) -> None:
+        environment = dict(os.environ, OMP_NUM_THREADS="1", LD_PRELOAD=runtime_of(sanitizer) or "")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+        environment |= {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1"}
+        command = [sys.executable, "-m", "support.cuda.small_cases", sanitizer]
+        self._log, self._own_log = folder / f"{sanitizer}.log", folder / f"{sanitizer}-process.log"
+        with self._own_log.open("w") as messages:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages, text=True, env=environment
+            )
+
+    def run(self, module: Path, kernel: str) -> tuple[int, str]:
+        """The exit code, 0 where all results are right, and what was said."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its own messages say why
+            print(module, kernel, self._log, sep="\t", file=self._process.stdin, flush=True)
+        if code := self._process.stdout.readline():
+            return int(code), self._log.read_text(encoding="utf-8", errors="replace")
+        return 1, self._own_log.read_text(encoding="utf-8", errors="replace")
+
+    def close(self) -> None:
+        self._process.communicate()

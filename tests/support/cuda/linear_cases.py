@@ -1,0 +1,87 @@
+"""A linear layer of few rows: inputs, the truth in float64, and the comparison. Device and emulation share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gitfast.ops import reference
+from gitfast.ops.cuda_weights import PackedWeight
+
+from support.cuda.norm_cases import ROUNDING
+
+# float16 or bfloat16 inputs, and what the weight is stored as beside them: the same, or 8 bits.
+FORMATS = ("same", "int8", "float8")
+ACTIVATIONS = tuple(reference.ACTIVATIONS)
+
+
+@dataclass
+class Case:
+    """One call's tensors; ``out`` is full of NaN."""
+
+    x: torch.Tensor
+    weight: PackedWeight
+    bias: torch.Tensor | None
+    residual: torch.Tensor | None
+    out: torch.Tensor
+    activation: str = "none"
+    overlap: bool = False
+
+    def run(self, kernel: Callable[..., None], stream: int = 0) -> torch.Tensor:
+        data, scales = self.weight.data, self.weight.scales
+        kernel(self.x, data, scales, self.bias, self.activation, self.residual, self.out, self.overlap, stream)
+        return self.out
+
+    def error(self) -> float:
+        """Largest difference of ``out`` from the truth, in units of what is allowed; NaN counts as infinite.
+
+        Allowed is one rounding to the dtype of ``out`` and those of float32 sums.
+        """
+        x, weight = self.x.cpu().double(), self.weight.unpack().cpu().double()
+        bias, residual = (t if t is None else t.cpu().double() for t in (self.bias, self.residual))
+        truth = reference.linear(x, weight, bias, activation=self.activation, residual=residual)
+        size = reference.linear(
+            x.abs(), weight.abs(), None if bias is None else bias.abs(),
+            residual=None if residual is None else residual.abs(),
+        )  # fmt: skip
+        allowed = ROUNDING[self.out.dtype] * truth.abs() + 4e-7 * size + 1e-7
+        error = ((self.out.cpu().double() - truth).abs() / allowed).max().item()
+        return float("inf") if np.isnan(error) else error
+
+
+def make_case(
+    rows: int,
+    columns: int,
+    depth: int,
+    dtype: torch.dtype,
+    *,
+    weights: str = "same",
+    bias: bool = True,
+    residual: bool = False,
+    activation: str = "none",
+    padding: int = 0,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Case:
+    """Random tensors; ``padding``: so many times eight NaN between the rows of x, and so many between those of out."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    def spaced(width: int, gap: int) -> torch.Tensor:
+        return torch.full((rows, width + gap), torch.nan, device=device, dtype=dtype)[:, :width]
+
+    x = spaced(depth, 8 * padding).copy_(random(rows, depth))
+    weight = torch.randn(columns, depth, generator=generator).to(device)
+    return Case(
+        x=x,
+        weight=PackedWeight.pack(weight.to(dtype), None if weights == "same" else weights),
+        bias=random(columns) if bias else None,
+        residual=random(rows, columns) if residual else None,
+        out=spaced(columns, padding),
+        activation=activation,
+    )
