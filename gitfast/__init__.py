@@ -5,17 +5,51 @@
 >>> print(model.caption("photo.jpg"))
 """
 
-from gitfast.checkpoints.config import GitConfig, GitVisionConfig
-from gitfast.errors import CheckpointError, ConfigError, EngineError, GitfastError, ImageError, VideoError
-from gitfast.inputs.processor import Processor
-from gitfast.loading import load
-from gitfast.model import Model
-from gitfast.results import Label, Result, Timings
-from gitfast.types import GenerationOptions, ImagePrefix
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gitfast.checkpoints.config import GitConfig, GitVisionConfig
+    from gitfast.errors import (
+        ArgumentError,
+        CheckpointError,
+        ConfigError,
+        EngineError,
+        GitfastError,
+        ImageError,
+        VideoError,
+    )
+    from gitfast.inputs.processor import Processor
+    from gitfast.loading import load
+    from gitfast.model import Model
+    from gitfast.results import Label, Result, Timings
+    from gitfast.types import GenerationOptions, ImagePrefix
 
 __version__ = "0.1.0"
 
+# Where each public name is defined. A module is imported when the first of its names is used, so that the import of
+# gitfast costs a small part of numpy's.
+_MODULES = {
+    "gitfast.checkpoints.config": ("GitConfig", "GitVisionConfig"),
+    "gitfast.errors": (
+        "ArgumentError",
+        "CheckpointError",
+        "ConfigError",
+        "EngineError",
+        "GitfastError",
+        "ImageError",
+        "VideoError",
+    ),
+    "gitfast.inputs.processor": ("Processor",),
+    "gitfast.loading": ("load",),
+    "gitfast.model": ("Model",),
+    "gitfast.results": ("Label", "Result", "Timings"),
+    "gitfast.types": ("GenerationOptions", "ImagePrefix"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
 __all__ = [
+    "ArgumentError",
     "CheckpointError",
     "ConfigError",
     "EngineError",
@@ -34,3 +68,16 @@ __all__ = [
     "__version__",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value  # the next use finds it without a call
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

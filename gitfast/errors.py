@@ -25,3 +25,10 @@ class VideoError(ImageError):
 
 class EngineError(GitfastError, RuntimeError):
     """The requested engine cannot run here; the message says why."""
+
+
+class ArgumentError(GitfastError, ValueError, TypeError):
+    """An argument of a call has a type or value that it cannot have; the message names it.
+
+    Both a ValueError and a TypeError, so that callers need not know which of the two a wrong argument is.
+    """

@@ -60,4 +60,16 @@ def load(
     )
     if prefix_cache_bytes is not None:
         chosen = CachingEngine(chosen, prefix_cache_bytes)
-    return Model(chosen, processor, checkpoint.config, name=os.fspath(model))
+    values = {
+        "model": os.path.abspath(model) if os.path.exists(model) else os.fspath(model),
+        "engine": engine,
+        "dtype": dtype,
+        "prefix_dtype": prefix_dtype,
+        "num_threads": num_threads,
+        "prefix_cache_bytes": prefix_cache_bytes,
+        "preprocess": preprocess,
+        "revision": revision,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+    }
+    return Model(chosen, processor, checkpoint.config, name=os.fspath(model)).remember(load, values)

@@ -1,44 +1,61 @@
-"""A loaded model: images and clips in, captions, answers, labels and scores out."""
+"""A loaded model: images or clips in; captions, answers, labels and scores out."""
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias, cast, overload
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, Unpack, cast, overload
 
 import numpy as np
 
+from gitfast import arguments
 from gitfast.checkpoints.config import GitConfig
 from gitfast.engines.base import Engine
+from gitfast.errors import ArgumentError
 from gitfast.inputs.image import ImageSource
 from gitfast.inputs.processor import Processor
-from gitfast.inputs.sources import ClipSampling, as_iterable, as_list
+from gitfast.inputs.sources import as_iterable, as_list
 from gitfast.inputs.tokenizer import StreamDecoder
-from gitfast.inputs.video import Sampling, VideoSource
 from gitfast.pipeline import batching as pipeline
-from gitfast.pipeline.batching import Batching, OnError, Prompts
+from gitfast.pipeline.batching import Prompts
 from gitfast.pipeline.classification import Method, encode_labels, rank_labels
-from gitfast.pipeline.options import make_options
+from gitfast.pipeline.options import (
+    Batching,
+    ReadingOptions,
+    StreamOptions,
+    TaskOptions,
+    check_options,
+    make_batching,
+    make_options,
+)
 from gitfast.pipeline.streaming import stream_tokens
 from gitfast.results import Label, Result
 from gitfast.types import GenerationOptions, ImagePrefix
 
-Image: TypeAlias = "ImageSource | ImagePrefix"
-Video: TypeAlias = "VideoSource | ImagePrefix"
-# Many of one kind; a list, so that no string, bytes or array is taken for one.
+Input: TypeAlias = "ImageSource | ImagePrefix"
+# Several inputs; or, for a video model, the frames of one clip, so that a task may return one result: hence Any.
 Many: TypeAlias = list[Any] | tuple[Any, ...]
 
 
 class Model:
     """A GIT checkpoint on an engine; ``gitfast.load`` makes one. Calls are thread-safe.
 
-    One input gives one result, a list gives a list in its order. Images are encoded ``batch_size`` at a time, so
-    memory does not grow with their number; each is encoded once, whatever the number of questions, beams or samples.
-    Wherever an image is expected, a prefix from ``encode`` does as well.
+    Every task takes what the model reads. An image model reads images: a path, bytes, a binary file object, a PIL
+    image, or a uint8 array (H, W, 3). A video model reads clips: a video file as path, bytes or binary file object; an
+    animated image; a uint8 array (T, H, W, 3); or a list of frames (PIL images, or arrays (H, W, 3)). Frames given as
+    paths go into a list of their own: ``[["1.png", "2.png"]]``. A prefix from ``encode`` stands for its input in every
+    call. An input of the other kind is an error that says what to do.
+
+    One input gives one result, a list gives a list in its order. Inputs are encoded ``batch_size`` at a time, so memory
+    does not grow with their number; each is encoded once, whatever the number of questions, beams or samples.
+
+    A model that ``gitfast.load`` made is pickled as the arguments of that call and loaded again by them, so that it can
+    be sent to processes. A token is left out: other processes take huggingface_hub's own.
 
     Attributes:
         engine: What computes; ``engine.name`` says which.
-        processor: Turns images and text into what the engine takes.
+        processor: Turns images, clips and text into what the engine takes.
         config: The shapes of the model.
         name: How messages name the model.
     """
@@ -48,354 +65,255 @@ class Model:
         self.processor = processor
         self.config = config
         self.name = name
+        self._reload: Callable[[], Model] | None = None
 
     def __repr__(self) -> str:
         return f"<gitfast.Model {self.name} on the {self.engine.name} engine>"
 
+    def __reduce__(self) -> tuple[Callable[[], Model], tuple[()]]:
+        if self._reload is None:
+            raise TypeError("a model is pickled by what gitfast.load was given, and this one was made otherwise")
+        return self._reload, ()
+
+    def remember(self, load: Callable[..., Model], values: Mapping[str, Any]) -> Model:
+        """Keep the call that made this model, for pickling; return the model."""
+        self._reload = functools.partial(load, **values)
+        return self
+
     @overload
-    def caption(
-        self,
-        images: Many,
-        *,
-        prompt: str | None = None,
-        batch_size: int | None = None,
-        on_error: OnError = "raise",
-        **options: Any,
-    ) -> list[Result]: ...
+    def caption(self, inputs: Input, *, prompt: str | None = None, **options: Unpack[TaskOptions]) -> Result: ...
     @overload
+    def caption(self, inputs: Many, *, prompt: str | None = None, **options: Unpack[TaskOptions]) -> Any: ...
     def caption(
-        self,
-        images: Image,
-        *,
-        prompt: str | None = None,
-        batch_size: int | None = None,
-        on_error: OnError = "raise",
-        **options: Any,
-    ) -> Result: ...
-    def caption(
-        self,
-        images: Image | Many,
-        *,
-        prompt: str | None = None,
-        batch_size: int | None = None,
-        on_error: OnError = "raise",
-        **options: Any,
+        self, inputs: Input | Many, *, prompt: str | None = None, **options: Unpack[TaskOptions]
     ) -> Result | list[Result]:
-        """What an image shows.
+        """Say what an image or clip shows.
 
         Args:
-            images: One image (a path, bytes, a binary file object, a PIL image, a uint8 array (H, W, 3), or a
-                prefix) or a list of them.
+            inputs: One image, or one clip for a video model; or a list of them.
             prompt: How the caption begins.
-            batch_size: Images encoded together. None: 8, or on an engine that refills its rows as many as it decodes
-                at once, 64 at most.
-            on_error: "raise" the first bad image's error, or "return" it in its result's ``error``.
-            **options: Fields of ``GenerationOptions``; ``preset="paper"``; ``allowed_texts=[...]``.
+            **options: ``gitfast.pipeline.options.TaskOptions``: batch_size, on_error, num_frames, sampling,
+                sampling_seed, preset, allowed_texts, and the fields of ``GenerationOptions``.
 
         Raises:
-            ImageError: an image cannot be read; the message gives its name and index.
-            TypeError: an unknown option.
-            ValueError: an option that cannot be, or a model that reads clips.
+            ImageError: an input cannot be read, or is not of the kind that the model reads; the message gives its name
+                and index.
+            ArgumentError: an option that is unknown or cannot be.
         """
-        self._require_kind(video=False)
-        sources, single = as_list(images)
-        batching = Batching(batch_size=batch_size, on_error=on_error)
-        results = list(self._captions(sources, prompt, batching, options))
+        sources, single = self._as_list(inputs)
+        results = list(self._captions(sources, prompt, options))
         return results[0] if single else results
 
     def caption_each(
-        self,
-        images: Iterable[Image],
-        prompt: str | None = None,
-        *,
-        batch_size: int | None = None,
-        on_error: OnError = "raise",
-        **options: Any,
+        self, inputs: Iterable[Any], prompt: str | None = None, **options: Unpack[TaskOptions]
     ) -> Generator[Result, None, None]:
-        """What each image shows, for more images than one would list: as ``caption``, one result after another.
+        """Caption more inputs than one would list: as ``caption``, one result after another.
 
-        Images are taken from the iterable as they are needed, by default a few hundred ahead of their results at most,
+        Inputs are taken from the iterable as they are needed, by default a few hundred ahead of their results at most,
         and must stay as they are until then. Results come in order, as soon as those that are decoded together are
         ready. Closing the generator ends the work.
 
         Args:
-            images: Any iterable of images, each as in ``caption``.
-            prompt, batch_size, on_error, **options: As in ``caption``.
+            inputs: Any iterable of inputs, each as in ``caption``.
+            prompt, **options: As in ``caption``.
 
         Raises:
-            As ``caption``; of a bad image after the results of those before it. TypeError too for a single image.
+            As ``caption``; for a bad input after the results of those before it. ArgumentError too for a single input.
         """
-        self._require_kind(video=False)
-        batching = Batching(batch_size=batch_size, on_error=on_error)
-        return self._captions(as_iterable(images, "images"), prompt, batching, options)
+        return self._captions(as_iterable(inputs, self._noun), prompt, options)
 
     @overload
-    def answer(
-        self,
-        images: Many,
-        questions: str | Many,
-        *,
-        batch_size: int | None = None,
-        on_error: OnError = "raise",
-        **options: Any,
-    ) -> list[Result]: ...
+    def answer(self, inputs: Input, questions: str, **options: Unpack[TaskOptions]) -> Result: ...
     @overload
-    def answer(
-        self,
-        images: Image,
-        questions: Many,
-        *,
-        batch_size: int | None = None,
-        on_error: OnError = "raise",
-        **options: Any,
-    ) -> list[Result]: ...
+    def answer(self, inputs: Input, questions: Many, **options: Unpack[TaskOptions]) -> list[Result]: ...
     @overload
+    def answer(self, inputs: Many, questions: str | Many, **options: Unpack[TaskOptions]) -> Any: ...
     def answer(
-        self,
-        images: Image,
-        questions: str,
-        *,
-        batch_size: int | None = None,
-        on_error: OnError = "raise",
-        **options: Any,
-    ) -> Result: ...
-    def answer(
-        self,
-        images: Image | Many,
-        questions: str | Many,
-        *,
-        batch_size: int | None = None,
-        on_error: OnError = "raise",
-        **options: Any,
+        self, inputs: Input | Many, questions: str | Many, **options: Unpack[TaskOptions]
     ) -> Result | list[Result]:
-        """Answers to questions about images.
+        """Answer questions about images or clips.
 
         Args:
-            images: One image or a list, as in ``caption``.
-            questions: One question, asked of every image; or a list. A list of questions about one image is answered
+            inputs: One input or a list, as in ``caption``.
+            questions: One question, asked about every input; or a list. A list of questions about one input is answered
                 on one encoding of it; lists of both go in pairs.
-            batch_size, on_error, **options: As in ``caption``.
+            **options: As in ``caption``.
 
         Raises:
-            As ``caption``; ValueError too for lists of different lengths.
+            As ``caption``; ArgumentError too for lists of different lengths.
         """
-        self._require_kind(video=False)
-        return self._answer(images, questions, Batching(batch_size=batch_size, on_error=on_error), options)
+        sources, single = self._as_list(inputs)
+        prompts = self._question_prompts(questions, len(sources), single)
+        rows = self._generate(sources, prompts, [ids for row in prompts for ids in row], options, show_prompt=False)
+        results = [result for answers in rows for result in answers]
+        return results[0] if single and isinstance(questions, str) else results
 
     def answer_each(
-        self,
-        images: Iterable[Image],
-        questions: str | Many,
-        *,
-        batch_size: int | None = None,
-        on_error: OnError = "raise",
-        **options: Any,
+        self, inputs: Iterable[Any], questions: str | Many, **options: Unpack[TaskOptions]
     ) -> Generator[list[Result], None, None]:
-        """The answers about each image to all of the questions, one list after another: as ``caption_each``.
+        """Answer all of the questions about each input, one list of results after another: as ``caption_each``.
 
         Args:
-            images, batch_size, on_error, **options: As in ``caption_each``.
-            questions: One or a list, asked of every image.
+            inputs, **options: As in ``caption_each``.
+            questions: One or a list, asked about every input.
         """
-        self._require_kind(video=False)
         (prompts,) = self._question_prompts(questions, 1, True)
-        chosen, batching = self._options(options, prompts), Batching(batch_size=batch_size, on_error=on_error)
-        images = as_iterable(images, "images")
-        return self._generate(images, itertools.repeat(prompts), chosen, batching, show_prompt=False)
+        sources = as_iterable(inputs, self._noun)
+        return self._generate(sources, itertools.repeat(prompts), prompts, options, show_prompt=False)
 
     @overload
-    def caption_video(self, videos: Image, **arguments: Any) -> Result: ...
+    def encode(self, inputs: Input, **options: Unpack[ReadingOptions]) -> ImagePrefix: ...
     @overload
-    def caption_video(self, videos: Many, **arguments: Any) -> Any: ...  # one result for the frames of one clip
-    def caption_video(
-        self,
-        videos: Video | Many,
-        *,
-        prompt: str | None = None,
-        num_frames: int | None = None,
-        sampling: Sampling = "uniform",
-        sampling_seed: int = 0,
-        batch_size: int | None = None,
-        on_error: OnError = "raise",
-        **options: Any,
-    ) -> Result | list[Result]:
-        """What a clip shows; one result for one video, a list for a list.
+    def encode(self, inputs: Many, **options: Unpack[ReadingOptions]) -> Any: ...
+    def encode(self, inputs: Input | Many, **options: Unpack[ReadingOptions]) -> ImagePrefix | list[ImagePrefix]:
+        """Encode inputs as the decoder reads them: to be computed once and used in any number of calls.
 
         Args:
-            videos: A video file as path, bytes or binary file object; an animated image; a uint8 array (T, H, W, 3);
-                a list of frames (PIL images, or arrays (H, W, 3)); or a list of any of these. Frames given as paths
-                go into a list of their own: ``[["1.png", "2.png"]]``.
-            prompt, batch_size, on_error, **options: As in ``caption``.
-            num_frames: Frames taken of a video; None: as many as the model was trained with.
-            sampling, sampling_seed: Which frames; see ``gitfast.inputs.video.sample_indices``.
-
-        Raises:
-            VideoError: a video cannot be read; the message gives its name and index.
-            ValueError: also for a model that reads single images.
-        """
-        self._require_kind(video=True)
-        sources, single = as_list(videos, video=True)
-        clips = ClipSampling(num_frames=num_frames, sampling=sampling, seed=sampling_seed)
-        batching = Batching(batch_size=batch_size, on_error=on_error, clips=clips)
-        results = list(self._captions(sources, prompt, batching, options))
-        return results[0] if single else results
-
-    @overload
-    def answer_video(self, videos: Image, questions: str, **arguments: Any) -> Result: ...
-    @overload
-    def answer_video(self, videos: Image, questions: Many, **arguments: Any) -> list[Result]: ...
-    @overload
-    def answer_video(self, videos: Many, questions: str | Many, **arguments: Any) -> Any: ...
-    def answer_video(
-        self,
-        videos: Video | Many,
-        questions: str | Many,
-        *,
-        num_frames: int | None = None,
-        sampling: Sampling = "uniform",
-        sampling_seed: int = 0,
-        batch_size: int | None = None,
-        on_error: OnError = "raise",
-        **options: Any,
-    ) -> Result | list[Result]:
-        """Answers to questions about clips; videos as in ``caption_video``, questions as in ``answer``."""
-        self._require_kind(video=True)
-        clips = ClipSampling(num_frames=num_frames, sampling=sampling, seed=sampling_seed)
-        batching = Batching(batch_size=batch_size, on_error=on_error, clips=clips)
-        return self._answer(videos, questions, batching, options)
-
-    @overload
-    def encode(self, inputs: Many, *, batch_size: int | None = None) -> list[ImagePrefix]: ...
-    @overload
-    def encode(self, inputs: ImageSource, *, batch_size: int | None = None) -> ImagePrefix: ...
-    def encode(self, inputs: VideoSource, *, batch_size: int | None = None) -> ImagePrefix | list[ImagePrefix]:
-        """The image as the decoder reads it: to be computed once and used in any number of calls.
-
-        Args:
-            inputs: One image or a list; for a video model one clip or a list, as in ``caption_video``.
-            batch_size: Inputs encoded together, as in ``caption``.
+            inputs: One input or a list, as in ``caption``.
+            **options: ``gitfast.pipeline.options.ReadingOptions``: batch_size, num_frames, sampling, sampling_seed.
 
         Returns:
             Immutable prefixes, valid for this model only; ``prefix.nbytes`` says what each holds.
         """
-        sources, single = as_list(inputs, video=self.config.is_video)
-        prefixes = self._encode(sources, batch_size)
+        sources, single = self._as_list(inputs)
+        prefixes = self._encode(sources, self._batching(options, ReadingOptions))
         return next(prefixes) if single else list(prefixes)
 
     @overload
     def classify(
         self,
-        inputs: Image,
+        inputs: Input,
         labels: Sequence[str],
         *,
         prompt: str | None = None,
         method: Method = "trie",
         top_k: int | None = None,
-        batch_size: int | None = None,
+        **options: Unpack[ReadingOptions],
     ) -> list[Label]: ...
     @overload
     def classify(
         self,
-        inputs: Many,  # of a video model perhaps the frames of one clip, hence Any
+        inputs: Many,
         labels: Sequence[str],
         *,
         prompt: str | None = None,
         method: Method = "trie",
         top_k: int | None = None,
-        batch_size: int | None = None,
+        **options: Unpack[ReadingOptions],
     ) -> Any: ...
     def classify(
         self,
-        inputs: Image | Video | Many,
+        inputs: Input | Many,
         labels: Sequence[str],
         *,
         prompt: str | None = None,
         method: Method = "trie",
         top_k: int | None = None,
-        batch_size: int | None = None,
+        **options: Unpack[ReadingOptions],
     ) -> list[Label] | list[list[Label]]:
-        """Which of the labels the model would write, most probable first; a list of such lists for a list of inputs.
+        """Rank labels by how probably the model would write each; one list per input, most probable first.
 
         Args:
-            inputs: As in ``encode``.
+            inputs: One input or a list, as in ``caption``.
             labels: Texts, different from each other once they are tokens.
             prompt: What the label follows, a question for example.
             method: "trie" is the GIT paper's: at every token the probability is shared among the labels' tokens that
                 may follow. "score" compares whole labels by the model's probability of each.
             top_k: Labels returned; None: all.
-            batch_size: As in ``caption``.
+            **options: As in ``encode``.
 
         Raises:
-            ValueError: labels that are none, empty or the same.
+            ArgumentError: labels that are none, empty or the same.
         """
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k: expected at least 1, got {top_k}")
+        if top_k is not None:
+            top_k = arguments.integer("top_k", top_k, minimum=1)
+        if method not in ("trie", "score"):
+            raise ArgumentError(f"method: expected 'trie' or 'score', got {arguments.shown(method)}")
+        labels = arguments.texts("labels", labels)
         encoded = encode_labels(labels, self.processor.tokenizer, self.config.eos_token_id)
-        sources, single = as_list(inputs, video=self.config.is_video)
+        ids = self._prompt("prompt", prompt)
+        sources, single = self._as_list(inputs)
         rankings = []
-        for prefix in self._encode(sources, batch_size):
-            logprobs = pipeline.score(self.engine, prefix, self.processor.tokenizer.prompt(prompt), encoded)
+        for prefix in self._encode(sources, self._batching(options, ReadingOptions)):
+            logprobs = pipeline.score(self.engine, prefix, ids, encoded)
             rankings.append(rank_labels(labels, encoded, logprobs, method)[:top_k])
         return rankings[0] if single else rankings
 
     @overload
     def score(
         self,
-        image: Image | Video,
+        source: Input | Many,
         texts: str,
         *,
         prompt: str | None = None,
         normalize: Literal["sum", "mean"] = "sum",
+        **options: Unpack[ReadingOptions],
     ) -> float: ...
     @overload
     def score(
         self,
-        image: Image | Video,
+        source: Input | Many,
         texts: Many,
         *,
         prompt: str | None = None,
         normalize: Literal["sum", "mean"] = "sum",
+        **options: Unpack[ReadingOptions],
     ) -> list[float]: ...
     def score(
         self,
-        image: Image | Video,
+        source: Input | Many,
         texts: str | Many,
         *,
         prompt: str | None = None,
         normalize: Literal["sum", "mean"] = "sum",
+        **options: Unpack[ReadingOptions],
     ) -> float | list[float]:
-        """Log-probability of texts about one image or clip, the end of the text included.
+        """Compute the log-probability of texts about one image or clip, the end of each text included.
 
         Args:
-            image: One input, as in ``encode``.
+            source: One input, as in ``caption``.
             texts: One text or a list of them; all run on one encoding.
             prompt: What the texts follow, a question for example.
             normalize: "sum" over the tokens, or their "mean".
+            **options: As in ``encode``.
         """
         if normalize not in ("sum", "mean"):
-            raise ValueError(f"normalize: expected 'sum' or 'mean', got {normalize!r}")
+            raise ArgumentError(f"normalize: expected 'sum' or 'mean', got {arguments.shown(normalize)}")
         tokenizer, eos = self.processor.tokenizer, self.config.eos_token_id
-        encoded = [[*tokenizer.encode(text), eos] for text in ([texts] if isinstance(texts, str) else texts)]
-        prefix = self._encode_one(image)
-        logprobs = pipeline.score(self.engine, prefix, tokenizer.prompt(prompt), encoded)
+        listed = [arguments.text("texts", texts)] if isinstance(texts, str) else arguments.texts("texts", texts)
+        encoded = [[*tokenizer.encode(text), eos] for text in listed]
+        ids = self._prompt("prompt", prompt)
+        prefix = self._encode_one(source, self._batching(options, ReadingOptions))
+        logprobs = pipeline.score(self.engine, prefix, ids, encoded)
         scores = [float(x.sum(dtype=np.float64)) / (len(x) if normalize == "mean" else 1) for x in logprobs]
         return scores[0] if isinstance(texts, str) else scores
 
     def stream(
-        self, image: Image | Video, *, question: str | None = None, prompt: str | None = None, **options: Any
+        self,
+        source: Input | Many,
+        *,
+        question: str | None = None,
+        prompt: str | None = None,
+        **options: Unpack[StreamOptions],
     ) -> Generator[str, None, Result]:
-        """The caption or answer of one image or clip, piece by piece as it is generated.
+        """Caption one image or clip, or answer one question about it, piece by piece as the text is generated.
 
         The pieces joined are the text of the ``Result`` that the generator returns. Closing it ends the generation
-        within one token. Options as in ``caption``, without beams and with one sequence.
+        within one token.
+
+        Args:
+            source: One input, as in ``caption``.
+            question, prompt: A question to answer, or how the caption begins; at most one of them.
+            **options: As in ``caption``, without beams and with one sequence.
         """
         if question is not None and prompt is not None:
-            raise ValueError("question, prompt: expected at most one of them")
-        ids = self.processor.tokenizer.prompt(prompt if question is None else question)
+            raise ArgumentError("question, prompt: expected at most one of them")
+        ids = self._prompt("prompt", prompt) if question is None else self._prompt("question", question)
+        batching = self._batching(options, StreamOptions)
         chosen = self._options(options, [ids])
         if chosen.num_beams != 1 or chosen.num_return_sequences != 1:
-            raise ValueError("num_beams, num_return_sequences: streaming needs 1; with more, no token is final")
-        prefix = self._encode_one(image)
+            raise ArgumentError("num_beams, num_return_sequences: streaming needs 1; with more, no token is final")
+        prefix = self._encode_one(source, batching)
         return self._stream(prefix, ids, ids[1:] if question is None else [], chosen)
 
     def _stream(
@@ -416,77 +334,70 @@ class Model:
         finally:
             tokens.close()
 
-    def _captions(
-        self,
-        sources: Iterable[Any],
-        prompt: str | None,
-        batching: Batching,
-        options: dict[str, Any],
-    ) -> Generator[Result, None, None]:
-        ids = self.processor.tokenizer.prompt(prompt)
-        chosen = self._options(options, [ids])
-        rows = self._generate(sources, itertools.repeat([ids]), chosen, batching, show_prompt=True)
-        return (result for (result,) in rows)
+    @property
+    def _noun(self) -> str:
+        """What messages call the inputs."""
+        return "videos" if self.config.is_video else "images"
 
-    def _answer(
-        self,
-        inputs: Any,
-        questions: str | Many,
-        batching: Batching,
-        options: dict[str, Any],
-    ) -> Result | list[Result]:
-        sources, single = as_list(inputs, video=self.config.is_video)
-        prompts = self._question_prompts(questions, len(sources), single)
-        chosen = self._options(options, [ids for rows in prompts for ids in rows])
-        rows = self._generate(sources, prompts, chosen, batching, show_prompt=False)
-        results = [result for answers in rows for result in answers]
-        return results[0] if single and isinstance(questions, str) else results
+    def _as_list(self, inputs: Any) -> tuple[list[Any], bool]:
+        return as_list(inputs, video=self.config.is_video)
+
+    def _prompt(self, name: str, text: str | None) -> list[int]:
+        """Token ids of the argument ``name``, a question or the beginning of a text."""
+        return self.processor.tokenizer.prompt(None if text is None else arguments.text(name, text))
 
     def _question_prompts(self, questions: str | Many, num_inputs: int, single: bool) -> list[list[list[int]]]:
         """For every input the prompts of its questions."""
-        tokenizer = self.processor.tokenizer
         if isinstance(questions, str):
-            return [[tokenizer.prompt(questions)]] * num_inputs
-        if not isinstance(questions, (list, tuple)) or not all(isinstance(q, str) for q in questions):
-            raise TypeError(f"questions: expected a text or a list of texts, got {type(questions).__name__}")
-        prompts = [tokenizer.prompt(question) for question in questions]
+            return [[self._prompt("questions", questions)]] * num_inputs
+        prompts = [self._prompt("questions", text) for text in arguments.texts("questions", questions)]
         if single:
             return [prompts]
         if len(prompts) != num_inputs:
-            raise ValueError(f"questions: expected one, or one for each of {num_inputs} inputs, got {len(prompts)}")
+            raise ArgumentError(f"questions: expected one, or one for each of {num_inputs} inputs, got {len(prompts)}")
         return [[ids] for ids in prompts]
 
-    def _options(self, values: dict[str, Any], prompts: Sequence[Sequence[int]]) -> GenerationOptions:
-        longest = max(map(len, prompts), default=1)
-        room = self.config.max_position_embeddings - longest
-        return make_options(values, self.processor.tokenizer, room=room)
+    def _captions(
+        self, sources: Iterable[Any], prompt: str | None, options: TaskOptions
+    ) -> Generator[Result, None, None]:
+        prompts = [self._prompt("prompt", prompt)]
+        rows = self._generate(sources, itertools.repeat(prompts), prompts, options, show_prompt=True)
+        return (result for (result,) in rows)
 
     def _generate(
         self,
         sources: Iterable[Any],
         prompts: Iterable[Prompts],
-        options: GenerationOptions,
-        batching: Batching,
+        all_prompts: Prompts,  # every one of them once or more: they decide how long the new text may be
+        options: TaskOptions,
         *,
         show_prompt: bool,
     ) -> Generator[list[Result], None, None]:
+        batching = self._batching(options, TaskOptions)
+        chosen = self._options(options, all_prompts)
         return pipeline.generate(
-            self.engine, self.processor, sources, prompts, options, batching, show_prompt=show_prompt
+            self.engine, self.processor, sources, prompts, chosen, batching, show_prompt=show_prompt
         )
 
-    def _encode(self, sources: Sequence[Any], batch_size: int | None) -> Iterator[ImagePrefix]:
-        for batch in pipeline.encode(self.engine, self.processor, sources, Batching(batch_size=batch_size)):
+    def _options(self, options: StreamOptions, prompts: Prompts) -> GenerationOptions:
+        room = self.config.max_position_embeddings - max(map(len, prompts), default=1)
+        return make_options(options, self.processor.tokenizer, room=room)
+
+    def _batching(self, options: ReadingOptions, kind: type) -> Batching:
+        """How inputs are read; ``options`` may hold what ``kind`` names and nothing else."""
+        check_options(options, kind)
+        frames = [name for name in ("num_frames", "sampling", "sampling_seed") if name in options]
+        if frames and not self.config.is_video:
+            raise ArgumentError(f"{', '.join(frames)}: {self.name} reads single images, which have no frames to choose")
+        return make_batching(options)
+
+    def _encode(self, sources: Sequence[Any], batching: Batching) -> Iterator[ImagePrefix]:
+        for batch in pipeline.encode(self.engine, self.processor, sources, batching):
             yield from cast("list[ImagePrefix]", batch.prefixes)  # on_error="raise": no errors among them
 
-    def _encode_one(self, source: Any) -> ImagePrefix:
-        sources, single = as_list(source, video=self.config.is_video)
+    def _encode_one(self, source: Any, batching: Batching) -> ImagePrefix:
+        sources, single = self._as_list(source)
         if not single:
-            raise ValueError(f"image: expected one input, got a list of {len(sources)}")
-        return next(self._encode(sources, 1))
-
-    def _require_kind(self, *, video: bool) -> None:
-        if video and not self.config.is_video:
-            raise ValueError(f"{self.name}: reads single images, not clips: use caption or answer")
-        if not video and self.config.is_video:
-            frames = self.config.num_image_with_embedding
-            raise ValueError(f"{self.name}: reads clips of {frames} frames: use caption_video or answer_video")
+            raise ArgumentError(f"source: expected one input, got a list of {len(sources)}")
+        (prefix,) = self._encode(sources, batching)
+        return prefix

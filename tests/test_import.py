@@ -13,8 +13,8 @@ import gitfast
 HEAVY = ("torch", "transformers", "av", "huggingface_hub", "PIL", "tokenizers", "matplotlib", "gitfast.bench")
 
 
-def loaded_after(code: str) -> set[str]:
-    script = f"import sys\n{code}\nprint(*(m for m in {HEAVY} if m in sys.modules))"
+def loaded_after(code: str, modules: tuple[str, ...] = HEAVY) -> set[str]:
+    script = f"import sys\n{code}\nprint(*(m for m in {modules} if m in sys.modules))"
     # The package under test, wherever it is: not the folder we are in (-P), whose native library may not be built.
     environment = os.environ | {"PYTHONPATH": str(Path(gitfast.__file__).parents[1])}
     command = [sys.executable, "-P", "-c", script]
@@ -31,9 +31,18 @@ def test_a_caption_needs_neither_torch_nor_the_hub(checkpoint_folder, image_file
     assert loaded_after(code) == {"PIL", "tokenizers"}
 
 
+def test_import_is_light_beside_numpy():
+    """Modules, not seconds: numpy and the readers come with the first use."""
+    assert loaded_after("import gitfast", ("numpy", "gitfast.model", "gitfast.inputs.image")) == set()
+    assert loaded_after("import gitfast; gitfast.ImageError", ("numpy", "gitfast.model")) == set()
+
+
 def test_all_names_exist():
     for name in gitfast.__all__:
         assert hasattr(gitfast, name)
+    assert set(gitfast.__all__) <= set(dir(gitfast))
+    with pytest.raises(AttributeError, match="'gitfast' has no attribute 'lode'"):
+        assert gitfast.lode
 
 
 def test_the_version_is_that_of_the_project_file():

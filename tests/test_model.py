@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import multiprocessing
+import pickle
 import shutil
 import threading
 
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 
 import gitfast
-from gitfast import EngineError, ImageError, Model, Result, VideoError
+from gitfast import ArgumentError, EngineError, ImageError, Model, Result, VideoError
 
 from support.tiny_checkpoint import random_image, write_checkpoint
 
@@ -133,6 +135,33 @@ class TestCaption:
         with pytest.raises(ValueError, match="on_error"):
             model.caption(image_files[0], on_error="skip")
 
+    @pytest.mark.parametrize(
+        ("option", "values"),
+        {
+            "batch_size": ["a", 1.5, True, -1],
+            "num_beams": [None, "4", 2.5, True],
+            "num_return_sequences": [None, "4", 2.5],
+            "top_k": ["5", None],
+            "temperature": ["hot", None, 10**400],
+            "do_sample": ["yes", 1, None],
+            "seed": ["1", 1.5],
+            "preset": [["paper"], 3],
+            "allowed_texts": [{"red": 1}, [1], iter(["red"])],
+            "on_error": [["raise"], None],
+            "prompt": [5, b"red", "red " * 10**6],
+        }.items(),
+    )
+    def test_options_of_wrong_types_are_named(self, model, image_files, option, values):
+        for value in values:
+            with pytest.raises(ArgumentError, match=option):
+                model.caption(image_files[0], **{option: value})
+            with pytest.raises(ArgumentError, match=option):
+                model.caption_each(iter([]), **{option: value})
+
+    def test_numbers_of_numpy_are_numbers(self, model, image_files):
+        options = {"num_beams": np.int64(2), "length_penalty": np.float32(1), "batch_size": np.int32(2)}
+        assert model.caption(image_files, **options) == model.caption(image_files, num_beams=2)
+
 
 class TestEach:
     """What ``caption`` and ``answer`` give, for any iterable."""
@@ -182,8 +211,8 @@ class TestEach:
         def call(model, images, **options):
             return getattr(model, method)(images, "how many?", **options)
 
-        with pytest.raises(ValueError, match="reads clips of 3 frames"):
-            call(video_model, image_files)
+        with pytest.raises(ValueError, match=r"videos\[0\].*0.png: a single image, .* reads clips of 3 frames"):
+            next(call(video_model, image_files))
         with pytest.raises(TypeError, match="num_beam"):
             call(model, image_files, num_beam=3)
         with pytest.raises(ValueError, match="batch_size"):
@@ -216,15 +245,52 @@ class TestBadInputs:
         results = model.answer(b"not an image", ["how many?", "what is it?"], on_error="return")
         assert [isinstance(r.error, ImageError) for r in results] == [True, True]
 
-    def test_clips_on_an_image_model(self, model, clip):
-        with pytest.raises(ValueError, match="reads single images"):
-            model.caption_video(clip)
-        with pytest.raises(ValueError, match="reads single images"):
-            model.answer_video(clip, "what?")
+    def test_clips_on_an_image_model(self, model, clip, image_files, tmp_path):
+        video = tmp_path / "clip.mp4"
+        video.write_bytes(b"\0\0\0\x20ftypisom" + bytes(100))
+        with pytest.raises(ImageError, match=r"^a list of 3: the model reads single images"):
+            model.caption([clip])
+        for source in (np.stack([np.asarray(frame) for frame in clip]), video, video.read_bytes()):
+            for task in (model.caption, model.encode, lambda x: model.answer(x, "what?"), model.stream):
+                with pytest.raises(ImageError, match="reads single images, not clips: pass images, or load a video"):
+                    task(source)
+        bad, good = model.caption([video, image_files[0]], on_error="return")
+        assert isinstance(bad.error, ImageError)
+        assert good == model.caption(image_files[0])
+        with pytest.raises(ValueError, match=r"num_frames: .* reads single images"):
+            model.caption(image_files[0], num_frames=3)
 
     def test_images_on_a_video_model(self, video_model, image_files):
-        with pytest.raises(ValueError, match="reads clips of 3 frames"):
-            video_model.caption(image_files[0])
+        with Image.open(image_files[0]) as opened:
+            image = opened.convert("RGB")
+        for source in (image_files[0], image_files[0].read_bytes(), np.asarray(image), image):
+            for task in (video_model.caption, video_model.encode, video_model.stream):
+                with pytest.raises(VideoError, match=r"reads clips of 3 frames: pass a video or a list of frames"):
+                    task(source)
+        assert video_model.caption([image]) == video_model.caption([image] * 3)
+
+
+class TestPickling:
+    def test_by_what_was_loaded(self, checkpoint_folder, image_files, tmp_path, monkeypatch):
+        monkeypatch.chdir(checkpoint_folder.parent)
+        model = gitfast.load(checkpoint_folder.name, dtype="bfloat16", num_threads=1, prefix_cache_bytes=1000)
+        data = pickle.dumps(model)
+        monkeypatch.chdir(tmp_path)
+        again = pickle.loads(data)
+        assert (again.engine.engine.dtype, again.engine.engine.num_threads) == ("bfloat16", 1)
+        assert again.engine.max_bytes == 1000
+        assert again.caption(image_files) == model.caption(image_files)
+
+    def test_a_token_stays_here(self, checkpoint_folder):
+        assert b"hf_secret" not in pickle.dumps(gitfast.load(checkpoint_folder, token="hf_secret"))
+
+    def test_a_model_made_by_hand(self, model):
+        with pytest.raises(TypeError, match="pickled"):
+            pickle.dumps(Model(model.engine, model.processor, model.config))
+
+    def test_a_pool_of_spawned_processes(self, model, image_files):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            assert pool.map_async(model.caption, image_files[:2]).get(120) == model.caption(image_files[:2])
 
 
 class TestAnswer:
@@ -263,8 +329,9 @@ class TestAnswer:
             model.answer(image_files, ["how?", "what?"])
         with pytest.raises(TypeError, match="questions"):
             model.answer(image_files[0], None)
-        with pytest.raises(TypeError, match="questions"):
-            model.answer(image_files[0], [1])
+        for questions in ([1], {"how?": 1}, iter(["how?"]), "how " * 5_000_000):
+            with pytest.raises(TypeError, match="questions"):
+                model.answer(image_files[0], questions)
 
 
 class TestEncode:
@@ -286,52 +353,57 @@ class TestEncode:
     def test_a_clip(self, video_model, clip):
         prefix = video_model.encode(clip)
         assert prefix.num_tokens == video_model.config.num_image_tokens
-        assert video_model.caption_video(prefix) == video_model.caption_video(clip)
+        assert video_model.caption(prefix) == video_model.caption(clip)
 
 
 class TestVideo:
     def test_the_engines_agree(self, video_model, video_checkpoint_folder, clip):
         reference = gitfast.load(video_checkpoint_folder, engine="torch")
         clips = [clip, clip[::-1], [clip[0]]]
-        ours, theirs = video_model.caption_video(clips), reference.caption_video(clips)
+        ours, theirs = video_model.caption(clips), reference.caption(clips)
         assert [r.token_ids for r in ours] == [r.token_ids for r in theirs]
         assert ours[0].token_ids != ours[1].token_ids, "the fixture's captions should depend on the order of frames"
 
     def test_frames_and_lists_of_videos(self, video_model, clip, image_files, tmp_path):
         frames = [np.asarray(frame) for frame in clip]
-        single = video_model.caption_video(clip)
-        assert video_model.caption_video(frames) == video_model.caption_video(np.stack(frames)) == single
-        assert video_model.caption_video([clip, np.stack(frames)]) == [single, single]
+        single = video_model.caption(clip)
+        assert video_model.caption(frames) == video_model.caption(np.stack(frames)) == single
+        assert video_model.caption([clip, np.stack(frames)]) == [single, single]
         for i, frame in enumerate(clip):
             frame.save(tmp_path / f"{i}.png")
         paths = [tmp_path / f"{i}.png" for i in range(3)]
-        assert video_model.caption_video([paths]) == [single]
+        assert video_model.caption([paths]) == [single]
 
     def test_sampling(self, video_model):
         frames = [random_image(i) for i in range(9)]
-        chosen = video_model.caption_video(frames, sampling=[0, 4, 8])
-        assert chosen == video_model.caption_video([frames[0], frames[4], frames[8]])
-        assert video_model.caption_video(frames) == video_model.caption_video([frames[1], frames[4], frames[7]])
+        chosen = video_model.caption(frames, sampling=[0, 4, 8])
+        assert chosen == video_model.caption([frames[0], frames[4], frames[8]])
+        assert video_model.caption(frames) == video_model.caption([frames[1], frames[4], frames[7]])
 
     def test_number_of_frames(self, video_model, clip):
-        assert video_model.caption_video(clip, num_frames=2) == video_model.caption_video(
-            [clip[0], clip[2]], num_frames=2
-        )
-        for count in (0, 4):
+        assert video_model.caption(clip, num_frames=2) == video_model.caption([clip[0], clip[2]], num_frames=2)
+        for count in (0, 4, 10**9, "3", 2.5):
             with pytest.raises(ValueError, match="frames"):
-                video_model.caption_video(clip, num_frames=count)
+                video_model.caption(clip, num_frames=count)
+
+    def test_wrong_sampling_is_named(self, video_model, clip):
+        for sampling in ("middle", 5, [0.5], {"a": 1}, range(10**9), None):
+            with pytest.raises(ArgumentError, match="sampling"):
+                video_model.caption(clip, sampling=sampling)
+        chosen = video_model.caption(clip, sampling=np.array([0, 1, 2]))
+        assert chosen == video_model.caption(clip, sampling=[0, 1, 2])
 
     def test_questions(self, video_model, clip):
         with Encodes(video_model) as encodes:
-            answers = video_model.answer_video(clip, ["how many?", "what color?"])
+            answers = video_model.answer(clip, ["how many?", "what color?"])
         assert encodes.count == 1
-        assert answers[1] == video_model.answer_video(clip, "what color?")
+        assert answers[1] == video_model.answer(clip, "what color?")
 
     def test_a_bad_video_is_named(self, video_model, clip, tmp_path):
         bad = tmp_path / "bad.mp4"
         bad.write_bytes(b"no video at all")
         with pytest.raises(VideoError, match=r"videos\[1\].*bad\.mp4"):
-            video_model.caption_video([clip, bad])
+            video_model.caption([clip, bad])
 
 
 class TestStream:
@@ -392,6 +464,9 @@ class TestScore:
     def test_wrong_normalize(self, model, image_files):
         with pytest.raises(ValueError, match="normalize"):
             model.score(image_files[0], "red", normalize="max")
+        for texts in ({"red": 1}, iter(["red"]), None, [b"red"]):
+            with pytest.raises(ArgumentError, match="texts"):
+                model.score(image_files[0], texts)
 
 
 class TestClassify:
@@ -433,6 +508,9 @@ class TestClassify:
             ([], "labels"),
             ("red", "labels"),
             (["red", ""], r"labels\[1\]"),
+            ({"red": 1}, "labels: expected a list of texts, got a value of type dict"),
+            ((x for x in ["red"]), "labels: expected a list of texts, got a value of type generator"),
+            (["red", 5], r"labels\[1\]: expected a text, got int"),
             (["red", "blue", "Red"], r"labels\[2\]: 'Red' has the same tokens as labels\[0\]"),
         ]:
             with pytest.raises(ValueError, match=message):

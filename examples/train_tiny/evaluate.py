@@ -28,7 +28,7 @@ def evaluate(model: gitfast.Model, seeds: Iterable[int], verbose: bool = False) 
         asked = [example.questions[i] for i in order]
         questions = [question for question, _ in asked]
         if video:
-            caption, answers = model.caption_video(example.frames), model.answer_video(example.frames, questions)
+            caption, answers = model.caption(example.frames), model.answer(example.frames, questions)
         else:
             caption, answers = model.caption(example.image), model.answer(example.image, questions)
         got = [("captions", "caption", str(caption), example.caption)]

@@ -28,13 +28,15 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     files = common.find_files(args.paths, common.VIDEO_SUFFIXES, recursive=args.recursive)
     model = common.load_model(args)
+    if not model.config.is_video:
+        raise ValueError(f"{model.name}: reads single images, not clips: use gitfast caption or gitfast answer")
     options = common.generation_options(args)
 
     def run_all(files: Sequence[str]) -> Iterator[list[common.Result]]:
         for file in files:
             if args.question:
-                yield model.answer_video(file, args.question, on_error="return", **options)
+                yield model.answer(file, args.question, on_error="return", **options)
             else:
-                yield [model.caption_video(file, on_error="return", **options)]
+                yield [model.caption(file, on_error="return", **options)]
 
     return common.run_files(files, run_all, as_json=args.json, questions=args.question)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gitfast import arguments
 from gitfast.engines.base import Engine, normalization_of, rows_at_once_of
+from gitfast.errors import ArgumentError
 from gitfast.types import Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
 
 
@@ -37,10 +39,10 @@ class CachingEngine:
         """``max_bytes`` bounds the keys and values that are kept; a prefix larger than that is not.
 
         Raises:
-            ValueError: ``max_bytes`` is not positive.
+            ArgumentError: ``max_bytes`` is no positive integer.
         """
-        if max_bytes < 1:
-            raise ValueError(f"prefix_cache_bytes: expected a positive number of bytes, got {max_bytes}")
+        if arguments.integer("prefix_cache_bytes", max_bytes) < 1:
+            raise ArgumentError(f"prefix_cache_bytes: expected a positive number of bytes, got {max_bytes}")
         self.engine = engine
         self.name = engine.name
         self.max_bytes = max_bytes

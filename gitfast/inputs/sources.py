@@ -1,19 +1,20 @@
-"""What a task is given: one input or many, and their pixels."""
+"""Inputs of a task: one or many, images or clips, and their pixels."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gitfast.errors import GitfastError, ImageError
-from gitfast.inputs.image import map_in_threads
+from gitfast import arguments
+from gitfast.errors import ArgumentError, ImageError
+from gitfast.inputs.image import describe_source
 from gitfast.inputs.processor import Processor
-from gitfast.inputs.video import Sampling
-from gitfast.types import ImagePrefix
+from gitfast.inputs.video import DEFAULT_LIMITS, Sampling, looks_like_video
+
+_NO_CLIPS = "the model reads single images, not clips: pass images, or load a video model such as git-base-vatex"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,49 +26,69 @@ class ClipSampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_frames is not None and self.num_frames < 1:
-            raise ValueError(f"num_frames: expected at least 1, got {self.num_frames}")
+        limit = DEFAULT_LIMITS.max_frames
+        if self.num_frames is not None and arguments.integer("num_frames", self.num_frames, minimum=1) > limit:
+            raise ArgumentError(f"num_frames: expected at most {limit}, got {self.num_frames}")
+        arguments.integer("sampling_seed", self.seed)
+        if callable(self.sampling) or (isinstance(self.sampling, str) and self.sampling in ("uniform", "hf")):
+            return
+        if isinstance(self.sampling, str) or not isinstance(self.sampling, (Sequence, np.ndarray)):
+            raise ArgumentError(
+                f"sampling: expected 'uniform', 'hf', indices or a function, got {arguments.shown(self.sampling)}"
+            )
+        if len(self.sampling) > limit:
+            raise ArgumentError(f"sampling: expected at most {limit} indices, got {len(self.sampling)}")
+        indices = [arguments.integer(f"sampling[{i}]", index) for i, index in enumerate(self.sampling)]
+        object.__setattr__(self, "sampling", indices)
 
 
 def as_list(inputs: Any, *, video: bool = False) -> tuple[list[Any], bool]:
-    """(inputs as a list, whether it was one). PIL images or arrays (H, W, 3) are together the frames of one clip."""
+    """Return (inputs as a list, whether it was one). For a video model PIL images or arrays (H, W, 3) are one clip."""
     if not isinstance(inputs, (list, tuple)) or (video and inputs and all(map(_is_frame, inputs))):
         return [inputs], True
     return list(inputs), False
 
 
 def as_iterable(inputs: Iterable[Any], name: str) -> Iterable[Any]:
-    """The inputs themselves; TypeError for one input, even if something could be made of its parts."""
-    if isinstance(inputs, (str, bytes, bytearray, memoryview, np.ndarray)) or hasattr(inputs, "read"):
-        raise TypeError(f"{name}: expected an iterable of inputs, got one of type {type(inputs).__name__}")
+    """Return the inputs themselves; refuse one input, even if something could be made of its parts.
+
+    Raises:
+        ArgumentError: the inputs are one, or not iterable.
+    """
+    single = isinstance(inputs, (str, bytes, bytearray, memoryview, np.ndarray)) or hasattr(inputs, "read")
+    if single or not isinstance(inputs, Iterable):
+        raise ArgumentError(f"{name}: expected an iterable of inputs, got one of type {type(inputs).__name__}")
     return inputs
+
+
+def read_input(processor: Processor, source: Any, clips: ClipSampling, *, normalize: bool = True) -> np.ndarray:
+    """Read one image as pixels (3, H, W), or for a video model one clip as pixels (T, 3, H, W).
+
+    Not normalised, pixels are bytes: uint8 (H, W, 3) or (T, H, W, 3).
+
+    Raises:
+        ImageError: the source cannot be read, or is of the other kind.
+    """
+    if processor.num_frames is None:
+        return _read_image(processor, source, normalize)
+    frames = clips.num_frames or processor.num_frames
+    return processor.clip(
+        source, frames, normalize=normalize, sampling=clips.sampling, seed=clips.seed, repeat_stills=False
+    )
+
+
+def _read_image(processor: Processor, source: Any, normalize: bool) -> np.ndarray:
+    if isinstance(source, (list, tuple)):
+        raise ImageError(f"a list of {len(source)}: {_NO_CLIPS}")
+    if isinstance(source, np.ndarray) and source.ndim == 4:
+        raise ImageError(f"image array of shape {source.shape}: {_NO_CLIPS}")
+    try:
+        return processor.images([source], normalize=normalize)[0]
+    except ImageError:
+        if looks_like_video(source):
+            raise ImageError(f"{describe_source(source)}: a video; {_NO_CLIPS}") from None
+        raise
 
 
 def _is_frame(value: Any) -> bool:
     return hasattr(value, "convert") or (isinstance(value, np.ndarray) and value.ndim == 3)
-
-
-def read_pixels(
-    processor: Processor, sources: Sequence[Any], clips: ClipSampling, *, normalize: bool = True
-) -> list[np.ndarray | ImagePrefix | GitfastError]:
-    """Pixels (3, H, W) of images or (T, 3, H, W) of clips; prefixes stay, bad sources give their error.
-
-    Not normalised, pixels are bytes: uint8 (H, W, 3) or (T, H, W, 3).
-    """
-
-    def read(source: Any) -> np.ndarray | ImagePrefix | GitfastError:
-        if isinstance(source, ImagePrefix):
-            return source
-        try:
-            if processor.num_frames is None:
-                return processor.images([source], normalize=normalize)[0]
-            frames = clips.num_frames or processor.num_frames
-            return processor.clip(source, frames, normalize=normalize, sampling=clips.sampling, seed=clips.seed)
-        except ImageError as error:
-            return error
-
-    # PIL images and file objects have state, and one may be listed twice: not to be read by two threads.
-    stateless = (str, os.PathLike, bytes, np.ndarray)
-    if all(isinstance(source, stateless) for source in sources):
-        return map_in_threads(read, sources)
-    return [read(source) for source in sources]

@@ -29,6 +29,7 @@ Sampling: TypeAlias = Literal["uniform", "hf"] | Sequence[int] | Callable[[int],
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,ogg,flv,asf"
 _CODECS = "h264,hevc,av1,libdav1d,vp8,vp9,libvpx,libvpx-vp9,mpeg4,mpeg2video,mpeg1video,mjpeg,theora,prores,wmv2,vc1"
 _IMAGE_MAGIC = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
+_VIDEO_MAGIC = (b"\x1aE\xdf\xa3", b"\0\0\x01\xba", b"\0\0\x01\xb3", b"OggS", b"FLV\x01", b"0&\xb2u")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +62,10 @@ def sample_indices(total: int, num_frames: int, sampling: Sampling = "uniform", 
     """
     if total < 1:
         raise VideoError("expected at least one frame, got none")
-    if sampling == "uniform":
+    named = sampling if isinstance(sampling, str) else None  # an array would be compared number by number
+    if named == "uniform":
         return [(2 * i + 1) * total // (2 * num_frames) for i in range(num_frames)]
-    if sampling == "hf":
+    if named == "hf":
         window = 4 * num_frames
         if total <= window:
             raise VideoError(f"sampling 'hf' needs more than {window} frames, got {total}; 'uniform' takes any number")
@@ -86,6 +88,7 @@ def load_clip(
     seed: int = 0,
     exif: bool = True,
     limits: VideoLimits = DEFAULT_LIMITS,
+    repeat_stills: bool = True,
 ) -> list[PIL.Image.Image]:
     """The frames of one clip, upright RGB pictures.
 
@@ -95,27 +98,61 @@ def load_clip(
         num_frames, sampling, seed: As in ``sample_indices``.
         exif: For encoded images, as in ``load_image``.
         limits: What the video may cost.
+        repeat_stills: Take a still image as a clip that does not move; otherwise it is an error.
 
     Raises:
         VideoError: the source cannot be read or exceeds a limit; or it is a video file and PyAV is not installed.
     """
 
     def choose(total: int) -> list[int]:
+        if num_frames > limits.max_frames:
+            raise VideoError(f"at most {limits.max_frames} frames are kept, got {num_frames}")
         indices = sample_indices(total, num_frames, sampling, seed)
         if len(indices) > limits.max_frames:
             raise VideoError(f"at most {limits.max_frames} frames are kept, got {len(indices)}")
         return indices
 
+    name = describe_source(source)
     if isinstance(source, np.ndarray) and source.ndim != 4:
+        if not repeat_stills and source.ndim in (2, 3):
+            raise _still_error(name, num_frames)
         raise VideoError(f"expected an array of shape (T, H, W, 3), got {source.shape}")
     if isinstance(source, (list, tuple, np.ndarray)):
         return _pick_frames(source, choose, exif, limits)
-    name = describe_source(source)
     try:
-        return _read_frames(source, choose, exif, limits, name)
+        pictures, still = _read_frames(source, choose, exif, limits, name)
     except ImageError as error:
         message = str(error)
         raise VideoError(message if message.startswith(name) else f"{name}: {message}") from None
+    if still and not repeat_stills:
+        raise _still_error(name, num_frames)
+    return pictures
+
+
+def looks_like_video(source: Any) -> bool:
+    """Tell by its first bytes whether a path, bytes or seekable file is a video file. An unreadable one is not."""
+    try:
+        file = open_encoded(source, "video")
+    except ImageError:
+        return False
+    try:
+        file.seek(0)
+        header = file.read(12)
+    except Exception:  # a file object of the user may raise anything
+        return False
+    finally:
+        if file is not source:
+            file.close()
+    if not isinstance(header, bytes):
+        return False
+    return header.startswith(_VIDEO_MAGIC) or header[4:8] == b"ftyp" or (header[:4], header[8:]) == (b"RIFF", b"AVI ")
+
+
+def _still_error(name: str, num_frames: int) -> VideoError:
+    return VideoError(
+        f"{name}: a single image, and the model reads clips of {num_frames} frames: pass a video or a list of frames "
+        "(of one, [image], it repeats), or load a model of images such as git-base-coco"
+    )
 
 
 def _pick_frames(
@@ -134,19 +171,20 @@ def _pick_frames(
 
 def _read_frames(
     source: Any, choose: Callable[[int], list[int]], exif: bool, limits: VideoLimits, name: str
-) -> list[PIL.Image.Image]:
+) -> tuple[list[PIL.Image.Image], bool]:
+    """Return the chosen frames, and whether the source is a still image."""
     if hasattr(source, "convert"):  # a PIL image
-        return _read_animation(source, choose, limits, name)
+        return _read_animation(source, choose, limits, name), _count_images(source, limits, name) == 1
     file = open_encoded(source, name)
     try:
         file, header = _rewind(file, limits, name)
         if not (header.startswith(_IMAGE_MAGIC) or (header[:4] == b"RIFF" and header[8:] == b"WEBP")):
-            return _read_video(file, choose, limits, name)
+            return _read_video(file, choose, limits, name), False
         data = read_encoded(file, name, limits.frame.max_encoded_bytes)
         image = open_image(data, name, limits.frame)
         if _count_images(image, limits, name) == 1:
-            return _pick_frames([data], choose, exif, limits)
-        return _read_animation(image, choose, limits, name)
+            return _pick_frames([data], choose, exif, limits), True
+        return _read_animation(image, choose, limits, name), False
     finally:
         if not hasattr(source, "read"):
             file.close()

@@ -1,46 +1,33 @@
-"""The way of many inputs through an engine, a bounded number at a time: read, encode, generate, score."""
+"""Many inputs through an engine, a bounded number at a time: read, encode, generate, score."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import itertools
+import os
 import time
 from collections.abc import Generator, Iterable, Sequence, Sized
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gitfast.engines.base import Engine, normalization_of, rows_at_once_of
-from gitfast.errors import GitfastError
+from gitfast.errors import GitfastError, ImageError
+from gitfast.inputs.image import map_in_threads
 from gitfast.inputs.processor import Processor
-from gitfast.inputs.sources import ClipSampling, read_pixels
+from gitfast.inputs.sources import read_input
 from gitfast.pipeline.iterators import grouped, prefetch
+from gitfast.pipeline.options import Batching
 from gitfast.results import Result, Timings
 from gitfast.types import Generation, GenerationOptions, ImagePrefix
 
-OnError = Literal["raise", "return"]
 Prompts = Sequence[list[int]]  # of one source
 
 _MAX_ROWS = 64  # sequences decoded together: bounds the keys and values of their text
 _WINDOW = 4  # times the rows decoded at once are handed over together: only the last of them leave places empty
 _WINDOW_BYTES = 2 << 30  # of their prefixes; one batch may have more
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batching:
-    """How many inputs are encoded together, which frames of clips, and what becomes of inputs that cannot be read."""
-
-    batch_size: int | None = None  # as many as suit the engine
-    on_error: OnError = "raise"
-    clips: ClipSampling = field(default_factory=ClipSampling)
-
-    def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
-        if self.on_error not in ("raise", "return"):
-            raise ValueError(f"on_error: expected 'raise' or 'return', got {self.on_error!r}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +40,7 @@ class EncodedBatch:
 
 
 def default_batch_size(engine: Engine) -> int:
-    """8 inputs; if the engine refills its rows, as many as it decodes at once, but no more than 64."""
+    """Return 8; if the engine refills its rows, as many as it decodes at once, but no more than 64."""
     rows_at_once = rows_at_once_of(engine)
     return 8 if rows_at_once is None else min(64, rows_at_once)
 
@@ -61,7 +48,7 @@ def default_batch_size(engine: Engine) -> int:
 def encode(
     engine: Engine, processor: Processor, sources: Iterable[Any], batching: Batching
 ) -> Generator[EncodedBatch, None, None]:
-    """``batch_size`` sources at a time, in order; no more of them are held, but those that are read ahead.
+    """Encode ``batch_size`` sources at a time, in order; no more of them are held, but those that are read ahead.
 
     If the engine computes on a device, the next batch is read in a thread meanwhile, which closing ends.
 
@@ -73,9 +60,20 @@ def encode(
     normalize = normalization_of(engine) != processor.image_processor.normalization
     rectangles = processor.image_processor.crop_size is None  # without a crop, images keep their aspect ratio
 
+    def read_one(source: Any) -> np.ndarray | ImagePrefix | GitfastError:
+        if isinstance(source, ImagePrefix):
+            return source
+        try:
+            return read_input(processor, source, batching.clips, normalize=normalize)
+        except ImageError as error:
+            return error
+
     def read(batch: list[Any]) -> tuple[list[np.ndarray | ImagePrefix | GitfastError], float]:
         begin = time.perf_counter()
-        return read_pixels(processor, batch, batching.clips, normalize=normalize), time.perf_counter() - begin
+        # PIL images and file objects have state, and one may be listed twice: not to be read by two threads.
+        stateless = all(isinstance(source, (str, os.PathLike, bytes, np.ndarray)) for source in batch)
+        pixels = map_in_threads(read_one, batch) if stateless else [read_one(source) for source in batch]
+        return pixels, time.perf_counter() - begin
 
     batches = grouped(sources, batching.batch_size or default_batch_size(engine))
     # The threads of a CPU engine have no processor to spare for reading.
@@ -103,7 +101,7 @@ def generate(
     *,
     show_prompt: bool,
 ) -> Generator[list[Result], None, None]:
-    """Continues the prompts of each source on it: for every source the results of its prompts, in order.
+    """Continue the prompts of each source on it; yield for every source the results of its prompts, in order.
 
     Batches are decoded one by one, or as many together as the engine can refill its rows from.
 
@@ -142,7 +140,7 @@ class _Job:
 def _generate_window(
     engine: Engine, processor: Processor, window: list[_Job], options: GenerationOptions, *, show_prompt: bool
 ) -> list[list[Result]]:
-    """Empties the window: its prefixes are not to be held while the next are made."""
+    """Generate for a window and empty it: its prefixes are not to be held while the next are made."""
     read_seconds = sum(job.batch.read_seconds for job in window)
     encode_seconds = sum(job.batch.encode_seconds for job in window)
     sources = [pair for job in window for pair in zip(job.batch.prefixes, job.prompts, strict=True)]
@@ -165,7 +163,7 @@ def _generate_window(
 def score(
     engine: Engine, prefix: ImagePrefix, prompt: Sequence[int], continuations: Sequence[Sequence[int]]
 ) -> list[np.ndarray]:
-    """Log-probabilities of every token of each continuation of ``prompt``, float32 (len,)."""
+    """Compute log-probabilities of every token of each continuation of ``prompt``, float32 (len,)."""
     logprobs: list[np.ndarray] = []
     for start in range(0, len(continuations), _MAX_ROWS):
         sequences = [[*prompt, *ids] for ids in continuations[start : start + _MAX_ROWS]]
@@ -174,7 +172,7 @@ def score(
 
 
 def make_result(processor: Processor, generations: Sequence[Generation], shown: Sequence[int]) -> Result:
-    """The best generation, the others as its alternatives; ``shown`` are prompt tokens that begin the text."""
+    """Make the best generation a result, the others its alternatives; ``shown`` are prompt tokens before the text."""
     best, *others = (
         Result(
             text=processor.tokenizer.decode([*shown, *generation.token_ids]),
@@ -191,7 +189,7 @@ def make_result(processor: Processor, generations: Sequence[Generation], shown: 
 def _encode_arrays(
     engine: Engine, pixels: Sequence[np.ndarray | ImagePrefix | GitfastError], *, interpolate_positions: bool
 ) -> list[ImagePrefix | GitfastError]:
-    """Encodes what is an array, those of one shape together; the rest stays."""
+    """Encode arrays, those of one shape together; prefixes and errors stay."""
     encoded = {i: value for i, value in enumerate(pixels) if not isinstance(value, np.ndarray)}
     by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
     for i, value in enumerate(pixels):

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from gitfast.errors import ArgumentError
 from gitfast.inputs.tokenizer import Tokenizer
 from gitfast.results import Label
 
@@ -19,22 +20,22 @@ Method = Literal["trie", "score"]
 
 
 def encode_labels(labels: Sequence[str], tokenizer: Tokenizer, eos: int) -> list[list[int]]:
-    """Token ids of every label, the end-of-sequence token behind them.
+    """Encode every label to token ids, the end-of-sequence token behind them.
 
     Raises:
-        ValueError: no labels, one without tokens, or two of the same tokens (case and accents may not count).
+        ArgumentError: no labels, one without tokens, or two of the same tokens (case and accents may not count).
     """
-    if isinstance(labels, str) or not labels:
-        raise ValueError(f"labels: expected a list of texts, got {labels!r}")
+    if not labels:
+        raise ArgumentError("labels: expected at least one text, got none")
     seen: dict[tuple[int, ...], int] = {}
     encoded = []
     for index, label in enumerate(labels):
         ids = [*tokenizer.encode(label), eos]
         if len(ids) == 1:
-            raise ValueError(f"labels[{index}]: {label!r} has no tokens")
+            raise ArgumentError(f"labels[{index}]: {label!r} has no tokens")
         first = seen.setdefault(tuple(ids), index)
         if first != index:
-            raise ValueError(f"labels[{index}]: {label!r} has the same tokens as labels[{first}], {labels[first]!r}")
+            raise ArgumentError(f"labels[{index}]: {label!r} has the same tokens as labels[{first}], {labels[first]!r}")
         encoded.append(ids)
     return encoded
 
@@ -45,14 +46,9 @@ def rank_labels(
     logprobs: Sequence[np.ndarray],
     method: Method,
 ) -> list[Label]:
-    """Labels, most probable first; ``logprobs[i]`` are those of ``token_ids[i]``, each given the tokens before."""
+    """Rank labels, most probable first; ``logprobs[i]`` belong to ``token_ids[i]``, each given the tokens before."""
     scores = np.array([x.sum(dtype=np.float64) for x in logprobs])
-    if method == "score":
-        probabilities = _softmax(scores)
-    elif method == "trie":
-        probabilities = _trie_probabilities(token_ids, logprobs)
-    else:
-        raise ValueError(f"method: expected 'trie' or 'score', got {method!r}")
+    probabilities = _softmax(scores) if method == "score" else _trie_probabilities(token_ids, logprobs)
     return [
         Label(text=labels[i], index=int(i), probability=float(probabilities[i]), score=float(scores[i]))
         for i in np.argsort(-probabilities, kind="stable")
@@ -60,7 +56,7 @@ def rank_labels(
 
 
 def _trie_probabilities(token_ids: Sequence[Sequence[int]], logprobs: Sequence[np.ndarray]) -> np.ndarray:
-    """Products over the tokens of a label of softmax among the tokens that may stand there."""
+    """Multiply over the tokens of each label its softmax among the tokens that may stand there."""
     # Every child of a trie node is the next token of some label, so the labels' scores hold all that is needed.
     children: dict[tuple[int, ...], dict[int, float]] = {}
     for ids, values in zip(token_ids, logprobs, strict=True):

@@ -1,50 +1,166 @@
-"""Keyword arguments of the tasks to ``GenerationOptions``."""
+"""Keyword arguments of the tasks: how inputs are read, and ``GenerationOptions``."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
-from typing import Any
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict
 
+from gitfast import arguments
+from gitfast.errors import ArgumentError
+from gitfast.inputs.sources import ClipSampling
 from gitfast.inputs.tokenizer import Tokenizer
+from gitfast.inputs.video import Sampling
 from gitfast.types import GenerationOptions
+
+OnError = Literal["raise", "return"]
 
 # The decoding behind the published scores; the default is greedy, as people use the Hugging Face checkpoints.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"num_beams": 4, "length_penalty": 0.6, "length_penalty_form": "paper"},
 }
-_FIELDS = {f.name for f in dataclasses.fields(GenerationOptions)}
-_EXTRA = {"preset", "allowed_texts"}
+
+
+class ReadingOptions(TypedDict, total=False):
+    """Keyword arguments of every task: how its inputs are read.
+
+    Attributes:
+        batch_size: Inputs encoded together. None: 8, or on an engine that refills its rows as many as it decodes at
+            once, 64 at most.
+        num_frames: Frames taken of a clip; None: as many as the model was trained with.
+        sampling, sampling_seed: Which frames; see ``gitfast.inputs.video.sample_indices``.
+    """
+
+    batch_size: int | None
+    num_frames: int | None
+    sampling: Sampling
+    sampling_seed: int
+
+
+class StreamOptions(ReadingOptions, total=False):
+    """Keyword arguments of ``Model.stream``: ``ReadingOptions``, the fields of ``GenerationOptions``, and two more.
+
+    Attributes:
+        preset: "paper": the search behind the published scores, 4 beams with the paper's length penalty.
+        allowed_texts: Texts, one of which must come out.
+    """
+
+    preset: Literal["paper"] | None
+    allowed_texts: Sequence[str] | None
+    max_new_tokens: int
+    min_new_tokens: int
+    num_beams: int
+    num_return_sequences: int
+    length_penalty: float
+    length_penalty_form: Literal["transformers", "paper"]
+    early_stopping: bool | Literal["never"]
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int | None
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    ban_last_token: bool
+    bad_words_ids: Sequence[Sequence[int]]
+    suppress_tokens: Sequence[int]
+    begin_suppress_tokens: Sequence[int]
+    forced_bos_token_id: int | None
+    forced_eos_token_id: int | None
+    allowed_token_ids: Sequence[Sequence[int]] | None
+
+
+class TaskOptions(StreamOptions, total=False):
+    """Keyword arguments of the other tasks that generate: ``StreamOptions``, and one more.
+
+    Attributes:
+        on_error: "raise" the first bad input's error, or "return" it in its result's ``error``.
+    """
+
+    on_error: OnError
+
+
+_FIELD_TYPES = typing.get_type_hints(GenerationOptions)
+# Checks by the type of a field; what has another type is checked by the search.
+_CHECKS: dict[Any, Callable[[str, Any], Any]] = {int: arguments.integer, float: arguments.real, bool: arguments.flag}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How many inputs are encoded together, which frames of clips, and what becomes of inputs that cannot be read."""
+
+    batch_size: int | None = None  # as many as suit the engine
+    on_error: OnError = "raise"
+    clips: ClipSampling = dataclasses.field(default_factory=ClipSampling)
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None:
+            arguments.integer("batch_size", self.batch_size, minimum=1)
+        if self.on_error not in ("raise", "return"):
+            raise ArgumentError(f"on_error: expected 'raise' or 'return', got {arguments.shown(self.on_error)}")
+
+
+def make_batching(values: Mapping[str, Any]) -> Batching:
+    """Build ``Batching`` from the keyword arguments that a task was given; those of generation are left alone."""
+    clips = {
+        field: values[name]
+        for name, field in (("num_frames", "num_frames"), ("sampling", "sampling"), ("sampling_seed", "seed"))
+        if name in values
+    }
+    batching = {name: values[name] for name in ("batch_size", "on_error") if name in values}
+    return Batching(**batching, clips=ClipSampling(**clips))
+
+
+def check_options(values: Mapping[str, Any], kind: type) -> None:
+    """Refuse keyword arguments that are not keys of ``kind``, a TypedDict, or are of another type than their field.
+
+    Raises:
+        ArgumentError: the message names it, and the nearest one there is.
+    """
+    _check_names(values, kind)
+    for name, value in values.items():
+        expected = _FIELD_TYPES.get(name)
+        if expected in _CHECKS:
+            _CHECKS[expected](name, value)
+        elif expected == int | None and value is not None:
+            arguments.integer(name, value)
+
+
+def _check_names(values: Mapping[str, Any], kind: type) -> None:
+    known = kind.__annotations__
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ArgumentError(f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
 def make_options(values: Mapping[str, Any], tokenizer: Tokenizer, *, room: int) -> GenerationOptions:
-    """Options from keyword arguments: the fields of ``GenerationOptions``, and two more.
+    """Build ``GenerationOptions`` from the keyword arguments that a task was given; those of reading are left alone.
 
     Args:
-        values: ``preset="paper"`` sets beams and length penalty, unless they are given too.
-            ``allowed_texts`` is a list of texts, one of which must come out.
+        values: Keys of ``TaskOptions``. What is given wins over ``preset``.
         tokenizer: Encodes the allowed texts.
         room: Text positions left behind the longest prompt; the default ``max_new_tokens`` is not larger.
 
     Raises:
-        TypeError: an option of another name; the message names it and the nearest one there is.
-        ValueError: an unknown preset, or no allowed texts.
+        ArgumentError: an unknown name or preset, or no allowed texts.
     """
-    for name in values:
-        if name not in _FIELDS | _EXTRA:
-            near = difflib.get_close_matches(name, _FIELDS | _EXTRA, n=1)
-            raise TypeError(f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    fields = {name: value for name, value in values.items() if name in _FIELDS}
+    _check_names(values, TaskOptions)
+    fields = {name: value for name, value in values.items() if name in _FIELD_TYPES}
     preset = values.get("preset")
     if preset is not None:
-        if preset not in PRESETS:
-            raise ValueError(f"preset: expected one of {', '.join(map(repr, PRESETS))}, got {preset!r}")
+        if not isinstance(preset, str) or preset not in PRESETS:
+            raise ArgumentError(
+                f"preset: expected one of {', '.join(map(repr, PRESETS))}, got {arguments.shown(preset)}"
+            )
         fields = PRESETS[preset] | fields
-    texts = values.get("allowed_texts")
-    if texts is not None:
-        if isinstance(texts, str) or not texts:
-            raise ValueError(f"allowed_texts: expected a list of texts, got {texts!r}")
-        fields["allowed_token_ids"] = [tokenizer.encode(text) for text in texts]
+    if values.get("allowed_texts") is not None:
+        allowed = arguments.texts("allowed_texts", values["allowed_texts"])
+        if not allowed:
+            raise ArgumentError("allowed_texts: expected at least one text, got none")
+        fields["allowed_token_ids"] = [tokenizer.encode(text) for text in allowed]
     fields.setdefault("max_new_tokens", max(1, min(GenerationOptions.max_new_tokens, room)))
     return GenerationOptions(**fields)

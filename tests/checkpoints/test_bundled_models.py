@@ -35,7 +35,7 @@ def test_example_image_is_captioned_as_its_name_says(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("clips/*.gif")), ids=lambda path: path.stem)
 def test_example_clip_is_captioned_as_its_name_says(path: Path) -> None:
-    assert str(gitfast.load("git-tiny-video").caption_video(path)) == path.stem.replace("-", " ")
+    assert str(gitfast.load("git-tiny-video").caption(path)) == path.stem.replace("-", " ")
 
 
 @pytest.mark.parametrize("name", ["git-tiny", "git-tiny-video"])

@@ -61,7 +61,7 @@ def test_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     out = tmp_path / "out"
     assert main(["convert", str(source / "model.safetensors"), str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
-    assert gitfast.load(out).caption_video(frames) == gitfast.load(source).caption_video(frames)
+    assert gitfast.load(out).caption(frames) == gitfast.load(source).caption(frames)
     assert main(["convert", str(source), str(out)]) == 1
     assert "holds a model already" in capsys.readouterr().err
 

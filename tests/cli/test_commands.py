@@ -158,10 +158,10 @@ class TestVideo:
         clip = tmp_path / "clip.gif"
         frames[0].save(clip, save_all=True, append_images=frames[1:])
         model = gitfast.load(video_checkpoint_folder)
-        assert run("video", clip, "--model", video_checkpoint_folder)[1] == [model.caption_video(clip).text]
+        assert run("video", clip, "--model", video_checkpoint_folder)[1] == [model.caption(clip).text]
         asked = ("-q", "how many?", "--model", video_checkpoint_folder)
-        assert run("video", clip, *asked)[1] == [model.answer_video(clip, "how many?").text]
-        assert run("video", tmp_path, "--model", video_checkpoint_folder)[1] == [model.caption_video(clip).text]
+        assert run("video", clip, *asked)[1] == [model.answer(clip, "how many?").text]
+        assert run("video", tmp_path, "--model", video_checkpoint_folder)[1] == [model.caption(clip).text]
 
     def test_a_model_of_images(self, run, checkpoint_folder, image_files):
         code, _, errors = run("video", image_files[0], "--model", checkpoint_folder)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from gitfast.inputs.tokenizer import Tokenizer
-from gitfast.pipeline.options import make_options
+from gitfast.pipeline.options import ReadingOptions, StreamOptions, make_options
 from gitfast.types import GenerationOptions
 
 
@@ -19,6 +19,8 @@ def test_the_defaults_are_those_of_the_dataclass(tokenizer):
 
 
 def test_every_field_is_an_option(tokenizer):
+    declared = StreamOptions.__annotations__.keys() - ReadingOptions.__annotations__.keys()
+    assert declared - {"preset", "allowed_texts"} == {field.name for field in dataclasses.fields(GenerationOptions)}
     for field in dataclasses.fields(GenerationOptions):
         value = object()
         assert getattr(make_options({field.name: value}, tokenizer, room=1000), field.name) is value
