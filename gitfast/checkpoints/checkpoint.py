@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gitfast.checkpoints.config import GitConfig, GitVisionConfig, read_json
+from gitfast.checkpoints.config import GitConfig, GitVisionConfig
+from gitfast.checkpoints.files import is_folder, is_there, read_json
 from gitfast.checkpoints.microsoft_keys import config_from_shapes, is_microsoft, rename_microsoft
 from gitfast.checkpoints.pickle_reader import read_pickle
 from gitfast.checkpoints.safetensors_reader import read_safetensors
+from gitfast.checkpoints.state_dict import without_wrappers
 from gitfast.checkpoints.stored_tensor import FLOAT_DTYPES, StoredTensor
 from gitfast.errors import CheckpointError, ConfigError
 
@@ -31,6 +33,7 @@ WEIGHT_FILES = (
     "model.pt",
 )
 _MAX_SHARDS = 256
+_MAX_PROBLEMS = 50  # that one error lists
 
 Shape = tuple[int, ...]
 
@@ -80,24 +83,42 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         CheckpointError: no weights, a damaged file, or tensors that do not match the configuration: the message
-            names the file and lists every missing, unexpected and mis-shaped tensor.
+            names the file and lists what is missing, unexpected or of another shape.
         ConfigError: config.json is missing or wrong.
     """
     path = Path(path)
-    if not path.exists():
+    if not is_there(path):
         raise CheckpointError(f"{path}: no such file or folder")
-    folder = path if path.is_dir() else path.parent
-    path = _weight_file(folder) if path.is_dir() else path
-    stored = read_tensors(path)
-    microsoft = is_microsoft(stored)
-    if microsoft:
-        stored = rename_microsoft(stored)
-    tensors = {_canonical_name(name): tensor for name, tensor in stored.items() if not _is_ignored(name)}
+    folder = path.parent
+    if is_folder(path):
+        folder, path = path, _weight_file(path)
+    tensors, microsoft = _named_tensors(path)
     config = _read_config(folder, path, tensors if microsoft else None)
     if (config.tie_word_embeddings or microsoft) and "git.embeddings.word_embeddings.weight" in tensors:
         tensors.setdefault("output.weight", tensors["git.embeddings.word_embeddings.weight"])
     _check_tensors(tensors, config, path)
     return Checkpoint(config=config, weights=Weights(tensors), folder=folder)
+
+
+def _named_tensors(path: Path) -> tuple[dict[str, StoredTensor], bool]:
+    """The tensors of a model under their names in Hugging Face checkpoints, and whether they are Microsoft's."""
+    stored = read_tensors(path)
+    try:
+        stored = without_wrappers(stored)
+        microsoft = is_microsoft(stored)
+        if microsoft:
+            stored = rename_microsoft(stored)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    tensors: dict[str, StoredTensor] = {}
+    for full_name, tensor in stored.items():
+        name = _canonical_name(full_name)
+        if _is_ignored(name):
+            continue
+        if name in tensors:
+            raise CheckpointError(f"{path}: holds {name} twice, in both spellings")
+        tensors[name] = tensor
+    return tensors, microsoft
 
 
 def expected_tensors(config: GitConfig) -> dict[str, Shape]:
@@ -168,9 +189,9 @@ def _is_ignored(name: str) -> bool:
 
 def _weight_file(folder: Path) -> Path:
     for name in WEIGHT_FILES:
-        if (folder / name).is_file():
+        if is_there(folder / name):  # and when it is no regular file, its reader says so
             return folder / name
-    if (folder / "adapter_config.json").is_file():
+    if is_there(folder / "adapter_config.json"):
         raise CheckpointError(f"{folder}: an adapter, not a model")
     hint = ""
     if inner := sorted(
@@ -182,7 +203,7 @@ def _weight_file(folder: Path) -> Path:
 
 def _read_config(folder: Path, path: Path, tensors: Mapping[str, StoredTensor] | None) -> GitConfig:
     """config.json; without one, what follows from ``tensors``."""
-    if tensors is None or (folder / "config.json").exists():
+    if tensors is None or is_there(folder / "config.json"):
         return GitConfig.from_file(folder / "config.json")
     try:
         return config_from_shapes(tensors)
@@ -222,6 +243,12 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def listed(problems: list[str]) -> str:
+    """Problems one a line, the first 50 of them."""
+    more = [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
+    return "\n  ".join(problems[:_MAX_PROBLEMS] + more)
+
+
 def _check_tensors(tensors: Mapping[str, StoredTensor], config: GitConfig, path: Path) -> None:
     """Names, shapes and dtypes are those of the configuration; all that differ go into one error."""
     expected = expected_tensors(config)
@@ -238,5 +265,5 @@ def _check_tensors(tensors: Mapping[str, StoredTensor], config: GitConfig, path:
         described = sum(math.prod(shape) for shape in expected.values())
         raise CheckpointError(
             f"{path}: holds {held} values, config.json describes {described}; they differ in {len(problems)}:\n  "
-            + "\n  ".join(problems)
+            + listed(problems)
         )

@@ -7,14 +7,14 @@ Defaults are those of ``microsoft/git-base``; a ``config.json`` that names only 
 from __future__ import annotations
 
 import dataclasses
-import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gitfast.errors import ConfigError, GitfastError
+from gitfast.checkpoints.files import read_json
+from gitfast.errors import ConfigError
 
 # Bounds that no GIT checkpoint comes near; they keep an absurd config from allocating absurd memory.
 _MAX_VALUES = {
@@ -30,7 +30,6 @@ _MAX_VALUES = {
     "num_image_with_embedding": 64,
 }
 _MAX_IMAGE_TOKENS = 65_536
-_MAX_CONFIG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,25 +155,6 @@ class GitConfig:
         """The Hugging Face ``config.json`` mapping of this configuration."""
         values = dataclasses.asdict(self)
         return {"model_type": "git", "architectures": ["GitForCausalLM"], **values}
-
-
-def read_json(path: str | Path, error_type: type[GitfastError] = ConfigError) -> dict[str, Any]:
-    """The JSON object in a small file. Errors are of ``error_type`` and name the file."""
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_CONFIG_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise error_type(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    if len(data) > _MAX_CONFIG_BYTES:
-        raise error_type(f"{path}: expected at most {_MAX_CONFIG_BYTES} bytes of JSON")
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise error_type(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise error_type(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
 
 
 def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,11 @@ def is_microsoft(tensors: Mapping[str, object]) -> bool:
 
 
 def rename_microsoft(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Microsoft's tensors under the names of Hugging Face; the joint projections of the encoder are split in three."""
+    """Microsoft's tensors under the names of Hugging Face; the joint projections of the encoder are split in three.
+
+    Raises:
+        CheckpointError: two tensors would have one name.
+    """
     renamed: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("module.")
@@ -56,10 +60,15 @@ def rename_microsoft(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTen
                 break
         if ".self_attn.in_proj_" in name and tensor.shape and tensor.shape[0] % 3 == 0:
             width = tensor.shape[0] // 3
-            for i, part in enumerate(("q_proj.", "k_proj.", "v_proj.")):
-                renamed[name.replace("in_proj_", part)] = tensor.rows(i * width, (i + 1) * width)
+            parts = {
+                name.replace("in_proj_", part): tensor.rows(i * width, (i + 1) * width)
+                for i, part in enumerate(("q_proj.", "k_proj.", "v_proj."))
+            }
         else:
-            renamed[name] = tensor
+            parts = {name: tensor}
+        if twice := sorted(parts.keys() & renamed.keys()):
+            raise CheckpointError(f"holds {', '.join(twice)} twice, under different names")
+        renamed |= parts
     return renamed
 
 

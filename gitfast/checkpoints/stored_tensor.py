@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gitfast.checkpoints.files import open_regular
 from gitfast.errors import CheckpointError
 
 # How the elements of each dtype are read. numpy has no bfloat16: its bits are read as uint16 and widened.
@@ -58,11 +59,11 @@ class MappedFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            with self.path.open("rb") as file:
+        with open_regular(path) as file:
+            try:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: an empty file, or a NUL in the path
-            raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+            except (OSError, ValueError) as error:  # ValueError: an empty file
+                raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
         self.size = len(self._map)
 
     def read(self, offset: int, nbytes: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from gitfast.checkpoints.checkpoint import expected_tensors, num_parameters, open_checkpoint
 from gitfast.checkpoints.config import GitConfig
-from gitfast.errors import CheckpointError, ConfigError
+from gitfast.errors import CheckpointError, ConfigError, GitfastError
 
 from support.tiny_checkpoint import write_checkpoint
 
@@ -127,6 +128,67 @@ def test_both_spellings_of_the_temporal_embeddings(tmp_path: Path) -> None:
     save_file(published, folder / "model.safetensors")
     opened = open_checkpoint(folder).weights["git.img_temporal_embedding.1"]
     np.testing.assert_array_equal(opened, weights["git.img_temporal_embedding.1"])
+
+
+def test_both_spellings_in_one_file_are_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "video", num_image_with_embedding=2)
+    name = "git.img_temporal_embedding.1"
+    tensor = load_file(folder / "model.safetensors")[name]
+    change(folder, **{name.replace("temporal", "temperal"): tensor + 1})
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: holds {name} twice, in both spellings"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.model."])
+def test_prefixes_of_wrappers(folder: Path, prefix: str, form: str) -> None:
+    weights = take_weights(folder)
+    wrapped = {prefix + name: x for name, x in weights.items()}
+    if form == "bin":
+        torch.save({"model_state_dict": wrapped}, folder / "pytorch_model.bin")
+    else:
+        save_file({name: x.numpy() for name, x in wrapped.items()}, folder / "model.safetensors")
+    assert_holds(folder, weights)
+
+
+def test_wrappers_inside_a_model(folder: Path) -> None:
+    weights = take_weights(folder)
+    compiled = {name.replace("git.encoder.", "git.encoder._orig_mod."): x for name, x in weights.items()}
+    assert compiled.keys() != weights.keys()
+    torch.save(compiled, folder / "pytorch_model.bin")
+    assert_holds(folder, weights)
+    torch.save({**weights, **compiled}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: .*holds git\.encoder.* twice"):
+        open_checkpoint(folder)
+
+
+def test_a_prefix_of_some_names_is_not_stripped(folder: Path) -> None:
+    change(folder, **{"output.bias": None, "module.output.bias": np.zeros(31, np.float32)})
+    with pytest.raises(CheckpointError, match=r"missing output\.bias\n  unexpected module\.output\.bias"):
+        open_checkpoint(folder)
+
+
+def test_an_error_lists_so_many_differences_at_most(folder: Path) -> None:
+    change(folder, **{f"extra.{i:04}": np.zeros(1, np.float32) for i in range(4_000)})
+    with pytest.raises(CheckpointError, match=r"unexpected extra\.0049\n  and 3950 more$"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_is_refused_and_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(GitfastError, match=rf"{name}: expected a regular file, got a pipe"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_a_git_lfs_pointer_is_told(folder: Path, name: str) -> None:
+    if "index" in name:
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 709\n")
+    with pytest.raises(GitfastError, match=rf"{name}: a Git LFS pointer.*git lfs pull"):
+        open_checkpoint(folder)
 
 
 def test_tied_output_falls_back_to_the_words(folder: Path) -> None:

@@ -86,7 +86,19 @@ BIG = 1 << 62
         (b"{", b"", "not valid JSON"),
         (b'{"a": 1, "a": 2}', b"", "has a name twice"),
         (b"\xff\xfe{}", b"", "not valid JSON"),
-        (b"[" * 100_000, b"", "not valid JSON"),
+        (b"[" * 60_000, b"", "not valid JSON"),
+        (b"[" * 100_000, b"", "more than 65536 objects and lists"),
+        (b'{"a": ' + b"9" * 4_000 + b"}", b"", "a: expected dtype, shape and data_offsets, got inf"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [' + b"9" * 4_000 + b'], "data_offsets": [0, 4]}}',
+            b"",
+            "a: shape .inf. is not",
+        ),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1' + b"0" * 4_000 + b"]}}",
+            b"",
+            "a: data_offsets .0, inf. are not two integers",
+        ),
     ],
 )
 def test_bad_headers_are_described(tmp_path: Path, header: Any, data: bytes, message: str) -> None:
@@ -102,7 +114,7 @@ def test_bad_headers_are_described(tmp_path: Path, header: Any, data: bytes, mes
         ((1 << 63).to_bytes(8, "little"), "header of 9223372036854775808 bytes"),
         ((100).to_bytes(8, "little") + b"{}", "truncated: its header is 100 bytes"),
         (b"<!DOCTYPE html><html>", "not a safetensors file"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "not a safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer.*git lfs pull"),
     ],
 )
 def test_other_files_are_told_apart(tmp_path: Path, data: bytes, message: str) -> None:

@@ -1,0 +1,116 @@
+"""Files of a checkpoint as they are opened: regular ones only, of bounded size, and every error names its file.
+
+A checkpoint comes from anywhere, so a name in it may be a pipe that never answers, a device without end, or the small
+text that Git LFS leaves in place of a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gitfast.errors import CheckpointError, ConfigError, GitfastError
+
+_MAX_JSON_BYTES = 1 << 20
+_MAX_DIGITS = 40  # model_max_length, 10 ** 30 in published files, is the longest number there is
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+class FormatError(Exception):
+    """What is wrong with a file's content, without its name: a reader adds that."""
+
+
+def open_regular(path: str | Path, error_type: type[GitfastError] = CheckpointError) -> BinaryIO:
+    """Open a regular file for reading in binary.
+
+    Raises:
+        error_type: there is none, it cannot be read, it is a folder, pipe, socket or device, or it is a Git LFS
+            pointer; the message names it.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe without it waits for a writer. Regular files ignore it.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise error_type(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    file = None
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+            raise error_type(f"{path}: expected a regular file, got {kind}")
+        file = os.fdopen(descriptor, "rb")
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise error_type(f"{path}: a Git LFS pointer, not the file itself; fetch that with 'git lfs pull'")
+        file.seek(0)
+    except BaseException as error:
+        if file is None:
+            os.close(descriptor)
+        else:
+            file.close()
+        if isinstance(error, OSError):
+            raise error_type(f"{path}: {error.strerror or error}") from error
+        raise
+    return file
+
+
+def read_bytes(path: str | Path, limit: int, error_type: type[GitfastError] = CheckpointError) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes."""
+    with open_regular(path, error_type) as file:
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise error_type(f"{path}: {error.strerror or error}") from error
+    if len(data) > limit:
+        raise error_type(f"{path}: expected at most {limit} bytes")
+    return data
+
+
+def read_json(path: str | Path, error_type: type[GitfastError] = ConfigError) -> dict[str, Any]:
+    """The JSON object in a small file. Errors are of ``error_type`` and name the file."""
+    return parse_json(read_bytes(path, _MAX_JSON_BYTES, error_type), path, error_type)
+
+
+def parse_json(data: bytes, path: str | Path, error_type: type[GitfastError]) -> dict[str, Any]:
+    """The JSON object that ``data``, the content of ``path``, spells out.
+
+    Integers of more than 40 digits become floats, perhaps infinite: no arithmetic on what is read overflows.
+    """
+    try:
+        values = json.loads(data, parse_int=json_number)
+    except (ValueError, RecursionError) as error:
+        raise error_type(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise error_type(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def json_number(digits: str) -> int | float:
+    """The value of an integer in JSON: of one with more than 40 digits, a float."""
+    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
+
+
+def is_there(path: str | Path, error_type: type[GitfastError] = CheckpointError) -> bool:
+    """Whether anything has this path. One that cannot be known, as in an unreadable folder, is an error."""
+    return _mode(path, error_type) is not None
+
+
+def is_folder(path: str | Path, error_type: type[GitfastError] = CheckpointError) -> bool:
+    """Whether ``path`` is a folder, or a link to one."""
+    mode = _mode(path, error_type)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def _mode(path: str | Path, error_type: type[GitfastError]) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        raise error_type(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the path
+        raise error_type(f"{str(path)!r}: {error}") from error
