@@ -32,3 +32,7 @@ class ArgumentError(GitfastError, ValueError, TypeError):
 
     Both a ValueError and a TypeError, so that callers need not know which of the two a wrong argument is.
     """
+
+
+class EvaluationError(GitfastError, ValueError):
+    """A file of captions, references, questions or answers cannot be read, or does not hold what it should."""

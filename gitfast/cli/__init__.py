@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from gitfast import GitfastError, __version__
-from gitfast.cli import answer, bench, caption, convert, info, video
+from gitfast.cli import answer, bench, caption, convert, evaluate, info, video
 
-_COMMANDS = (caption, answer, video, info, convert, bench)
+_COMMANDS = (caption, answer, video, evaluate, info, convert, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
