@@ -11,8 +11,8 @@ import numpy as np
 
 from gitfast import arguments
 from gitfast.checkpoints.config import GitConfig
-from gitfast.engines.base import Engine
-from gitfast.errors import ArgumentError
+from gitfast.engines.base import Engine, attend_of
+from gitfast.errors import ArgumentError, EngineError
 from gitfast.inputs.image import ImageSource
 from gitfast.inputs.processor import Processor
 from gitfast.inputs.sources import as_iterable, as_list
@@ -287,6 +287,37 @@ class Model:
         logprobs = pipeline.score(self.engine, prefix, ids, encoded)
         scores = [float(x.sum(dtype=np.float64)) / (len(x) if normalize == "mean" else 1) for x in logprobs]
         return scores[0] if isinstance(texts, str) else scores
+
+    def attend(
+        self, source: Input | Many, text: str, *, prompt: str | None = None, **options: Unpack[ReadingOptions]
+    ) -> np.ndarray:
+        """Show where the model looks as it writes ``text``: attention to the image tokens, float32 (tokens, P).
+
+        Row i belongs to token i of ``text``, as ``processor.tokenizer.encode`` gives them, and holds the attention of
+        the position that predicts it. P are the image tokens: of each frame a class token, then its patches by rows.
+        The weights are those of the decoder's softmax over image and text, averaged over all heads and layers, each
+        alike; the text's are left out, so that a row sums to the image's share.
+
+        Args:
+            source: One input, as in ``caption``.
+            text: What the model wrote, or might have written.
+            prompt: What the text follows, a question for example.
+            **options: As in ``encode``.
+
+        Raises:
+            EngineError: the engine keeps no attention.
+            ArgumentError: the text is empty.
+            ValueError: the text is longer than the model's.
+        """
+        ids = self.processor.tokenizer.encode(arguments.text("text", text))
+        if not ids:
+            raise ArgumentError("text: expected at least one token, got an empty text")
+        attend = attend_of(self.engine)
+        if attend is None:
+            raise EngineError(f"{self.engine.name} engine: keeps no attention; the cpu and reference engines do")
+        before = self._prompt("prompt", prompt)
+        weights = attend(self._encode_one(source, self._batching(options, ReadingOptions)), [*before, *ids[:-1]])
+        return weights[len(before) - 1 :]
 
     def stream(
         self,

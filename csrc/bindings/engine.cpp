@@ -208,6 +208,17 @@ py::list logits(const Engine& engine, const py::object& prefixes, const py::obje
   return out;
 }
 
+py::array attend(const Engine& engine, const py::object& prefix, const py::object& sequence) {
+  const PrefixPtr image = prefix_list(py::make_tuple(prefix)).front();
+  const std::vector<int32_t> ids = token_lists(py::make_tuple(sequence), "sequences").front();
+  cpu::Buffer out;
+  {
+    py::gil_scoped_release release;
+    out = engine.attend(image, ids);
+  }
+  return take(std::move(out), {static_cast<py::ssize_t>(ids.size()), image->tokens});
+}
+
 py::array features(const Engine& engine, const py::object& pixel_values, bool interpolate_positions) {
   const Array pixels(pixel_values, "pixel_values");
   const PixelBatch batch = pixel_batch(pixels, interpolate_positions);
@@ -249,6 +260,7 @@ void bind_engine(py::module_& m) {
       .def("features", features, arg("pixel_values"), arg("interpolate_positions") = false)
       .def("generate", generate, arg("prefixes"), arg("prompts"), arg("options"), arg("on_token") = py::none())
       .def("score", score, arg("prefixes"), arg("sequences"))
+      .def("attend", attend, arg("prefix"), arg("sequence"))
       .def("logits", logits, arg("prefixes"), arg("sequences"));
 }
 

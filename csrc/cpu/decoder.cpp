@@ -15,12 +15,15 @@ void add_and_norm(Compute& compute, const float* in, int64_t rows, const Linear&
   compute.norm(x, rows, norm, x);
 }
 
-// Everything after attention: `context` (rows, D) is its output, `wide` (rows, intermediate) is workspace.
+}  // namespace
+
 void finish_layer(Compute& compute, const DecoderLayer& l, int64_t rows, const float* context, float* wide, float* x) {
   add_and_norm(compute, context, rows, l.out, l.attention_norm, x);
   compute.linear(x, rows, l.fc1.view, wide, Activation::gelu_erf);
   add_and_norm(compute, wide, rows, l.fc2, l.output_norm, x);
 }
+
+namespace {
 
 // The fused product without its first `columns` outputs, which must be whole panels.
 PackedLinear drop_columns(const PackedLinear& w, int64_t columns) {

@@ -17,6 +17,11 @@ std::vector<std::shared_ptr<Prefix>> make_prefixes(Compute& compute, const Model
                                                    const DecoderWeights& weights, Buffer& tokens, int64_t images,
                                                    int64_t num_tokens);
 
+// Everything of a layer after attention: `context` (rows, D) is its output, `wide` (rows, intermediate) is workspace,
+// and x (rows, D) goes from the layer's input to its output.
+void finish_layer(Compute& compute, const DecoderLayer& layer, int64_t rows, const float* context, float* wide,
+                  float* x);
+
 // One text token to run: it sees its row's prefix and the text up to itself.
 struct TextToken {
   int32_t id = 0;

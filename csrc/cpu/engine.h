@@ -70,6 +70,10 @@ class Engine {
   // Logits at every token, (tokens of all sequences, V), sequence after sequence.
   Buffer logits(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences, const Poll& poll) const;
 
+  // Attention of every token of `ids` to the tokens of the prefix, (tokens, P): softmax weights over prefix and text,
+  // averaged over heads and layers, those on text left out. In attend.cpp.
+  Buffer attend(const PrefixPtr& prefix, const std::vector<int32_t>& ids) const;
+
   const ModelConfig& config() const { return config_; }
   Isa isa() const { return kernels_.isa; }
   WeightFormat format() const { return format_; }

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from gitfast import GitfastError, __version__
-from gitfast.cli import answer, bench, caption, convert, evaluate, info, video
+from gitfast.cli import answer, bench, caption, convert, evaluate, info, serve, video
 
-_COMMANDS = (caption, answer, video, evaluate, info, convert, bench)
+_COMMANDS = (caption, answer, video, serve, evaluate, info, convert, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

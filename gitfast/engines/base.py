@@ -17,6 +17,16 @@ import numpy as np
 from gitfast.types import Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
 
 
+class Attend(Protocol):
+    """Attention of every token of ``sequence`` to the image tokens, float32 (len, P).
+
+    These are softmax weights over image tokens and text together, averaged over all heads and layers, each alike. The
+    weights on text are left out, so that a row sums to the image's share of them.
+    """
+
+    def __call__(self, prefix: ImagePrefix, sequence: Sequence[int]) -> np.ndarray: ...
+
+
 class Engine(Protocol):
     """What ``tasks`` needs of an engine. Calls are thread-safe.
 
@@ -63,6 +73,11 @@ class Engine(Protocol):
 def normalization_of(engine: Engine) -> Normalization | None:
     """What ``engine`` does to pixels given as bytes; None: it does not take them."""
     return getattr(engine, "normalization", None)
+
+
+def attend_of(engine: Engine) -> Attend | None:
+    """How ``engine`` shows its attention; None: it keeps none."""
+    return getattr(engine, "attend", None)
 
 
 def rows_at_once_of(engine: Engine) -> int | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gitfast import arguments
-from gitfast.engines.base import Engine, normalization_of, rows_at_once_of
+from gitfast.engines.base import Attend, Engine, attend_of, normalization_of, rows_at_once_of
 from gitfast.errors import ArgumentError
 from gitfast.types import Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
 
@@ -101,6 +101,11 @@ class CachingEngine:
 
     def score(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         return self.engine.score(prefixes, sequences)
+
+    @property
+    def attend(self) -> Attend | None:
+        """That of ``engine``."""
+        return attend_of(self.engine)
 
     def _get(self, key: bytes) -> ImagePrefix | None:
         with self._lock:

@@ -138,6 +138,10 @@ class CpuEngine:
         """Logits at every token of ``sequences[r]``, float32 (len, V)."""
         return self._native.logits(prefixes, sequences)
 
+    def attend(self, prefix: ImagePrefix, sequence: Sequence[int]) -> np.ndarray:
+        """Attention of every token of ``sequence`` to the image tokens, float32 (len, P): ``base.Attend``."""
+        return self._native.attend(prefix, sequence)
+
 
 class _TemporalNames:
     """Finds temporal embeddings under either published spelling of their name."""

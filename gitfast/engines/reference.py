@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gitfast.checkpoints.config import GitConfig
 from gitfast.engines.search import generate_with
-from gitfast.torch_model import GitModel, GitOutput, KeysValues, load_weights
+from gitfast.torch_model import GitModel, GitOutput, KeysValues, attention_weights, load_weights
 from gitfast.types import Generation, GenerationOptions, TokenCallback
 
 
@@ -105,6 +105,21 @@ class ReferenceEngine:
             chosen = _log_probs(logits).gather(-1, targets[:, None])[:, 0]
             scores.append(chosen.float().cpu().numpy())
         return scores
+
+    @torch.inference_mode()
+    def attend(self, prefix: ReferencePrefix, sequence: Sequence[int]) -> np.ndarray:
+        """Attention of every token of ``sequence`` to the image tokens, float32 (len, P): ``base.Attend``."""
+        git, length = self.model.git, len(sequence)
+        x = git.embeddings(*(torch.as_tensor(ids, device=self._device)[None] for ids in (sequence, range(length))))
+        causal = torch.ones(length, length, dtype=torch.bool, device=self._device).tril()
+        allowed = torch.cat([causal.new_ones(length, prefix.num_tokens), causal], dim=1)[None, None]
+        means = []
+        for layer, image in zip(git.encoder["layer"], prefix.layers, strict=True):
+            keys, values = (torch.cat([a[None], b], dim=2) for a, b in zip(image, layer.keys_values(x), strict=True))
+            weights = attention_weights(layer.queries(x), keys, allowed)  # (1, H, len, P + len)
+            means.append(weights[0, :, :, : prefix.num_tokens].float().mean(0))
+            x = layer(x, (keys, values), allowed)
+        return torch.stack(means).mean(0).cpu().numpy()
 
     @property
     def _device(self) -> torch.device:

@@ -1,0 +1,28 @@
+"""One server for the tests of a module, with nothing configured but its port."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+import gitfast
+
+from support.serving import running
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with server.client() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def model():
+    return gitfast.load("git-tiny")
