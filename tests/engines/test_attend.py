@@ -74,11 +74,12 @@ def test_a_lower_precision_stays_close(checkpoint_folder):
     np.testing.assert_allclose(rounded.attend(image, text), exact.attend(image, text), atol=0.02)
 
 
-class TestModel:
-    @pytest.fixture(scope="class")
-    def model(self, checkpoint_folder):
-        return gitfast.load(checkpoint_folder, prefix_cache_bytes=1_000_000)
+@pytest.fixture(scope="module")
+def model(checkpoint_folder):
+    return gitfast.load(checkpoint_folder, prefix_cache_bytes=1_000_000)
 
+
+class TestModel:
     def test_rows_are_the_positions_that_predict(self, model):
         image, ids = random_image(0), model.processor.tokenizer.encode
         prefix = model.encode(image)

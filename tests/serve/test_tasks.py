@@ -164,16 +164,18 @@ class TestImages:
         assert_error(response, 400, "invalid_image")
 
 
+@pytest.fixture(scope="module")
+def video_server():
+    with running(["--model", "git-tiny-video"]) as server, server.client() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def video_model():
+    return gitfast.load("git-tiny-video")
+
+
 class TestClips:
-    @pytest.fixture(scope="class", autouse=True)
-    def video_server(self):
-        with running(["--model", "git-tiny-video"]) as server, server.client() as found:
-            yield found
-
-    @pytest.fixture(scope="class")
-    def video_model(self):
-        return gitfast.load("git-tiny-video")
-
     def test_the_model_says_so(self, video_server):
         assert video_server.get("/v1/models").json()["data"][0]["reads"] == "clips"
 
