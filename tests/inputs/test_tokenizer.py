@@ -246,3 +246,254 @@ def test_damaged_folders(tmp_path: Path) -> None:
     ]:
         config.write_text(content)
         refused(message)
+
+
+def save(folder: Path, name: str, values: object) -> None:
+    (folder / name).write_text(json.dumps(values))
+
+
+def tokenizer_json(folder: Path, **options: bool | None) -> dict:
+    """The content of the tokenizer.json that transformers saves, and nothing else in the folder."""
+    from transformers import BertTokenizer
+
+    (folder / "vocab.txt").write_text("\n".join(SMALL_VOCAB))
+    BertTokenizer(str(folder / "vocab.txt"), **options).backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "vocab.txt").unlink()
+    return json.loads((folder / "tokenizer.json").read_text())
+
+
+SIZE = len(SMALL_VOCAB)
+OBJECT = {"lstrip": False, "rstrip": False, "single_word": False}
+NEW_WORD = {"__type": "AddedToken", "content": "New Word", "special": True, "normalized": False, **OBJECT}
+ADDED = [
+    ("added_tokens.json", {"<loc>": SIZE, "New Word": SIZE + 1}),
+    ("tokenizer_config.json", {"additional_special_tokens": ["<loc>", "New Word"]}),
+    ("tokenizer_config.json", {"extra_special_tokens": ["<loc>", NEW_WORD]}),
+    ("special_tokens_map.json", {"additional_special_tokens": ["<loc>", "New Word"]}),
+    (
+        "tokenizer_config.json",
+        {
+            "added_tokens_decoder": {
+                str(SIZE + 1): {"content": "New Word", "special": False, "normalized": True, **OBJECT},
+                str(SIZE): {"content": "<loc>", "special": True, "normalized": False, **OBJECT},
+                "0": {"content": "[PAD]", "special": True, "normalized": False, **OBJECT},
+            }
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize("form", ["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize(("name", "values"), ADDED)
+def test_added_tokens_beside_the_vocabulary(form: str, name: str, values: dict, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    save(tmp_path, "config.json", {"model_type": "git"})
+    if form == "vocab.txt":
+        (tmp_path / form).write_text("\n".join(SMALL_VOCAB))
+    else:
+        tokenizer_json(tmp_path)
+    save(tmp_path, name, values)
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), Tokenizer.from_folder(tmp_path)
+    assert (ours.vocab_size, ours.cls_id, ours.pad_id) == (SIZE + 2, 2, 0)
+    for text in ("what <loc>", "a<loc>b New Word cat", "new word, NEW WORD", "<loc><loc>"):
+        ids = theirs(text, add_special_tokens=False).input_ids
+        assert ours.encode(text) == ids
+        assert {SIZE, SIZE + 1} & set(ids) or "New Word" not in text
+        for skip in (True, False):
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+
+
+def test_ids_with_gaps_are_kept(tmp_path: Path) -> None:
+    """transformers gives the next free id instead, whose embedding is another token's."""
+    (tmp_path / "vocab.txt").write_text("\n".join(SMALL_VOCAB))
+    save(tmp_path, "added_tokens.json", {"<loc>": SIZE + 7, "<box>": SIZE + 3})
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.encode("what <loc> <box> is") == [*tokenizer.encode("what"), SIZE + 7, SIZE + 3, 12]
+    assert tokenizer.decode([SIZE + 7, 5, SIZE + 3, SIZE + 4, 10**9, -1]) == "<loc> a <box>"
+    assert tokenizer.vocab_size == SIZE + 8
+
+
+def test_an_id_that_is_taken_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(SMALL_VOCAB))
+    save(tmp_path, "added_tokens.json", {"<loc>": 7})
+    with pytest.raises(CheckpointError, match="added token '<loc>' has the id 7 of another"):
+        Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("saved", [{}, {"do_lower_case": False}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"do_lower_case": False},
+        {"do_lower_case": True},
+        {"strip_accents": False},
+        {"do_lower_case": False, "strip_accents": True},
+        {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": False},
+    ],
+    ids=str,
+)
+def test_options_beside_tokenizer_json_win(saved: dict, config: dict, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    save(tmp_path, "config.json", {"model_type": "git"})
+    tokenizer_json(tmp_path, **saved)
+    full = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True} | saved | config
+    save(tmp_path, "tokenizer_config.json", full)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    save(tmp_path, "tokenizer_config.json", config)  # what it does not say stays as tokenizer.json has it
+    ours = Tokenizer.from_folder(tmp_path)
+    for text in SENTENCES:
+        assert ours.encode(text) == their_ids(theirs, text)
+
+
+def component(**changes: object):
+    def change(values: dict) -> None:
+        values.update(changes)
+
+    return change
+
+
+def model(**changes: object):
+    def change(values: dict) -> None:
+        values["model"].update(changes)
+
+    return change
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (component(normalizer=REPLACE), "normalizer: expected BertNormalizer, .*, got 'Replace'"),
+        (component(normalizer={"type": "Sequence", "normalizers": [REPLACE] * 8}), "got 'Replace'"),
+        (component(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 9}), "list of 1 to 8"),
+        (component(normalizer={"type": "Sequence", "normalizers": [{"type": "Sequence"}]}), "got 'Sequence'"),
+        (component(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "got 'Precompiled'"),
+        (component(normalizer={"type": "Prepend", "prepend": "x" * 1000}), "got 'Prepend'"),
+        (component(normalizer={"type": "BertNormalizer", "lowercase": 1}), "lowercase: expected true or false, got 1"),
+        (component(normalizer=5), "normalizer: .*got 5"),
+        (component(pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a*)*b"}}), "pre_tokenizer: .*got 'Split'"),
+        (component(pre_tokenizer={"type": "ByteLevel"}), "got 'ByteLevel'"),
+        (component(pre_tokenizer={"type": "Punctuation", "behavior": "x"}), "behavior: expected Isolated.* got 'x'"),
+        (component(decoder=REPLACE), "decoder: expected WordPiece, .* got 'Replace'"),
+        (component(decoder={"type": "WordPiece", "prefix": "#" * 17}), "prefix: expected at most 16 characters"),
+        (component(post_processor={"type": "Sequence", "processors": []}), "post_processor: .* got 'Sequence'"),
+        (component(added_tokens=[{"id": 1}]), "added_tokens: expected a token"),
+        (component(added_tokens=[{"id": 10**9, "content": "x"}]), "expected an id below 200000, got 1000000000"),
+        (component(added_tokens=[{"id": 99, "content": ""}]), "expected a token of 1 to 512 characters, got ''"),
+        (component(added_tokens=[{"id": 99, "content": "x" * 513}]), "expected a token of 1 to 512 characters"),
+        (component(added_tokens={"x": 3}), "added_tokens: expected a list"),
+        (component(model={"type": "BPE", "vocab": {}, "merges": []}), "model: expected WordPiece, .* got 'BPE'"),
+        (component(model={"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 9}), "got 'Unigram'"),
+        (model(unk_token="<absent>"), "the vocabulary has no token '<absent>', the unk_token"),
+        (model(unk_token=None), "unk_token: expected at most 512 characters, got None"),
+        (model(max_input_chars_per_word=10**9), "max_input_chars_per_word: expected an integer from 1 to 256"),
+        (model(max_input_chars_per_word=0), "expected an integer from 1 to 256, got 0"),
+        (model(continuing_subword_prefix="#" * 17), "continuing_subword_prefix: expected at most 16"),
+        (model(vocab={"[UNK]": 0, "\ud800": 1}), "token .* has the id 1"),
+        (model(vocab={"[UNK]": 0, "a": 10**12}), "token 'a' has the id 1000000000000"),
+        (model(vocab={"[UNK]": 0, "a": 0}), "gives an id to two tokens"),
+        (model(vocab={"[UNK]": 0.5}), r"has the id 0\.5"),
+        (model(vocab=[["a", 0]]), "not an object of token ids"),
+    ],
+)
+def test_what_no_bert_tokenizer_has_is_refused(change, message: str, tmp_path: Path) -> None:
+    values = tokenizer_json(tmp_path)
+    change(values)
+    save(tmp_path, "tokenizer.json", values)
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.json: .*{message}"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_a_tokenizer_json_of_many_objects_is_refused_unparsed(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(b'{"model": [' + b"[]," * 600_000 + b"[]]}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: .*more than 500000 objects and lists"):
+        Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "pre_tokenizer"),
+    [
+        (None, None),
+        ({"type": "Lowercase"}, {"type": "Whitespace"}),
+        (
+            {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "Lowercase"}, {"type": "StripAccents"}]},
+            {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, {"type": "Punctuation"}]},
+        ),
+        ({"type": "NFKC"}, {"type": "Punctuation", "behavior": "MergedWithPrevious"}),
+    ],
+)
+def test_components_that_may_be_do_what_the_library_does(normalizer, pre_tokenizer, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Backend
+
+    values = tokenizer_json(tmp_path) | {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
+    save(tmp_path, "tokenizer.json", values)
+    theirs = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    theirs.encode_special_tokens = True
+    ours = Tokenizer.from_folder(tmp_path)
+    for text in SENTENCES:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"do_lower_case": "yes"}, "do_lower_case: expected true or false, got 'yes'"),
+        ({"do_lower_case": None}, "do_lower_case: expected true or false, got None"),
+        ({"strip_accents": 10**400}, "strip_accents: expected true or false, got inf"),
+        ({"tokenize_chinese_chars": []}, "tokenize_chinese_chars: expected true or false"),
+        ({"unk_token": "\ud800"}, "unk_token: expected a token of 1 to 512 characters, got .*ud800"),
+        ({"cls_token": "x" * 513}, "cls_token: expected a token"),
+        ({"added_tokens_decoder": [1]}, "added_tokens_decoder: expected an object"),
+        ({"added_tokens_decoder": {"x": {"content": "y"}}}, "added_tokens_decoder: expected token ids, got 'x'"),
+        ({"added_tokens_decoder": {"99": "y"}}, "expected an object for each token, got 'y'"),
+        ({"added_tokens_decoder": {"99": {"content": "y", "lstrip": 2}}}, "lstrip: expected true or false, got 2"),
+        ({"additional_special_tokens": "abc"}, "extra_special_tokens: expected at most"),
+        ({"additional_special_tokens": [7]}, "extra_special_tokens: expected a token of 1 to 512 characters"),
+    ],
+)
+def test_wrong_types_in_the_config(config: dict, message: str, tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(SMALL_VOCAB))
+    save(tmp_path, "tokenizer_config.json", config)
+    with pytest.raises(CheckpointError, match=rf"tokenizer_config\.json: .*{message}"):
+        Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"]
+)
+def test_only_regular_files_are_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(SMALL_VOCAB))
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=rf"{name}: expected a regular file, got a pipe"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(CheckpointError, match=rf"{name}: a Git LFS pointer"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_panics_of_the_library_are_errors() -> None:
+    class PanicException(BaseException):  # as pyo3 derives its own
+        pass
+
+    class Backend:
+        def encode(self, text: str, add_special_tokens: bool) -> None:
+            raise PanicException("index out of bounds")
+
+        decode = encode
+
+    tokenizer = Tokenizer.__new__(Tokenizer)
+    tokenizer._backend, tokenizer._source = Backend(), "vocab.txt"  # type: ignore[assignment]
+    with pytest.raises(CheckpointError, match=r"vocab\.txt: the tokenizers library fails: index out of bounds"):
+        tokenizer.encode("a")
+
+
+def test_a_text_of_any_length_is_refused_before_it_is_encoded(tokenizer: Tokenizer) -> None:
+    assert len(tokenizer.encode("a " * 1_000)) == 1_000
+    with pytest.raises(ValueError, match="text: expected at most 1000000 characters, got 5000000"):
+        tokenizer.prompt("what " * 1_000_000, truncation="paper")
