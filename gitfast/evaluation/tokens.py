@@ -60,7 +60,8 @@ _ABBREVIATIONS = (
 _SUFFIX = r"'(?:s|m|d|ll|re|ve)\b"
 _TOKEN = re.compile(
     rf"""
-    (?P<web> https?://[^\s<>"]*[^\s<>".,;:!?)'] | www\.[^\s<>"]*[^\s<>".,;:!?)']
+    (?P<plain> (?<!\S)[a-z]+(?!\S) )  # most words, before any rule is tried
+    | (?P<web> https?://[^\s<>"]*[^\s<>".,;:!?)'] | www\.[^\s<>"]*[^\s<>".,;:!?)']
            | [\w.+-]+@[\w-]+(?:\.[\w-]+)+ | @[a-z_]\w* )
     | (?P<tag> </?[a-z][^<>\s]*(?:\s[^<>]*)?> )
     | (?P<mark> &(?:amp|lt|gt|quot|nbsp); | [½¼¾⅓⅔] )
@@ -86,7 +87,7 @@ def tokenize(caption: str) -> list[str]:
     text = " ".join(caption.translate(_QUOTES).lower().split())
     words: list[str] = []
     for match in _TOKEN.finditer(text):
-        if match.lastgroup == "word" and (token := match.group()) not in _SPLIT:
+        if match.lastgroup == "plain" and (token := match.group()) not in _SPLIT:
             words.append(token)
         else:
             words += _tokens_of(match.lastgroup or "", match.group())
