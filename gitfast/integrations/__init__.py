@@ -1,0 +1,1 @@
+"""gitfast inside other systems; each module needs the package it is named after."""
