@@ -3,36 +3,98 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from gitfast import GitfastError, __version__
 from gitfast.cli import answer, bench, caption, convert, evaluate, info, serve, video
+from gitfast.cli.console import Console
+from gitfast.cli.files import UsageError
+from gitfast.pipeline.folders.names import printable
 
 _COMMANDS = (caption, answer, video, serve, evaluate, info, convert, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0, or 1 when an input or the model is bad, 130 at Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # file names may hold bytes that are no text
-            stream.reconfigure(errors="backslashreplace")
-    args = _parser().parse_args(argv)
+    """Run a command.
+
+    Returns:
+        The exit code: 0; 1 when an input, the model or an output is bad; 2 for wrong usage; 130 after Ctrl-C and 143
+        after SIGTERM.
+    """
+    _prepare_streams()
+    args = _parser().parse_args(_with_dashes(sys.argv[1:] if argv is None else argv))
     try:
         code: int = args.run(args)
         sys.stdout.flush()
+    except UsageError as error:
+        args.parser.error(printable(str(error)))
     except (GitfastError, ValueError) as error:  # ValueError: an argument does not suit the model
-        print(f"gitfast: {error}", file=sys.stderr)
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader of our output left
+        _abandon_stdout()
         return 1
-    except BrokenPipeError:  # the reader of our output left; nothing may be written to it at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except OSError as error:
+        return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("gitfast: interrupted", file=sys.stderr)
-        return 130
+        _fail("interrupted")
+        return 128 + signal.SIGINT
     return code
+
+
+def _fail(message: str) -> int:
+    _abandon_stdout()
+    Console().message(message)
+    return 1
+
+
+def _abandon_stdout() -> None:
+    """Write what can be written; nothing may be tried again, and fail, when the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _prepare_streams() -> None:
+    """Let streams that are closed be so, and names that are no text be written escaped."""
+    for descriptor in range(3):  # a file that is opened must not become standard output
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = _ClosedStream()
+    if sys.stderr is None:
+        sys.stderr = _ClosedStream()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _ClosedStream(io.StringIO):
+    """A standard stream that was closed before we began."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def _with_dashes(argv: Sequence[str]) -> list[str]:
+    """Options in the spelling of other trainers' scripts, --batch_size, as ours: --batch-size."""
+    changed, plain = [], False
+    for argument in argv:
+        plain = plain or argument == "--"
+        if argument.startswith("--") and not plain:
+            name, equals, value = argument.partition("=")
+            argument = name.replace("_", "-") + equals + value
+        changed.append(argument)
+    return changed
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from gitfast.errors import GitfastError, ImageError
 from gitfast.inputs.image import map_in_threads
 from gitfast.inputs.processor import Processor
 from gitfast.inputs.sources import read_input
-from gitfast.pipeline.iterators import grouped, prefetch
+from gitfast.pipeline.iterators import grouped, map_ahead, prefetch
 from gitfast.pipeline.options import Batching
 from gitfast.results import Result, Timings
 from gitfast.types import Generation, GenerationOptions, ImagePrefix
@@ -28,6 +28,7 @@ Prompts = Sequence[list[int]]  # of one source
 _MAX_ROWS = 64  # sequences decoded together: bounds the keys and values of their text
 _WINDOW = 4  # times the rows decoded at once are handed over together: only the last of them leave places empty
 _WINDOW_BYTES = 2 << 30  # of their prefixes; one batch may have more
+_STATELESS = (str, os.PathLike, bytes, np.ndarray, GitfastError)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def encode(
 ) -> Generator[EncodedBatch, None, None]:
     """Encode ``batch_size`` sources at a time, in order; no more of them are held, but those that are read ahead.
 
-    If the engine computes on a device, the next batch is read in a thread meanwhile, which closing ends.
+    If the engine computes on a device, the next batch is read in a thread meanwhile; with ``workers`` so many threads
+    read two batches ahead of any engine. Closing ends them.
 
     Raises:
         ImageError: a source is bad and ``on_error`` is "raise": after those before it. The message gives its index.
@@ -61,7 +63,7 @@ def encode(
     rectangles = processor.image_processor.crop_size is None  # without a crop, images keep their aspect ratio
 
     def read_one(source: Any) -> np.ndarray | ImagePrefix | GitfastError:
-        if isinstance(source, ImagePrefix):
+        if isinstance(source, (ImagePrefix, GitfastError)):  # an error: of an input that could not be found
             return source
         try:
             return read_input(processor, source, batching.clips, normalize=normalize)
@@ -71,15 +73,28 @@ def encode(
     def read(batch: list[Any]) -> tuple[list[np.ndarray | ImagePrefix | GitfastError], float]:
         begin = time.perf_counter()
         # PIL images and file objects have state, and one may be listed twice: not to be read by two threads.
-        stateless = all(isinstance(source, (str, os.PathLike, bytes, np.ndarray)) for source in batch)
+        stateless = all(isinstance(source, _STATELESS) for source in batch)
         pixels = map_in_threads(read_one, batch) if stateless else [read_one(source) for source in batch]
         return pixels, time.perf_counter() - begin
 
-    batches = grouped(sources, batching.batch_size or default_batch_size(engine))
-    # The threads of a CPU engine have no processor to spare for reading.
-    ahead = rows_at_once_of(engine) is not None
+    batch_size = batching.batch_size or default_batch_size(engine)
+
+    def batches() -> Generator[tuple[list[np.ndarray | ImagePrefix | GitfastError], float], None, None]:
+        if batching.workers is None:
+            groups = grouped(sources, batch_size)
+            # The threads of a CPU engine have no processor to spare for reading.
+            ahead = rows_at_once_of(engine) is not None
+            yield from prefetch(read, groups) if ahead else map(read, groups)
+            return
+        single = map_ahead(read_one, sources, batching.workers, ahead=2 * batch_size)
+        with contextlib.closing(single):
+            begin = time.perf_counter()
+            for group in grouped(single, batch_size):
+                yield group, time.perf_counter() - begin  # what the engine waited
+                begin = time.perf_counter()
+
     start = 0
-    with contextlib.closing(prefetch(read, batches) if ahead else (read(batch) for batch in batches)) as batches_read:
+    with contextlib.closing(batches()) as batches_read:
         for pixels, read_seconds in batches_read:
             errors = [(i, value) for i, value in enumerate(pixels) if isinstance(value, GitfastError)]
             bad, error = errors[0] if errors and batching.on_error == "raise" else (len(pixels), None)

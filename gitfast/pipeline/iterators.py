@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -57,3 +58,32 @@ def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, Non
                 yield value
                 value = coming.result()
             yield value
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Generator[R, None, None]:
+    """As ``map``, by several threads, ``ahead`` values before the one in use; in order.
+
+    Items are taken in the caller's thread. Errors, of ``items`` too, are raised in their place. Closing waits for the
+    values that are being computed.
+    """
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads, "gitfast-prefetch") as pool:
+        try:
+            iterator = iter(items)
+            error: Exception | None = None
+            while True:
+                while error is None and len(waiting) <= ahead:
+                    try:
+                        waiting.append(pool.submit(function, next(iterator)))
+                    except StopIteration:
+                        break
+                    except Exception as raised:
+                        error = raised
+                if not waiting:
+                    break
+                yield waiting.popleft().result()
+            if error is not None:
+                raise error
+        finally:
+            for future in waiting:
+                future.cancel()

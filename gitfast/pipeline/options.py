@@ -17,6 +17,8 @@ from gitfast.types import GenerationOptions
 
 OnError = Literal["raise", "return"]
 
+MAX_WORKERS = 256
+
 # The decoding behind the published scores; the default is greedy, as people use the Hugging Face checkpoints.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"num_beams": 4, "length_penalty": 0.6, "length_penalty_form": "paper"},
@@ -31,9 +33,12 @@ class ReadingOptions(TypedDict, total=False):
             once, 64 at most.
         num_frames: Frames taken of a clip; None: as many as the model was trained with.
         sampling, sampling_seed: Which frames; see ``gitfast.inputs.video.sample_indices``.
+        workers: Threads that read inputs ahead of the engine. None: one batch ahead of an engine on a device, and none
+            beside one on the CPU, which has work for all CPUs.
     """
 
     batch_size: int | None
+    workers: int | None
     num_frames: int | None
     sampling: Sampling
     sampling_seed: int
@@ -95,8 +100,11 @@ class Batching:
     batch_size: int | None = None  # as many as suit the engine
     on_error: OnError = "raise"
     clips: ClipSampling = dataclasses.field(default_factory=ClipSampling)
+    workers: int | None = None  # threads that read ahead
 
     def __post_init__(self) -> None:
+        if self.workers is not None and not 1 <= arguments.integer("workers", self.workers) <= MAX_WORKERS:
+            raise ArgumentError(f"workers: expected 1 to {MAX_WORKERS} threads, got {self.workers}")
         if self.batch_size is not None:
             arguments.integer("batch_size", self.batch_size, minimum=1)
         if self.on_error not in ("raise", "return"):
@@ -110,7 +118,7 @@ def make_batching(values: Mapping[str, Any]) -> Batching:
         for name, field in (("num_frames", "num_frames"), ("sampling", "sampling"), ("sampling_seed", "seed"))
         if name in values
     }
-    batching = {name: values[name] for name in ("batch_size", "on_error") if name in values}
+    batching = {name: values[name] for name in ("batch_size", "on_error", "workers") if name in values}
     return Batching(**batching, clips=ClipSampling(**clips))
 
 

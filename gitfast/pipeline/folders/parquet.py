@@ -1,0 +1,130 @@
+"""A parquet file of results, which cannot be continued: lines are written beside it until a run is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from gitfast.errors import GitfastError
+from gitfast.pipeline.folders.outputs import Existing, LineFile, OutputError, Questions
+from gitfast.pipeline.folders.records import JsonRecords
+from gitfast.pipeline.folders.walk import Item
+from gitfast.results import Result
+
+_ROWS_PER_GROUP = 10_000
+
+
+class ParquetFile:
+    """An ``Output``: a parquet file with the columns file_name, question (of answers), text, score, finish_reason.
+
+    Lines of JSON beside it hold the results until a run is complete; a later run continues them. Names that are no
+    UTF-8 are escaped.
+
+    Raises:
+        OutputError: as ``LineFile``; pyarrow is not installed; or ``path`` is there and holds something else.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        questions: Questions = (None,),
+        *,
+        existing: Existing = "skip",
+        separator: str = ", ",
+    ) -> None:
+        _import_pyarrow(path)
+        self.path = path
+        self._with_question = questions[0] is not None
+        self._lines_path = f"{path}.jsonl-part"
+        self._changed = os.path.exists(self._lines_path)
+        if existing != "overwrite" and os.path.exists(path) and not self._changed:
+            self._export()
+        self._lines = LineFile(self._lines_path, _Records(), questions, existing=existing, separator=separator)
+
+    def has(self, name: str) -> bool:
+        return self._lines.has(name)
+
+    def problem(self, item: Item) -> GitfastError | None:
+        return None
+
+    def write(self, item: Item, results: Sequence[Result]) -> None:
+        self._changed = True
+        self._lines.write(item, results)
+
+    def close(self, *, complete: bool) -> None:
+        self._lines.close(complete=complete)
+        if complete and (self._changed or not os.path.exists(self.path)):
+            self._import()
+        if complete or not self._changed:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._lines_path)
+
+    def _export(self) -> None:
+        """Write the rows of the file as lines."""
+        pa, pq = _import_pyarrow(self.path)
+        temporary = f"{self._lines_path}.new"
+        try:
+            with pq.ParquetFile(self.path) as file, open(temporary, "wb") as lines:
+                for batch in file.iter_batches(batch_size=_ROWS_PER_GROUP):
+                    for row in batch.to_pylist():
+                        if not isinstance(row.get("file_name"), str):
+                            raise OutputError(f"{self.path}: not a file of results: a row has no file_name")
+                        lines.write(json.dumps({key: x for key, x in row.items() if x is not None}).encode() + b"\n")
+            os.replace(temporary, self._lines_path)
+        except (OSError, pa.ArrowException, ValueError, TypeError) as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"{self.path}: {getattr(error, 'strerror', None) or 'not a parquet file'}") from None
+
+    def _import(self) -> None:
+        """Write the lines as the rows of a new file, and put it in place."""
+        pa, pq = _import_pyarrow(self.path)
+        fields = [("file_name", pa.string())]
+        fields += [("question", pa.string())] if self._with_question else []
+        fields += [("text", pa.string()), ("score", pa.float64()), ("finish_reason", pa.string())]
+        fields += [("alternatives", pa.list_(pa.struct([("text", pa.string()), ("score", pa.float64())])))]
+        schema = pa.schema(fields)
+        temporary = f"{self.path}.new"
+        try:
+            with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+                for rows in self._rows():
+                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            os.replace(temporary, self.path)
+        except (OSError, pa.ArrowException) as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise OutputError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from None
+
+    def _rows(self) -> Iterator[list[dict[str, Any]]]:
+        with open(self._lines_path, "rb") as lines:
+            while group := [json.loads(line) for line in islice(lines, _ROWS_PER_GROUP)]:
+                yield group
+
+
+class _Records(JsonRecords):
+    """Lines whose names parquet can hold."""
+
+    def line(self, name: str, question: str | None, result: Result) -> bytes:
+        return super().line(_valid(name), question, result)
+
+    def key_of(self, name: str, question: str | None) -> int:
+        return super().key_of(_valid(name), question)
+
+
+def _valid(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _import_pyarrow(path: str) -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise OutputError(f'{path}: writing parquet needs pyarrow: pip install "gitfast[parquet]"') from None
+    return pa, pq

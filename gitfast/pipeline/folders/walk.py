@@ -1,0 +1,287 @@
+"""The inputs that paths stand for: files, folders, patterns, lists of files and shards, found one after another."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from gitfast.errors import GitfastError, ImageError
+from gitfast.pipeline.folders.names import shard_of
+from gitfast.pipeline.folders.shards import SHARD_SUFFIXES, read_shard
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".gif", ".webp")
+
+_MAX_NAMED = 10  # folders that cannot be read, named in a report; the others are counted
+_TEMPORARY = re.compile(r"\..*gitfast-.*part\Z")  # what runs that were killed leave
+_READ_BYTES = 1 << 16
+_MAX_NAME_BYTES = 1 << 16  # of a line in a list of files; Linux takes paths of 4,096
+
+
+class Readable(Protocol):
+    """A binary file, or what reads like one. A pipe should give what it has, as ``read1`` does."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input.
+
+    Attributes:
+        name: How outputs name it; see ``Walk``.
+        path: The file, or the shard and the name in it, for messages.
+        source: The path, the encoded bytes of a file in a shard, or why there is nothing to read.
+        in_shard: It is no file of its own.
+    """
+
+    name: str
+    path: str
+    source: str | bytes | GitfastError
+    in_shard: bool = False
+
+
+@dataclass
+class WalkReport:
+    """What a walk passed by.
+
+    Attributes:
+        unreadable: The first folders that could not be read, each with the reason; ``num_unreadable`` counts all.
+        skipped: Number of files in folders by extension, which are not read.
+        irregular: Number of pipes, sockets, devices and broken links in folders.
+        linked_folders: Number of links to folders that were not followed.
+    """
+
+    unreadable: list[str] = field(default_factory=list)
+    num_unreadable: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    irregular: int = 0
+    linked_folders: int = 0
+
+    def add_unreadable(self, folder: str, error: OSError) -> None:
+        self.num_unreadable += 1
+        if len(self.unreadable) < _MAX_NAMED:
+            self.unreadable.append(f"{folder}: {error.strerror or error}")
+
+
+@dataclass(kw_only=True)
+class Walk:
+    """Iterate over the inputs that paths stand for, each found as it is needed; sorted within each path.
+
+    Of a folder the names in one folder at a time are held. A path that does not exist is an item whose reading says so.
+
+    Attributes:
+        paths: Files, folders, patterns, shards (WebDataset tar files, parquet files).
+        suffixes: Of the files to take in folders and shards, lower case.
+        recursive: Go into the folders of folders.
+        follow_links: Go into links to folders, too; a folder within itself is entered once.
+        relative: Where one path is given and is a folder, names are relative to it; otherwise they are paths.
+        files_from: A binary file of paths, one a line or separated by NUL bytes. They are taken as ``paths`` are, but
+            for patterns.
+        null: ``files_from`` is separated by NUL bytes; False looks whether its first bytes hold one.
+        shard: (index, count): take the inputs only whose names fall to this one of ``count`` shards; None: all.
+        image_column: Of parquet files; None: the only one that can be.
+        ignored: Full paths of files in folders that are neither inputs nor worth counting: outputs of this run.
+        ignored_suffix: Files in folders with it are not worth counting, either.
+        skip: Tells by name which inputs to pass by. It is asked before an input is read.
+    """
+
+    paths: Sequence[str]
+    suffixes: Sequence[str]
+    recursive: bool = False
+    follow_links: bool = False
+    relative: bool = False
+    files_from: Readable | None = None
+    null: bool = False
+    shard: tuple[int, int] | None = None
+    image_column: str | None = None
+    ignored: frozenset[str] = frozenset()
+    ignored_suffix: str | None = None
+    skip: Callable[[str], bool] = lambda _: False
+    report: WalkReport = field(default_factory=WalkReport)
+
+    def __post_init__(self) -> None:
+        self._suffixes = tuple(self.suffixes)
+
+    def __iter__(self) -> Iterator[Item]:
+        root = self.root
+        for path in self.paths:
+            if os.path.lexists(path) or not glob.has_magic(path):
+                yield from self._items_of(path, root)
+            else:
+                matches = sorted(glob.glob(path, recursive=self.recursive))
+                for match in matches or [path]:
+                    yield from self._items_of(match, None)
+        if self.files_from is not None:
+            for path in read_names(self.files_from, null=self.null):
+                yield from self._items_of(path, None)
+
+    def count(self) -> int | None:
+        """Number of inputs, those to be skipped too; None where only reading, or two walks, would tell."""
+        if self.files_from is not None or self.shard is not None:
+            return None
+        total = 0
+        for path in self.paths:
+            matches = [path] if os.path.lexists(path) or not glob.has_magic(path) else glob.glob(path)
+            for match in matches or [path]:
+                if match.lower().endswith(SHARD_SUFFIXES):
+                    return None
+                total += self._count_in(match) if os.path.isdir(match) else 1
+        return total
+
+    def _count_in(self, folder: str) -> int:
+        total, folders = 0, [folder]
+        while folders:
+            path = folders.pop()
+            try:
+                with os.scandir(path) as entries:
+                    for entry in entries:
+                        kind = self._kind_of(entry)
+                        total += kind == "input"
+                        if kind == "folder" and not entry.is_symlink():  # links may lead in circles
+                            folders.append(entry.path)
+            except OSError:
+                continue
+        return total
+
+    @property
+    def root(self) -> str | None:
+        """The folder that names are relative to; None: they are paths."""
+        if self.relative and self.files_from is None and len(self.paths) == 1 and os.path.isdir(self.paths[0]):
+            return self.paths[0]
+        return None
+
+    def _items_of(self, path: str, root: str | None) -> Iterator[Item]:
+        try:
+            mode = os.stat(path).st_mode
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or "not a valid path"
+            yield from self._wanted(path, lambda: Item(path, path, ImageError(f"{path}: {reason}")))
+            return
+        if stat.S_ISDIR(mode):
+            yield from self._files_in(path, "" if root == path else path)
+        elif not stat.S_ISREG(mode):
+            yield from self._wanted(path, lambda: Item(path, path, ImageError(f"{path}: not a regular file")))
+        elif path.lower().endswith(SHARD_SUFFIXES):
+            yield from self._shard_items(path)
+        else:
+            yield from self._wanted(path, lambda: Item(path, path, path))
+
+    def _wanted(self, name: str, make: Callable[[], Item]) -> Iterator[Item]:
+        """The item of that name, unless it is another shard's or to be skipped."""
+        if not (self._is_elsewhere(name) or self.skip(name)):
+            yield make()
+
+    def _is_elsewhere(self, name: str) -> bool:
+        return self.shard is not None and shard_of(name, self.shard[1]) != self.shard[0]
+
+    def _files_in(self, folder: str, prefix: str) -> Iterator[Item]:
+        """The files of a folder in the order of their paths; ``prefix`` is the folder in their names."""
+        # Folders being walked: (path, prefix, names still to come, last first; a folder's ends with a separator).
+        stack: list[tuple[str, str, list[str]]] = []
+        entered: list[tuple[int, int]] = []  # the same folders, by device and inode
+
+        def enter(path: str, prefix: str) -> None:
+            try:
+                status = os.stat(path)
+                key = (status.st_dev, status.st_ino)
+                if key in entered:
+                    return
+                names = self._list(path)
+            except OSError as error:
+                self.report.add_unreadable(path, error)
+                return
+            stack.append((path, prefix, names))
+            entered.append(key)
+
+        enter(folder, prefix)
+        shard, skip = self.shard, self.skip
+        while stack:
+            path, prefix, names = stack[-1]
+            if not names:
+                stack.pop()
+                entered.pop()
+                continue
+            entry = names.pop()
+            name = f"{prefix}/{entry}" if prefix and not prefix.endswith("/") else prefix + entry
+            if entry.endswith("/"):
+                enter(os.path.join(path, entry[:-1]), name[:-1])
+            elif not ((shard is not None and shard_of(name, shard[1]) != shard[0]) or skip(name)):
+                file = os.path.join(path, entry)
+                yield Item(name, file, file)
+
+    def _list(self, folder: str) -> list[str]:
+        """Names in a folder that are to be visited, the last first; those of folders end with a separator."""
+        names: list[str] = []
+        report = self.report
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                kind = self._kind_of(entry)
+                if kind == "input":
+                    names.append(entry.name)
+                elif kind == "folder":
+                    names.append(entry.name + "/")
+                elif kind == "other":
+                    report.skipped[os.path.splitext(entry.name)[1].lower()[:20] or "(none)"] += 1
+                elif kind == "irregular":
+                    report.irregular += 1
+                elif kind == "link":
+                    report.linked_folders += 1
+        names.sort(reverse=True)
+        return names
+
+    def _kind_of(self, entry: os.DirEntry[str]) -> Literal["input", "folder", "other", "irregular", "link", "ignored"]:
+        try:
+            if entry.is_file():
+                if self.ignored and os.path.abspath(entry.path) in self.ignored:
+                    return "ignored"
+                name = entry.name
+                if name.lower().endswith(self._suffixes):
+                    return "input"
+                is_output = self.ignored_suffix is not None and name.endswith(self.ignored_suffix)
+                return "ignored" if is_output or _TEMPORARY.match(name) else "other"
+            if entry.is_dir():
+                if not self.recursive:
+                    return "ignored"
+                return "folder" if self.follow_links or not entry.is_symlink() else "link"
+        except OSError:  # a link in a loop
+            pass
+        return "irregular"
+
+    def _shard_items(self, path: str) -> Iterator[Item]:
+        def wanted(member: str) -> bool:
+            name = f"{path}/{member}"
+            return not (self._is_elsewhere(name) or self.skip(name))
+
+        for member, source in read_shard(path, self.suffixes, wanted, self.image_column):
+            name = f"{path}/{member}" if member else path
+            yield Item(name, name, source, in_shard=True)
+
+
+def read_names(file: Readable, *, null: bool = False) -> Iterator[str]:
+    """Read paths from a binary file: one a line, or separated by NUL bytes where there is one in the first read."""
+    rest = file.read(_READ_BYTES)
+    separator = b"\0" if null or b"\0" in rest else b"\n"
+    while rest:
+        *names, rest = rest.split(separator)
+        yield from _decoded(names, separator)
+        if len(rest) > _MAX_NAME_BYTES:
+            raise ImageError(f"list of files: a name of more than {_MAX_NAME_BYTES} bytes")
+        if not (more := file.read(_READ_BYTES)):
+            yield from _decoded([rest], separator)
+            return
+        rest += more
+
+
+def _decoded(names: Iterable[bytes], separator: bytes) -> Iterator[str]:
+    for name in names:
+        if separator == b"\n":
+            name = name.removesuffix(b"\r")
+        if name:
+            yield os.fsdecode(name)
