@@ -18,7 +18,7 @@ from gitfast.errors import EvaluationError
 
 _ID_FIELDS = ("image_id", "id", "file_name", "image")
 _TEXT_FIELDS = ("caption", "text")
-_TEXTS_FIELDS = ("captions", "references")
+_TEXTS_FIELDS = ("captions", "references", "reference_strs")  # the last is TextCaps'
 _MAX_BYTES = 1 << 30  # COCO's largest annotation file has 0.1 GB
 
 
@@ -52,7 +52,7 @@ def read_references(path: str | Path) -> References:
         names = {
             _text_id(image, "id", f"{path}: images"): str(image["file_name"]) for image in document.get("images", [])
         }
-        rows = _list_of(document, "annotations", path)
+        rows = _rows_of(document, path)
     else:
         names, rows = {}, document
     texts: dict[str, list[str]] = {image: [] for image in names}
@@ -75,7 +75,7 @@ def read_captions(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     document = _read(path)
-    rows = _list_of(document, "annotations", path) if isinstance(document, dict) else document
+    rows = _rows_of(document, path)
     captions: dict[str, str] = {}
     for i, row in enumerate(rows):
         where = f"{path}: row {i + 1}"
@@ -101,7 +101,7 @@ def read_questions(annotations: str | Path, questions: str | Path | None = None)
     """
     path = Path(annotations)
     document = _read(path)
-    rows = _list_of(document, "annotations", path) if isinstance(document, dict) else document
+    rows = _rows_of(document, path)
     texts: dict[str, dict[str, Any]] = {}
     if questions is not None:
         asked = _read(Path(questions))
@@ -133,7 +133,7 @@ def read_answers(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     document = _read(path)
-    rows = _list_of(document, "annotations", path) if isinstance(document, dict) else document
+    rows = _rows_of(document, path)
     answers: dict[str, str] = {}
     for i, row in enumerate(rows):
         where = f"{path}: row {i + 1}"
@@ -183,6 +183,13 @@ def _json(text: str, where: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise EvaluationError(f"{where}: not valid JSON: {error}") from error
+
+
+def _rows_of(document: dict[str, Any] | list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """The rows of a document: ``annotations`` in COCO and VQAv2, ``data`` in TextCaps and TextVQA."""
+    if isinstance(document, list):
+        return document
+    return _list_of(document, "data" if "data" in document and "annotations" not in document else "annotations", path)
 
 
 def _list_of(document: dict[str, Any], name: str, path: Path) -> list[dict[str, Any]]:

@@ -66,10 +66,14 @@ def test_files_of_every_format_give_the_same_scores(tmp_path, capsys):
     (tmp_path / "rows.csv").write_text("image_id,caption\n1,a dog\n1,one dog\n2,a cat\n")
     (tmp_path / "results.json").write_text('[{"image_id": 1, "caption": "a dog"}, {"image_id": 2, "caption": "a dog"}]')
     said = []
-    for name in ("coco.json", "rows.jsonl", "rows.csv"):
+    textcaps = [
+        {"image_id": i, "reference_strs": texts} for i, texts in (("1", ["a dog", "one dog"]), ("2", ["a cat"]))
+    ]
+    (tmp_path / "textcaps.json").write_text(json.dumps({"data": textcaps}))
+    for name in ("coco.json", "rows.jsonl", "rows.csv", "textcaps.json"):
         assert main(["evaluate", "captions", str(tmp_path / name), "--captions", str(tmp_path / "results.json")]) == 0
         said.append(capsys.readouterr().out)
-    assert said[0] == said[1] == said[2]
+    assert said[0] == said[1] == said[2] == said[3]
     assert read_references(tmp_path / "coco.json").file_names == {"1": "a.jpg", "2": "b.jpg"}
 
 
