@@ -90,7 +90,9 @@ def build_app(service: Service) -> FastAPI:
         yield
         await service.jobs.close()
 
-    app = FastAPI(title="gitfast", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="gitfast", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan
+    )
     app.state.service = service
     app.add_exception_handler(HTTPException, _refuse)
     _add_pages(app, service)

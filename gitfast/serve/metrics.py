@@ -58,7 +58,7 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         engine: Any = self._model.engine
-        stats = getattr(engine, "stats", None)
+        stats = getattr(getattr(engine, "engine", engine), "stats", None)  # behind the cache, where there is one
         for name, help in (
             ("encoded_images", "Images and clips encoded."),
             ("prefill_tokens", "Prompt tokens run."),

@@ -1,4 +1,4 @@
-"""One server for the tests of a module, with nothing configured but its port."""
+"""One server for all tests that need nothing configured but its port."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import gitfast
 from support.serving import running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server():
     with running() as found:
         yield found

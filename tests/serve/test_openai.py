@@ -45,6 +45,7 @@ def test_questions_share_an_encoding(server, api, model):
     before = server.metric("gitfast_engine_encoded_images_total")
     done = api.chat.completions.create(model="git-tiny", messages=chat_messages(image, *QUESTIONS))
     assert [c.message.content for c in done.choices] == [r.text for r in model.answer(IMAGES[2], QUESTIONS)]
+    assert before > 0
     assert server.metric("gitfast_engine_encoded_images_total") <= before + 1
 
 

@@ -1,6 +1,6 @@
 """A server in a process of its own, on a port of loopback, and what one asks of it.
 
-Run as a program it serves a model whose ``generate`` waits while a file exists: GATE MODEL [argument of the command...]
+Run as a program, with GATE and arguments, it serves a model that waits while a file exists: to be loaded, to generate.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,18 @@ ENVIRONMENT.pop("GITFAST_API_KEY", None)
 class Server:
     """A running server; its logs are read as they come."""
 
-    def __init__(self, arguments: Sequence[object] = (), *, gate: Path | None = None, wait: bool = True) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[object] = (),
+        *,
+        gate: Path | None = None,
+        wait: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         program = ["-m", "gitfast", "serve"] if gate is None else [str(Path(__file__)), str(gate)]
         self.process = subprocess.Popen(
             [sys.executable, "-P", *program, "--port", "0", *map(str, arguments)],
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -60,7 +67,8 @@ class Server:
         self.stderr.extend(self.process.stderr)
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, **{"timeout": 60.0, "trust_env": False, **options})
+        # No certificates: loading them takes longer than most requests.
+        return httpx.Client(base_url=self.url, **{"timeout": 60.0, "trust_env": False, "verify": False, **options})
 
     def logs(self, event: str) -> list[dict[str, Any]]:
         entries = [json.loads(line) for line in self.stderr if line.startswith("{")]
@@ -96,8 +104,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(arguments: Sequence[object] = (), *, gate: Path | None = None) -> Iterator[Server]:
-    server = Server(arguments, gate=gate)
+def running(
+    arguments: Sequence[object] = (), *, gate: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    server = Server(arguments, gate=gate, environment=environment)
     try:
         yield server
     finally:
@@ -172,6 +182,8 @@ def _serve_gated(gate: Path, arguments: list[str]) -> int:
     load = gitfast.load
 
     def load_gated(*positional: Any, **options: Any) -> Any:
+        while gate.exists():
+            time.sleep(0.01)
         model = load(*positional, **options)
         model.engine = GatedEngine(model.engine, gate)
         return model
