@@ -9,7 +9,6 @@ mixed in, so that what the model knew is not forgotten.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -46,19 +45,16 @@ def batch(rng: np.random.Generator) -> tuple[list[Image.Image], list[str]]:
 
 def grow_vocabulary(source: str, folder: Path) -> None:
     """Write the model ``source`` into ``folder`` with ``NEW_WORDS`` behind its vocabulary."""
-    model = GitForCausalLM.from_pretrained(source)
+    model = GitForCausalLM.from_pretrained(source, dtype="float32")
     words = (hub.resolve(source) / "vocab.txt").read_text(encoding="utf-8").split()
     vocabulary = [*words, *(word for word in NEW_WORDS if word not in words)]
-    grown = GitForCausalLM(dataclasses.replace(model.config, vocab_size=len(vocabulary)))
-    old, new = model.state_dict(), grown.state_dict()
-    with torch.no_grad():
-        for name, values in old.items():
-            if values.shape == new[name].shape:
-                new[name].copy_(values)
-            else:  # a row per word; new words start as the mean of the printed words the model knows
-                known = values[[words.index(word) for word in WORDS]].mean(0)
-                new[name].copy_(torch.cat([values, known.expand(len(new[name]) - len(values), *known.shape)]))
-    grown.save_pretrained(folder)
+    model.resize_token_embeddings(len(vocabulary), mean_resizing=False)
+    known = [words.index(word) for word in WORDS]
+    head = model.get_output_embeddings()
+    with torch.no_grad():  # new words start as the mean of the printed words the model knows
+        for values in (model.get_input_embeddings().weight, head.weight, head.bias):
+            values[len(words) :] = values[known].mean(0)
+    model.save_pretrained(folder)
     GitProcessor.from_pretrained(source).save_pretrained(folder)
     (folder / "tokenizer.json").unlink()  # it has the old vocabulary; vocab.txt is enough
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")

@@ -30,6 +30,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) ->
     return attention_weights(q, k, allowed).to(v.dtype) @ v
 
 
+def drop(x: Tensor, probability: float, training: bool) -> Tensor:
+    """Dropout, skipped where it would do nothing."""
+    return F.dropout(x, probability) if training and probability else x
+
+
 def attention_weights(q: Tensor, k: Tensor, allowed: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)), (R, H, L, S), float32 or wider; arguments as in ``attention``."""
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
@@ -132,12 +137,17 @@ class TextEmbeddings(nn.Module):
 
     def __init__(self, config: GitConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = getattr(config, "hidden_dropout_prob", 0.0)
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        return self.LayerNorm(self.word_embeddings(ids) + self.position_embeddings(positions))
+        return self.of_words(self.word_embeddings(ids), positions)
+
+    def of_words(self, words: Tensor, positions: Tensor) -> Tensor:
+        """Of embedded words (R, L, D)."""
+        return drop(self.LayerNorm(words + self.position_embeddings(positions)), self.dropout, self.training)
 
 
 class DecoderLayer(nn.Module):
@@ -155,6 +165,8 @@ class DecoderLayer(nn.Module):
         )
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(size, inner)})
         self.output = nn.ModuleDict({"dense": nn.Linear(inner, size), "LayerNorm": nn.LayerNorm(size, eps=eps)})
+        self.dropout = getattr(config, "hidden_dropout_prob", 0.0)
+        self.attention_dropout = getattr(config, "attention_probs_dropout_prob", 0.0)
 
     def keys_values(self, x: Tensor) -> KeysValues:
         """Keys and values of rows x (R, L, D), each (R, H, L, head_dim)."""
@@ -166,11 +178,18 @@ class DecoderLayer(nn.Module):
         return split_heads(self.attention["self"]["query"](x), self.num_heads)
 
     def forward(self, x: Tensor, keys_values: KeysValues, allowed: Tensor | None = None) -> Tensor:
-        q = self.queries(x)
+        return self.with_weights(x, keys_values, allowed)[0]
+
+    def with_weights(self, x: Tensor, keys_values: KeysValues, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The rows (R, L, D) that ``forward`` returns, and the weights (R, H, L, S) of their attention."""
+        keys, values = keys_values
+        weights = attention_weights(self.queries(x), keys, allowed).to(values.dtype)
+        weights = drop(weights, self.attention_dropout, self.training)
         tail = self.attention["output"]
-        x = tail["LayerNorm"](tail["dense"](merge_heads(attention(q, *keys_values, allowed))) + x)
-        y = F.gelu(self.intermediate["dense"](x))
-        return self.output["LayerNorm"](self.output["dense"](y) + x)
+        y = drop(tail["dense"](merge_heads(weights @ values)), self.dropout, self.training)
+        x = tail["LayerNorm"](y + x)
+        y = self.output["dense"](F.gelu(self.intermediate["dense"](x)))
+        return self.output["LayerNorm"](drop(y, self.dropout, self.training) + x), weights
 
 
 class GitBackbone(nn.Module):
@@ -250,13 +269,6 @@ class GitModel(nn.Module):
                 x = layer(x, prefix[-1])
         return prefix
 
-    def image_logits(self, tokens: Tensor, prefix: Sequence[KeysValues]) -> Tensor:
-        """Logits (B, P, V) at the image rows, which transformers returns and nothing in GIT uses."""
-        x = tokens
-        for layer, keys_values in zip(self.git.encoder["layer"], prefix, strict=True):
-            x = layer(x, keys_values)
-        return self.output(x)
-
     def forward(self, *arguments: Any, **options: Any) -> GitOutput:
         """``decode``."""
         return self.decode(*arguments, **options)
@@ -323,10 +335,30 @@ def _concatenate(before: KeysValues | None, after: KeysValues) -> KeysValues:
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits (R, L, V) for the label after each, labels (R, L); -100 is ignored."""
+    """Mean cross entropy of logits (R, L, V) for the label after each, labels (R, L); -100 is ignored.
+
+    Raises:
+        ValueError: ``labels`` are not one for each row and token.
+    """
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(f"labels: expected shape {tuple(logits.shape[:2])}, got {tuple(labels.shape)}")
     logits = logits[:, :-1].flatten(0, 1)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100)
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, std: float = 0.02) -> None:
+    """Draw fresh weights as transformers does: normal of ``std``, zero biases and padding row, unit norms."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+            module.weight.normal_(std=std)
+            if getattr(module, "bias", None) is not None:
+                module.bias.zero_()
+            if getattr(module, "padding_idx", None) is not None:
+                module.weight[module.padding_idx].zero_()
+        elif isinstance(module, VisionEmbeddings):
+            module.class_embedding.normal_(std=std)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray | Tensor]) -> None:

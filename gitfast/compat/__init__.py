@@ -1,24 +1,44 @@
 """The classes of GIT as transformers shapes them: same arguments, same outputs, same names of tensors.
 
-For moving code over, for research, and for training: ``from gitfast.compat import GitForCausalLM, GitProcessor``. They
-are built of the reference engine's modules, need torch, and do not need transformers. Differences, all on purpose:
-
-- Text positions count text only, with a cache too; transformers counts image tokens unless ``position_ids`` are given.
-- Video checkpoints keep their temporal embeddings, whichever way they are spelled.
-- There is no dropout.
-- ``generate`` runs on the native engine where it can and says so; finished rows are padded with ``pad_token_id``, after
-  beams too.
+For moving code over, for research, and for training: ``from gitfast.compat import GitForCausalLM, GitProcessor``. Where
+transformers (5.23 or later) is installed they are subclasses of its own classes, so that Trainer, peft and pipelines
+take them. Where it is not, they are plain torch modules with the same names. In both, ``generate`` runs on the native
+engine where it can. ``docs/transformers.md`` lists what differs from transformers on purpose.
 """
 
-from gitfast.checkpoints.config import GitVisionConfig
-from gitfast.compat.configuration import GitConfig
-from gitfast.compat.modeling import GitForCausalLM, GitModel, GitVisionModel
+from __future__ import annotations
+
+import importlib.metadata
+import re
+
 from gitfast.compat.outputs import CausalLMOutput, GenerateOutput, ModelOutput
-from gitfast.compat.processing import GitProcessor
+
+OLDEST_TRANSFORMERS = (5, 23)
+
+
+def has_transformers() -> bool:
+    """Say whether a transformers is installed that these classes can be built on."""
+    try:
+        version = importlib.metadata.version("transformers")
+        import transformers  # noqa: F401  # hidden or broken: as if it were not there
+    except ImportError:
+        return False
+    return tuple(map(int, re.findall(r"\d+", version)[:2])) >= OLDEST_TRANSFORMERS
+
+
+# Which of two families of classes there is, is known when it is imported.
+if has_transformers():
+    from gitfast.compat.hf import GenerationConfig, GitConfig, GitForCausalLM, GitModel, GitVisionConfig, GitVisionModel
+    from gitfast.compat.hf_processing import GitProcessor
+else:
+    from gitfast.compat.configuration import GenerationConfig, GitConfig, GitVisionConfig  # type: ignore[assignment]
+    from gitfast.compat.modeling import GitForCausalLM, GitModel, GitVisionModel  # type: ignore[assignment]
+    from gitfast.compat.processing import GitProcessor  # type: ignore[assignment]
 
 __all__ = [
     "CausalLMOutput",
     "GenerateOutput",
+    "GenerationConfig",
     "GitConfig",
     "GitForCausalLM",
     "GitModel",

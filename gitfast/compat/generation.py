@@ -1,117 +1,331 @@
-"""``GitForCausalLM.generate``: which engine runs, and tensors in place of lists."""
+"""``GitForCausalLM.generate``: settings as transformers reads them, which engine runs, and tensors for lists."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from typing import TYPE_CHECKING, Any
+import functools
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gitfast.compat.outputs import GenerateOutput
-from gitfast.engines.base import Engine
-from gitfast.engines.cpu import CpuEngine
-from gitfast.engines.reference import ReferenceEngine
+from gitfast.compat import native
+from gitfast.engines.search import generate_with
 from gitfast.errors import EngineError
 from gitfast.types import Generation, GenerationOptions
 
-if TYPE_CHECKING:
-    from gitfast.compat.modeling import GitForCausalLM
+_logger = logging.getLogger("gitfast.compat")
 
+# transformers' defaults of what both searches know, and of what decides which of them runs.
+DEFAULTS: dict[str, Any] = {
+    "max_length": None,
+    "max_new_tokens": None,
+    "min_length": None,
+    "min_new_tokens": None,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "use_cache": True,
+    "return_dict_in_generate": False,
+}
+# What transformers' search alone does: default values that the native search leaves out.
+THEIRS: dict[str, Any] = {
+    "output_scores": False,
+    "output_logits": None,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "typical_p": 1.0,
+    "top_h": None,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "penalty_alpha": None,
+    "guidance_scale": None,
+    "sequence_bias": None,
+    "token_healing": False,
+    "watermarking_config": None,
+    "exponential_decay_length_penalty": None,
+    "remove_invalid_values": False,
+    "renormalize_logits": False,
+    "max_time": None,
+    "stop_strings": None,
+    "cache_implementation": None,
+    "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+    "dola_layers": None,
+    "low_memory": None,
+    "constraints": None,
+    "force_words_ids": None,
+    "prefill_chunk_size": None,
+    "custom_generate": None,
+    "prefix_allowed_tokens_fn": None,
+    "logits_processor": None,
+    "stopping_criteria": None,
+    "streamer": None,
+    "assistant_model": None,
+    "assistant_tokenizer": None,
+    "tokenizer": None,
+    "synced_gpus": None,
+    "trust_remote_code": None,
+    "negative_prompt_ids": None,
+    "negative_prompt_attention_mask": None,
+}
+# Options of gitfast.GenerationOptions that transformers does not have.
+OURS = frozenset({"seed", "length_penalty_form", "ban_last_token", "allowed_token_ids"})
+# Arguments of ``forward`` that the native engine takes.
+_INPUTS = ("input_ids", "attention_mask", "pixel_values", "interpolate_pos_encoding")
 _DEFAULT_NEW_TOKENS = 20
+
+
+def generate(model: Any, inputs: Tensor | None, config: Any, arguments: dict[str, Any], engine: str) -> Any:
+    """Generate with the native engine where it can, else in PyTorch; see ``GitForCausalLM.generate``."""
+    if engine not in ("auto", "cpu", "reference"):
+        raise ValueError(f"engine: expected 'auto', 'cpu' or 'reference', got {engine!r}")
+    if inputs is not None:
+        if arguments.get("input_ids") is not None:
+            raise ValueError("inputs, input_ids: expected at most one of them")
+        arguments = {**arguments, "input_ids": inputs}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    settings, tensors = _settings(model, config, given)
+    ours = {name: given[name] for name in OURS & given.keys()}
+    why = _unusual(settings, given, tensors) or native.obstacle(model)
+    if engine == "cpu" and why:
+        raise EngineError(f"cpu engine: {why}")
+    if engine == "reference" or why:
+        if engine == "auto":
+            _say(f"generate runs in PyTorch, not on the native engine: {why}")
+        if ours or not hasattr(model, "their_generate"):
+            return _generate_with_forward(model, settings, given, tensors, ours)
+        return _generate_theirs(model, config, {**arguments, **tensors})
+    return _generate_natively(model, settings, tensors, ours)
+
+
+@functools.lru_cache(maxsize=256)
+def _say(message: str) -> None:
+    """Log once."""
+    _logger.warning(message)
+
+
+def _settings(model: Any, config: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings in force, and the arguments of ``forward``.
+
+    In transformers' order: arguments, ``generation_config``, the model's ``generation_config``, transformers' defaults.
+    Null is "not given".
+
+    Raises:
+        TypeError: an argument is neither.
+    """
+    defaults = {**DEFAULTS, **THEIRS}
+    settings = dict(defaults)
+    for source in (model.generation_config, config):
+        values = {} if source is None else source if isinstance(source, Mapping) else source.to_dict()
+        settings |= {name: value for name, value in values.items() if value is not None and name in defaults}
+    settings |= {name: value for name, value in given.items() if name in defaults}
+    known = set(inspect.signature(model.forward).parameters) | {"interpolate_pos_encoding"}
+    extra = given.keys() - defaults.keys() - OURS
+    if unknown := sorted(name for name in extra if name not in known and not _is_setting(model, name)):
+        raise TypeError(f"generate: unknown options {', '.join(unknown)}")
+    return settings, {name: given[name] for name in extra & known}
+
+
+def _is_setting(model: Any, name: str) -> bool:
+    """Whether the model's own kind of configuration has a setting of this name."""
+    return hasattr(model.generation_config, name)
+
+
+def _unusual(settings: dict[str, Any], given: Mapping[str, Any], tensors: Mapping[str, Any]) -> str | None:
+    """What is asked for that the native engine does not do; None: nothing."""
+    for name, default in THEIRS.items():
+        if settings[name] not in (default, None) if not isinstance(settings[name], (list, tuple)) else settings[name]:
+            return f"{name} is an option of transformers' search"
+    if other := sorted(name for name in tensors if name not in _INPUTS):
+        return f"{other[0]} is an argument of the model itself"
+    if other := sorted(given.keys() - settings.keys() - OURS - tensors.keys()):
+        return f"{other[0]} is an option of transformers' search"
+    if len(_ids(settings["eos_token_id"])) != 1:
+        return f"eos_token_id is {settings['eos_token_id']}, not one token"
+    return None
+
+
+def _ids(value: Any) -> list[int]:
+    """Token ids given as one, as several, as a tensor, or not at all."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+def _generate_theirs(model: Any, config: Any, arguments: dict[str, Any]) -> Any:
+    """transformers' search; rows that have ended are filled with the padding token, after beams too."""
+    output = model.their_generate(generation_config=config, **arguments)
+    if isinstance(output, Tensor) or not hasattr(output, "sequences"):
+        return output
+    output.engine = "reference"
+    return output
+
+
+def _generate_natively(model: Any, settings: dict[str, Any], tensors: dict[str, Any], ours: dict[str, Any]) -> Any:
+    ids, prompts = _prompts(model, settings, tensors)
+    options = _options(settings, ours, ids.shape[1], model.config.max_position_embeddings)
+    engine = native.engine_of(model, _ids(settings["eos_token_id"])[0])
+    prefixes: list[Any] = [None]
+    if (pixels := tensors.get("pixel_values")) is not None:
+        interpolate = bool(tensors.get("interpolate_pos_encoding"))
+        prefixes = list(engine.encode(pixels.detach().float().numpy(), interpolate_positions=interpolate))
+    rows = [prefixes[r % len(prefixes)] for r in range(len(prompts))]
+    return _result(model, settings, ids, engine.generate(rows, prompts, options), "cpu", options)
+
+
+def _generate_with_forward(
+    model: Any, settings: dict[str, Any], given: Mapping[str, Any], tensors: dict[str, Any], ours: dict[str, Any]
+) -> Any:
+    """The native search over the model's own ``forward``, one row at a time: whatever was changed has its effect.
+
+    Raises:
+        ValueError: it is asked for what only transformers' search does.
+    """
+    usual = _unusual(settings, given, {name: x for name, x in tensors.items() if name != "use_cache"})
+    if usual:
+        hint = f"not together with {', '.join(sorted(ours))}" if ours else "which needs transformers installed"
+        raise ValueError(f"generate: {usual}, {hint}")
+    ids, prompts = _prompts(model, settings, tensors)
+    options = _options(settings, ours, ids.shape[1], model.config.max_position_embeddings)
+    pixels = tensors.get("pixel_values")
+    extra = {"interpolate_pos_encoding": True} if tensors.get("interpolate_pos_encoding") else {}
+    caches: list[tuple[Any, int]] = []  # of the rows of the last step: keys and values, and text tokens in them
+
+    def run(item: int, row: Sequence[int], cache: Any, past: int) -> tuple[Tensor, tuple[Any, int]]:
+        inputs: dict[str, Any] = {"past_key_values": cache} if past else dict(extra)
+        if pixels is not None and not past:
+            inputs["pixel_values"] = pixels[item % len(pixels)][None]
+        positions = torch.arange(past, past + len(row), device=model.device)[None]
+        tokens = torch.tensor([list(row)], device=model.device)
+        output = model(input_ids=tokens, position_ids=positions, use_cache=True, **inputs)
+        return output.logits[0, -1], (output.past_key_values, past + len(row))
+
+    def step(ids: Sequence[Sequence[int]], parents: Sequence[int] | None, items: Sequence[int]) -> Tensor:
+        nonlocal caches
+        before = [(None, 0)] * len(ids) if parents is None else [caches[parent] for parent in parents]
+        # a cache is written to, and beams share their parent's
+        found = [run(i, row, copy.deepcopy(c), n) for i, row, (c, n) in zip(items, ids, before, strict=True)]
+        caches = [cache for _, cache in found]
+        return torch.stack([logits for logits, _ in found]).float().cpu()
+
+    with torch.no_grad():
+        eos = _ids(settings["eos_token_id"])[0]
+        found = generate_with(step, prompts, options, vocab_size=model.config.vocab_size, eos_token_id=eos)
+    return _result(model, settings, ids, found, "reference", options)
+
+
+def _prompts(model: Any, settings: dict[str, Any], tensors: dict[str, Any]) -> tuple[Tensor, list[list[int]]]:
+    """Prompts as they were passed (R, L), and the real tokens of every row."""
+    ids, pixels, mask = (tensors.get(name) for name in ("input_ids", "pixel_values", "attention_mask"))
+    images = 1 if pixels is None else len(pixels)
+    if ids is None:
+        if settings["bos_token_id"] is None:
+            raise ValueError("input_ids: expected prompts, because there is no bos_token_id to begin with")
+        ids = torch.full((images, 1), settings["bos_token_id"])
+    if ids.ndim != 2:
+        raise ValueError(f"input_ids: expected (R, L), got {tuple(ids.shape)}")
+    if len(ids) % images:
+        raise ValueError(f"input_ids: {len(ids)} rows do not divide over {images} images")
+    pad = settings["pad_token_id"]
+    if mask is not None:
+        real = mask != 0
+    elif pad is None or pad in _ids(settings["eos_token_id"]):
+        real = torch.ones_like(ids, dtype=torch.bool)
+    else:
+        real = ids != pad
+    if real.shape != ids.shape:
+        raise ValueError(f"attention_mask: expected shape {tuple(ids.shape)}, got {tuple(real.shape)}")
+    prompts = [row[keep].tolist() for row, keep in zip(ids, real, strict=True)]
+    if not all(prompts):
+        raise ValueError("input_ids: a row has no token that is not padding")
+    return ids, prompts
+
+
+def _options(settings: dict[str, Any], ours: dict[str, Any], length: int, positions: int) -> GenerationOptions:
+    """Settings as the native search takes them; ``max_length`` and ``min_length`` count prompts as they were passed."""
+    values = {name: settings[name] for name in DEFAULTS if name in _FIELDS and settings[name] is not None}
+    values.pop("min_new_tokens", None)
+    values["max_new_tokens"] = _new_tokens(settings, length, positions)
+    if settings["min_new_tokens"] is not None:
+        values["min_new_tokens"] = settings["min_new_tokens"]
+    elif settings["min_length"] is not None:
+        values["min_new_tokens"] = max(0, settings["min_length"] - length)
+    if not settings["do_sample"]:
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            values.pop(name, None)
+    elif ours.get("seed") is None:  # torch.manual_seed decides
+        values["seed"] = int(torch.randint(0, 2**62, ()))
+    return GenerationOptions(**{**values, **ours})
+
+
+def _new_tokens(settings: dict[str, Any], length: int, positions: int) -> int:
+    if settings["max_new_tokens"] is not None:
+        return settings["max_new_tokens"]
+    if settings["max_length"] is None:
+        return max(1, min(_DEFAULT_NEW_TOKENS, positions - length))
+    if settings["max_length"] <= length:
+        raise ValueError(
+            f"max_length: expected more than the prompt's {length} tokens, got {settings['max_length']}; "
+            "max_new_tokens does not count the prompt"
+        )
+    return settings["max_length"] - length
+
+
 _FIELDS = frozenset(field.name for field in dataclasses.fields(GenerationOptions))
 
 
-def generate(
-    model: GitForCausalLM,
-    input_ids: Tensor | None,
-    pixel_values: Tensor | None,
-    attention_mask: Tensor | None,
-    return_dict: bool,
+def _result(
+    model: Any,
+    settings: dict[str, Any],
+    ids: Tensor,
+    found: list[list[Generation]],
     engine: str,
-    options: dict[str, Any],
-) -> Tensor | GenerateOutput:
-    """See ``GitForCausalLM.generate``."""
-    prompts = _prompts(model, input_ids, pixel_values, attention_mask)
-    chosen = _options(options, max(len(row) for row in prompts))
-    training = model.training
-    try:
-        runner = _engine(model, engine)
-        prefixes: list[Any] = [None]
-        if pixel_values is not None:
-            prefixes = list(runner.encode(pixel_values.detach().float().cpu().numpy()))
-        if len(prompts) % len(prefixes):
-            raise ValueError(f"input_ids: {len(prompts)} rows do not divide over {len(prefixes)} images")
-        rows = [prefixes[r % len(prefixes)] for r in range(len(prompts))]
-        found = runner.generate(rows, prompts, chosen)
-    finally:
-        model.train(training)
-    found = [sequences[: chosen.num_return_sequences] for sequences in found]
-    sequences = _pad(model, input_ids, prompts, found)
-    if not return_dict:
-        return sequences
-    flat = [generation for row in found for generation in row]
-    return GenerateOutput(
-        sequences=sequences,
-        sequences_scores=torch.tensor([generation.score for generation in flat], device=model.device),
-        token_logprobs=[generation.token_logprobs for generation in flat],
-        engine=runner.name,
-    )
-
-
-def _prompts(
-    model: GitForCausalLM, input_ids: Tensor | None, pixel_values: Tensor | None, mask: Tensor | None
-) -> list[list[int]]:
-    """The real tokens of every row."""
-    if input_ids is None:
-        return [[model.config.bos_token_id]] * (1 if pixel_values is None else len(pixel_values))
-    if input_ids.ndim != 2:
-        raise ValueError(f"input_ids: expected (R, L), got {tuple(input_ids.shape)}")
-    real = input_ids != model.config.pad_token_id if mask is None else mask != 0
-    if real.shape != input_ids.shape:
-        raise ValueError(f"attention_mask: expected shape {tuple(input_ids.shape)}, got {tuple(real.shape)}")
-    prompts = [row[keep].tolist() for row, keep in zip(input_ids, real, strict=True)]
-    if not all(prompts):
-        raise ValueError("input_ids: a row has no token that is not padding")
-    return prompts
-
-
-def _options(values: dict[str, Any], prompt_length: int) -> GenerationOptions:
-    values = dict(values)
-    for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        if (length := values.pop(total, None)) is not None and values.get(new) is None:
-            values[new] = max(0, length - prompt_length)
-            if total == "max_length" and length <= prompt_length:
-                raise ValueError(f"max_length: expected more than the prompt's {prompt_length} tokens, got {length}")
-    values = {name: value for name, value in values.items() if value is not None}
-    if unknown := sorted(values.keys() - _FIELDS):
-        raise TypeError(f"generate: unknown options {', '.join(unknown)}")
-    values.setdefault("max_new_tokens", _DEFAULT_NEW_TOKENS)
-    return GenerationOptions(**values)
-
-
-def _engine(model: GitForCausalLM, name: str) -> Engine:
-    if name not in ("auto", "cpu", "reference"):
-        raise ValueError(f"engine: expected 'auto', 'cpu' or 'reference', got {name!r}")
-    suits = model.device.type == "cpu" and model.dtype == torch.float32
-    if name == "cpu" and not suits:
-        raise EngineError(f"cpu engine: needs a float32 model on the CPU, got {model.dtype} on {model.device}")
-    if name == "reference" or not suits or (name == "auto" and model.training):
-        return ReferenceEngine(model)  # type: ignore[return-value]  # it takes prefixes of its own kind only
-    state = tuple((p.data_ptr(), p._version) for p in model.parameters())
-    if model._native is None or model._native[1] != state:
-        weights = {name: x.detach().numpy() for name, x in model.state_dict().items()}
-        model._native = (CpuEngine.from_weights(model.config, weights), state)
-    return model._native[0]
-
-
-def _pad(
-    model: GitForCausalLM, input_ids: Tensor | None, prompts: list[list[int]], found: list[list[Generation]]
-) -> Tensor:
-    """(R * n, longest): every row's prompt as it was passed, and its new tokens."""
-    given = prompts if input_ids is None else input_ids.tolist()
-    rows = [[*prompt, *generation.token_ids] for prompt, row in zip(given, found, strict=True) for generation in row]
-    sequences = torch.full((len(rows), max(map(len, rows))), model.config.pad_token_id)
+    options: GenerationOptions,
+) -> Any:
+    """Sequences (R * n, longest): every row's prompt as it was passed, its new tokens, and padding."""
+    found = [sequences[: options.num_return_sequences] for sequences in found]
+    pad = settings["pad_token_id"]
+    if pad is None:
+        pad = _ids(settings["eos_token_id"])[0]
+    rows = [[*p, *generation.token_ids] for p, row in zip(ids.tolist(), found, strict=True) for generation in row]
+    sequences = torch.full((len(rows), max(map(len, rows))), pad)
     for i, row in enumerate(rows):
         sequences[i, : len(row)] = torch.tensor(row)
-    return sequences.to(model.device)
+    sequences = sequences.to(model.device)
+    if not settings["return_dict_in_generate"]:
+        return sequences
+    flat = [generation for row in found for generation in row]
+    scores = torch.tensor([generation.score for generation in flat], device=model.device)
+    logprobs = [generation.token_logprobs for generation in flat]
+    return model.generate_output(
+        beams=options.num_beams > 1,
+        sequences=sequences,
+        sequences_scores=scores,
+        token_logprobs=logprobs,
+        engine=engine,
+    )

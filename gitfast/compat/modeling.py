@@ -7,18 +7,20 @@ L text tokens, S cached text tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gitfast import torch_model
-from gitfast.checkpoints.config import GitConfig, GitVisionConfig
-from gitfast.compat.generation import generate
+from gitfast.compat import generation
+from gitfast.compat.configuration import GenerationConfig, GitConfig, GitVisionConfig
 from gitfast.compat.outputs import Cache, CausalLMOutput, GenerateOutput, ModelOutput
 from gitfast.compat.pretrained import PreTrained
+from gitfast.compat.rows import check_labels, check_text, visible_keys
 from gitfast.torch_model import attention_weights, next_token_loss
 
 
@@ -30,7 +32,14 @@ class GitVisionModel(PreTrained):
     def __init__(self, config: GitVisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision_model = torch_model.VisionTransformer(config)
+        self.vision_model = torch_model.VisionTransformer(config.checked())
+        self.post_init()
+
+    def tie_weights(self) -> None:
+        """Nothing: there are no words."""
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.vision_model.embeddings.patch_embedding
 
     @staticmethod
     def config_of(config: GitConfig) -> GitVisionConfig:
@@ -38,21 +47,20 @@ class GitVisionModel(PreTrained):
 
     @classmethod
     def config_from_dict(cls, values: Mapping[str, Any]) -> GitVisionConfig:
-        return GitConfig.from_dict({"vision_config": values}).vision_config
-
-    def config_to_dict(self) -> dict[str, Any]:
-        return {"model_type": "git_vision_model", **dataclasses.asdict(self.config)}
+        return GitConfig(vision_config=values).vision_config
 
     def forward(
         self,
         pixel_values: Tensor,
         *,
         interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        return_dict: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
         """Images (B, 3, H, W) -> features (B, N, D) after the last norm."""
+        output_hidden_states = _chosen(self.config, "output_hidden_states", output_hidden_states)
+        output_attentions = _chosen(self.config, "output_attentions", output_attentions)
         vision = self.vision_model
         x = vision.pre_layrnorm(vision.embeddings(pixel_values, interpolate_pos_encoding))
         states, attentions = [x], []
@@ -67,7 +75,7 @@ class GitVisionModel(PreTrained):
             hidden_states=tuple(states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
-        return output if return_dict else output.to_tuple()
+        return output if _chosen(self.config, "return_dict", return_dict, True) else output.to_tuple()
 
 
 class _Decoder(PreTrained):
@@ -88,24 +96,20 @@ class _Decoder(PreTrained):
         output_attentions: bool,
     ) -> ModelOutput:
         """All rows through the decoder, arguments as of ``GitForCausalLM.forward``."""
-        words = _word_embeddings(backbone, input_ids, inputs_embeds)
-        rows, length = words.shape[:2]
-        images = 0 if image_tokens is None else image_tokens.shape[1]
-        if past_key_values and images:
-            raise ValueError("pixel_values: expected none with past_key_values, which hold the image already")
         before = past_key_values.image_tokens if past_key_values else 0
-        past = past_key_values.get_seq_length() - before if past_key_values else 0
-        mask = _text_mask(attention_mask, rows, past + length, words.device)
+        cached = past_key_values.get_seq_length() if past_key_values else 0
+        past = cached - before
+        rows, length = check_text(input_ids, inputs_embeds, attention_mask, image_tokens, past, cached)
+        words = inputs_embeds if input_ids is None else backbone.embeddings.word_embeddings(input_ids)
+        images = 0 if image_tokens is None else image_tokens.shape[1]
+        mask = torch.ones(rows, past + length, device=words.device) if attention_mask is None else attention_mask
         if position_ids is None:
-            position_ids = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, past:]
-        embeddings = backbone.embeddings
-        x = embeddings.LayerNorm(words + embeddings.position_embeddings(position_ids))
+            position_ids = torch.arange(past, past + length, device=words.device)[None]
+        x = backbone.embeddings.of_words(words, position_ids)
         if image_tokens is not None:
-            if rows % len(image_tokens):
-                raise ValueError(f"input_ids: {rows} rows do not divide over {len(image_tokens)} images")
             x = torch.cat([image_tokens.repeat(rows // len(image_tokens), 1, 1), x], dim=1)
 
-        allowed = _allowed(mask, past, length, images, before)
+        allowed = visible_keys(mask != 0, past, length, images, before)
         states, attentions, layers = [x], [], []
         for i, layer in enumerate(backbone.encoder["layer"]):
             keys, values = layer.keys_values(x)
@@ -114,8 +118,12 @@ class _Decoder(PreTrained):
                 values = torch.cat([past_key_values[i][1], values], dim=2)
             layers.append((keys, values))
             if output_attentions:
-                attentions.append(attention_weights(layer.queries(x), keys, allowed))
-            x = layer(x, (keys, values), allowed)
+                x, weights = layer.with_weights(x, (keys, values), allowed)
+                attentions.append(weights)
+            elif self.gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, (keys, values), allowed, use_reentrant=False)
+            else:
+                x = layer(x, (keys, values), allowed)
             states.append(x)
         return ModelOutput(
             x,
@@ -133,10 +141,11 @@ class GitModel(_Decoder):
     def __init__(self, config: GitConfig) -> None:
         super().__init__()
         self.config = config
-        whole = torch_model.GitModel(config)
+        whole = torch_model.GitModel(_shapes(config))
         for name, module in whole.git.named_children():
             self.add_module(name, module)
         self._whole = [whole]  # in a list, so that it is no child: its tensors have one name each
+        self.post_init()
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self._whole[0].git.embeddings.word_embeddings
@@ -149,11 +158,11 @@ class GitModel(_Decoder):
         pixel_values: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         past_key_values: Cache | None = None,
-        use_cache: bool = True,
+        use_cache: bool | None = None,
         interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        return_dict: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
         """As ``GitForCausalLM.forward``, up to the last layer's rows (R, P + L, D)."""
         (whole,) = self._whole
@@ -166,19 +175,27 @@ class GitModel(_Decoder):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
-            use_cache=use_cache,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
+            use_cache=_chosen(self.config, "use_cache", use_cache, True),
+            output_hidden_states=_chosen(self.config, "output_hidden_states", output_hidden_states),
+            output_attentions=_chosen(self.config, "output_attentions", output_attentions),
         )
-        return output if return_dict else output.to_tuple()
+        return output if _chosen(self.config, "return_dict", return_dict, True) else output.to_tuple()
 
 
 class GitForCausalLM(_Decoder, torch_model.GitModel):
     """GIT with its output head: captions, answers, and the training loss."""
 
+    _native: tuple[Any, Any] | None = None  # the CPU engine, and the state of the weights that it was built of
+
     def __init__(self, config: GitConfig) -> None:
-        torch_model.GitModel.__init__(self, config)
-        self._native: tuple[Any, Any] | None = None  # the CPU engine, and the state of the weights it was built of
+        torch_model.GitModel.__init__(self, _shapes(config))
+        self.config = config
+        self.generation_config = GenerationConfig.from_model_config(config)
+        self.post_init()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the engine, which is built again when it is needed."""
+        return {name: value for name, value in self.__dict__.items() if name != "_native"}
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.git.embeddings.word_embeddings
@@ -195,12 +212,12 @@ class GitForCausalLM(_Decoder, torch_model.GitModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         past_key_values: Cache | None = None,
-        use_cache: bool = True,
+        use_cache: bool | None = None,
         interpolate_pos_encoding: bool = False,
-        logits_to_keep: int = 0,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        return_dict: bool = True,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Text rows over images.
 
@@ -208,12 +225,13 @@ class GitForCausalLM(_Decoder, torch_model.GitModel):
             input_ids: (R, L); or ``inputs_embeds`` (R, L, D), exactly one of them. R is a multiple of B; row r reads
                 image r % B.
             attention_mask: (R, S + L), 0 at padding; image tokens are never masked.
-            position_ids: (R, L); by default the number of real text tokens before each.
+            position_ids: (R, L); by default 0, 1, ... of the text, whatever the mask says, as in transformers. Rows
+                padded on the left need ``(attention_mask.cumsum(-1) - 1).clamp_min(0)``, which ``generate`` passes.
             pixel_values: Images (B, 3, H, W) or clips (B, T, 3, H, W); None: text only, or images in the cache.
             labels: (R, L), aligned with the text and shifted here; -100 is ignored. Gives the loss.
             past_key_values: What an earlier call returned; only the text after it is passed then.
             interpolate_pos_encoding: Take images of any size.
-            logits_to_keep: Compute logits of this many last rows only; 0: of all.
+            logits_to_keep: Compute logits of this many last rows only; 0: of all. A tensor names the rows.
 
         Returns:
             Logits (R, P + L, V), image rows included, and what was asked for.
@@ -230,78 +248,67 @@ class GitForCausalLM(_Decoder, torch_model.GitModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
-            use_cache=use_cache and labels is None,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
+            use_cache=_chosen(self.config, "use_cache", use_cache, True) and labels is None,
+            output_hidden_states=_chosen(self.config, "output_hidden_states", output_hidden_states),
+            output_attentions=_chosen(self.config, "output_attentions", output_attentions),
         )
-        logits = self.output(inner.last_hidden_state[:, -logits_to_keep if logits_to_keep else 0 :])
+        logits = self.output(_kept(inner.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            length = labels.shape[1]
-            if logits.shape[1] < length:
-                raise ValueError(f"logits_to_keep: expected 0 or at least the {length} labels, got {logits_to_keep}")
-            loss = next_token_loss(logits[:, -length:], labels)
+            check_labels(labels, input_ids if inputs_embeds is None else inputs_embeds, logits_to_keep)
+            loss = next_token_loss(logits[:, -labels.shape[1] :], labels)
         output = CausalLMOutput(loss, logits, inner.past_key_values, inner.hidden_states, inner.attentions)
-        return output if return_dict else output.to_tuple()
+        return output if _chosen(self.config, "return_dict", return_dict, True) else output.to_tuple()
 
     def generate(
         self,
-        input_ids: Tensor | None = None,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | Mapping[str, Any] | None = None,
         *,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        return_dict_in_generate: bool = False,
         engine: str = "auto",
-        **options: Any,
+        **kwargs: Any,
     ) -> Tensor | GenerateOutput:
         """Captions or answers as token ids (R * n, longest), prompts included, padded on the right.
 
         Args:
-            input_ids: Prompts (R, L), padded anywhere where ``attention_mask`` is 0; None: ``[CLS]`` for each image.
-            pixel_values: (B, 3, H, W) or (B, T, 3, H, W); R is a multiple of B, row r reads image r % B.
-            return_dict_in_generate: Return scores, and which engine ran, with the sequences.
-            engine: "auto" takes the native CPU engine for a float32 model in evaluation mode on the CPU, and
-                "reference" otherwise; "cpu" and "reference" insist.
-            **options: Fields of ``gitfast.GenerationOptions``, and ``max_length`` and ``min_length``, which count the
-                prompt. Default: 20 new tokens, as in transformers.
+            inputs: Prompts (R, L), ``input_ids`` too, padded anywhere where ``attention_mask`` is 0; None: ``[CLS]``
+                for each image.
+            generation_config: Settings that stand above the model's own ``generation_config``.
+            engine: "auto" takes the native CPU engine where it can represent the model, and the model's own
+                ``forward`` otherwise, which is said once; "cpu" and "reference" insist.
+            **kwargs: ``attention_mask``, ``pixel_values``, ``interpolate_pos_encoding``; settings by transformers'
+                names; and ``seed``, ``allowed_token_ids``, ``length_penalty_form``, ``ban_last_token`` of
+                ``gitfast.GenerationOptions``. Where no ``seed`` is given, torch's decides. ``max_length`` and
+                ``min_length`` count the prompt. Default: 20 new tokens, as in transformers.
 
-        The native engine is built at the first call and again when parameters have changed; changes that bypass
-        autograd's version counters (through ``.data``) are not seen.
+        The native engine is built at the first call and again when parameters have changed.
+
+        Raises:
+            TypeError, ValueError: an option is not known, or cannot be; the message names it.
         """
-        return generate(self, input_ids, pixel_values, attention_mask, return_dict_in_generate, engine, options)
+        return generation.generate(self, inputs, generation_config, kwargs, engine)
+
+    def generate_output(self, *, beams: bool, **values: Any) -> GenerateOutput:
+        """What ``return_dict_in_generate`` asks for."""
+        return GenerateOutput(**values)
 
 
-def _word_embeddings(
-    backbone: torch_model.GitBackbone, input_ids: Tensor | None, inputs_embeds: Tensor | None
-) -> Tensor:
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("input_ids, inputs_embeds: expected exactly one of them")
-    if inputs_embeds is None:
-        return backbone.embeddings.word_embeddings(input_ids)
-    return inputs_embeds
+def _shapes(config: GitConfig) -> Any:
+    """What ``torch_model`` builds its layers of: checked shapes, and what only training reads."""
+    checked = config.checked()
+    values = {name: getattr(checked, name) for name in checked.__dataclass_fields__}
+    return SimpleNamespace(**{**vars(config), **values, "pad_token_id": config.pad_token_id})
 
 
-def _text_mask(mask: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
-    """bool (R, S + L), False at padding."""
-    if mask is None:
-        return torch.ones(rows, length, dtype=torch.bool, device=device)
-    if tuple(mask.shape) != (rows, length):
-        raise ValueError(f"attention_mask: expected shape {(rows, length)}, got {tuple(mask.shape)}")
-    return mask != 0
+def _chosen(config: Any, name: str, value: bool | None, default: bool = False) -> bool:
+    """An argument that was not given is what the configuration says."""
+    return getattr(config, name, default) if value is None else value
 
 
-def _allowed(mask: Tensor, past: int, length: int, images: int, images_before: int) -> Tensor:
-    """bool (R, 1, images + L, images_before + past + images + L): which keys each row sees.
-
-    Image rows see image rows; text rows see all image rows, and the real text up to themselves.
-    """
-    rows, total = mask.shape
-    device = mask.device
-    causal = torch.ones(total, total, dtype=torch.bool, device=device).tril()[past:]
-    text = causal & mask[:, None, :]  # (R, L, past + L)
-    text = torch.cat([text.new_ones(rows, length, images_before + images), text], dim=-1)
-    if not images:
-        return text[:, None]
-    image = torch.zeros(rows, images, text.shape[-1], dtype=torch.bool, device=device)
-    image[..., :images] = True
-    return torch.cat([image, text], dim=1)[:, None]
+def _kept(rows: Tensor, keep: int | Tensor) -> Tensor:
+    """Rows (R, S, D) whose logits are asked for: the last ``keep``, or those a tensor names, as in transformers."""
+    if not isinstance(keep, Tensor):
+        return rows[:, -keep if keep else 0 :]
+    if keep.ndim < 2:
+        return rows[:, keep]
+    return rows[keep] if keep.dtype == torch.bool else torch.take_along_dim(rows, keep[..., None], dim=1)

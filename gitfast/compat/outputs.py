@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,29 +23,40 @@ class Cache(list[KeysValues]):
         """Tokens held, those of the image included."""
         return self[0][0].shape[2] if self else 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
+        return self  # a step makes a new one and writes to none
+
 
 class Output:
-    """Base of the output classes."""
+    """Base of the output classes: reads like a dict of the fields that are not None."""
 
-    def keys(self) -> tuple[str, ...]:
+    def _found(self) -> dict[str, Any]:
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        return tuple(f.name for f in fields if getattr(self, f.name) is not None)
+        return {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) is not None}
+
+    def keys(self) -> KeysView[str]:
+        return self._found().keys()
+
+    def values(self) -> ValuesView[Any]:
+        return self._found().values()
+
+    def items(self) -> ItemsView[str, Any]:
+        return self._found().items()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._found().get(key, default)
 
     def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in self.keys())
+        return tuple(self.values())
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        if not isinstance(key, str):
-            return self.to_tuple()[key]
-        if key not in self.keys():
-            raise KeyError(key)
-        return getattr(self, key)
+        return self._found()[key] if isinstance(key, str) else self.to_tuple()[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
 
     def __len__(self) -> int:
-        return len(self.keys())
+        return len(self._found())
 
     def __contains__(self, key: object) -> bool:
         return key in self.keys()

@@ -1,8 +1,7 @@
-"""``from_pretrained`` and ``save_pretrained`` of the transformers-shaped models."""
+"""``from_pretrained``, ``save_pretrained`` and the housekeeping of transformers' models, without transformers."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +14,13 @@ from torch import nn
 
 from gitfast.checkpoints import hub
 from gitfast.checkpoints.checkpoint import read_tensors
-from gitfast.checkpoints.config import GitConfig, read_json
-from gitfast.torch_model import load_weights
+from gitfast.checkpoints.config import read_json
+from gitfast.compat.configuration import FETCH_OPTIONS, GenerationConfig, GitConfig, write_json
+from gitfast.torch_model import initialize, load_weights
 
 DTYPES = ("float32", "float16", "bfloat16")
+# Options of transformers' from_pretrained that change nothing here, or whose default is what is done.
+_NO_MATTER = ("use_fast", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code", "force_download")
 
 
 class PreTrained(nn.Module):
@@ -26,52 +28,84 @@ class PreTrained(nn.Module):
 
     weights_prefix = ""
     config: Any
+    gradient_checkpointing = False
+
+    def post_init(self) -> None:
+        """Draw fresh weights, and tie the head where the configuration says so."""
+        initialize(self, self.config.initializer_range)
+        self.tie_weights()
 
     @classmethod
     def from_pretrained(
-        cls, model: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto", **options: Any
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: str | torch.device | int | None = None,
+        config: Any = None,
+        **options: Any,
     ) -> Self:
         """A model by name, in evaluation mode: a whole checkpoint, or what ``save_pretrained`` of this class wrote.
 
         Args:
             model: As in ``gitfast.load``: a folder, a repository of the Hub, a short name, a LoRA adapter's folder.
-            dtype: Of the parameters: a torch dtype or its name; "auto" and "float32" are float32.
+            dtype: Of the parameters: a torch dtype or its name; "auto", the default, is what config.json says.
+            torch_dtype: The older name of ``dtype``.
+            device_map: One device for the whole model; several need transformers and accelerate.
+            config: In place of the checkpoint's own.
             **options: ``revision``, ``cache_dir``, ``local_files_only``, ``token``, as in ``gitfast.load``.
 
         Raises:
             CheckpointError, ConfigError: as ``gitfast.load``.
-            ValueError: another dtype.
+            ValueError: another dtype, or several devices.
+            TypeError: an option that is not known here.
         """
-        name = "float32" if dtype == "auto" else str(dtype).removeprefix("torch.")
-        if name not in DTYPES:
-            raise ValueError(f"dtype: expected 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+        options = {name: value for name, value in options.items() if name not in _NO_MATTER and value is not None}
+        if unknown := sorted(options.keys() - set(FETCH_OPTIONS)):
+            raise TypeError(f"from_pretrained: {', '.join(unknown)}: not known, or needs transformers installed")
         weights: Mapping[str, np.ndarray]
         folder = hub.resolve(model, **options)
-        if cls.weights_prefix and _was_saved_by(cls, folder):
-            made = cls(cls.config_from_dict(read_json(folder / "config.json")))
+        settings = folder / "config.json"
+        stored = read_json(settings) if settings.is_file() else {}
+        name = _dtype_name(dtype if dtype is not None else torch_dtype, stored)
+        if cls.weights_prefix and stored.get("architectures") == [cls.__name__] and not stored.get("auto_map"):
+            made = cls(config or cls.config_from_dict(stored))
             weights = {name: tensor.load() for name, tensor in read_tensors(folder / "model.safetensors").items()}
         else:
             checkpoint = hub.open_model(folder, **options)
-            made = cls(cls.config_of(checkpoint.config))
-            start, whole = cls.weights_prefix, checkpoint.weights
-            weights = {name[len(start) :]: whole[name] for name in whole if name.startswith(start)}
+            values = {**stored, **checkpoint.config.to_dict()} | {
+                name: value for name, value in stored.items() if name.endswith("_token_id")
+            }
+            whole = GitConfig.from_dict(values)
+            made = cls(config or cls.config_of(whole))
+            start, tensors = cls.weights_prefix, checkpoint.weights
+            weights = {name[len(start) :]: tensors[name] for name in tensors if name.startswith(start)}
+            folder = checkpoint.folder
         load_weights(made, weights)
-        return made.to(getattr(torch, name)).eval()
+        if hasattr(made, "generation_config"):
+            made.generation_config = GenerationConfig.from_folder(folder) or made.generation_config
+        return made.to(device=_device(device_map), dtype=getattr(torch, name)).eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors, in the dtype of the model, over those that are there.
+        """Write config.json, generation_config.json and model.safetensors, in the dtype of the model.
 
         ``GitProcessor.save_pretrained`` writes the tokenizer and the preprocessor's settings.
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         tensors = {name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}
+        if self._tied():
+            tensors.pop("output.weight")
         partial = path / "model.safetensors.partial"
         save_file(tensors, partial, {"format": "pt"})
         partial.replace(path / "model.safetensors")  # whoever finds the file finds all of it
         dtype = str(self.dtype).removeprefix("torch.")
-        values = {**self.config_to_dict(), "architectures": [type(self).__name__], "dtype": dtype}
-        (path / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_json(
+            {**self.config.to_dict(), "architectures": [type(self).__name__], "dtype": dtype}, path / "config.json"
+        )
+        if hasattr(self, "generation_config"):
+            self.generation_config.save_pretrained(path)
 
     @staticmethod
     def config_of(config: GitConfig) -> Any:
@@ -83,9 +117,6 @@ class PreTrained(nn.Module):
         """The configuration in a config.json that this class wrote."""
         return GitConfig.from_dict(values)
 
-    def config_to_dict(self) -> dict[str, Any]:
-        return self.config.to_dict()
-
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -94,13 +125,89 @@ class PreTrained(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Values in all parameters."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+        embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else {}
+        counted = [p for p in self.parameters() if id(p) not in embeddings]
+        return sum(p.numel() for p in counted if p.requires_grad or not only_trainable)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Keep no activations of the decoder's layers; compute them again for the gradient."""
+        self.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        self.gradient_checkpointing = False
+
+    def get_input_embeddings(self) -> nn.Module:
+        raise NotImplementedError
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        return None
+
+    def tie_weights(self) -> None:
+        """Let the head and the word embeddings be one parameter, where the configuration says so."""
+        head = self.get_output_embeddings()
+        if head is not None and self.config.tie_word_embeddings:
+            head.weight = self.get_input_embeddings().weight
+
+    def _tied(self) -> bool:
+        head = self.get_output_embeddings()
+        return head is not None and head.weight is self.get_input_embeddings().weight
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = False
+    ) -> nn.Module:
+        """Words and head with ``new_num_tokens`` rows; new rows are drawn as fresh weights are. Returns the words.
+
+        Args:
+            new_num_tokens: Rows; None: as many as there are.
+            pad_to_multiple_of: Round the rows up.
+            mean_resizing: Draw around the mean of the old rows, which needs transformers: False here.
+
+        Raises:
+            ValueError: ``mean_resizing`` is asked for.
+        """
+        if mean_resizing:
+            raise ValueError("mean_resizing: needs transformers installed")
+        words = self.get_input_embeddings()
+        if pad_to_multiple_of:
+            rows = new_num_tokens or words.num_embeddings
+            new_num_tokens = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
+        if new_num_tokens is None or new_num_tokens == words.num_embeddings:
+            return words
+        kept = min(new_num_tokens, words.num_embeddings)
+        with torch.no_grad():
+            for module in filter(None, (words, self.get_output_embeddings())):
+                for name, old in tuple(module.named_parameters(recurse=False)):
+                    rows = torch.empty(new_num_tokens, *old.shape[1:], dtype=old.dtype, device=old.device)
+                    rows.normal_(std=self.config.initializer_range) if old.ndim == 2 else rows.zero_()
+                    rows[:kept] = old[:kept]
+                    setattr(module, name, nn.Parameter(rows, requires_grad=old.requires_grad))
+        words.num_embeddings = self.config.vocab_size = new_num_tokens
+        if (head := self.get_output_embeddings()) is not None:
+            head.out_features = new_num_tokens
+        self.tie_weights()
+        return words
 
 
-def _was_saved_by(cls: type, folder: Path) -> bool:
-    """Whether a folder holds this class's part of a model alone."""
-    if not ((folder / "config.json").is_file() and (folder / "model.safetensors").is_file()):
-        return False
-    return read_json(folder / "config.json").get("architectures") == [cls.__name__]
+def _dtype_name(dtype: torch.dtype | str | None, stored: Mapping[str, Any]) -> str:
+    chosen = stored.get("dtype") or stored.get("torch_dtype") if dtype in (None, "auto") else dtype
+    name = str(chosen or "float32").removeprefix("torch.")
+    if name in DTYPES:
+        return name
+    if dtype in (None, "auto"):  # a config.json may say anything
+        return "float32"
+    raise ValueError(f"dtype: expected 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+
+
+def _device(device_map: Any) -> torch.device:
+    if device_map is None:
+        return torch.device("cpu")
+    if device_map in ("auto", "balanced", "sequential"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(device_map, Mapping):
+        if len(set(device_map.values())) > 1:
+            raise ValueError(f"device_map: several devices need transformers and accelerate, got {device_map}")
+        device_map = next(iter(device_map.values()))
+    return torch.device(device_map)

@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from gitfast.checkpoints import hub
+from gitfast.compat.tokenizing import GitTokenizer
+from gitfast.inputs.image import ImageProcessor
 from gitfast.inputs.processor import Processor
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_FETCH = ("revision", "cache_dir", "local_files_only", "token")
+# Options of transformers' from_pretrained that change nothing here.
+_NO_MATTER = ("use_fast", "backend", "trust_remote_code", "force_download")
 
 
 class BatchFeature(dict[str, Any]):
@@ -27,25 +38,72 @@ class BatchFeature(dict[str, Any]):
         except KeyError:
             raise AttributeError(name) from None
 
-    def to(self, target: Any) -> BatchFeature:
-        """Move to a device; or convert floating-point tensors to a dtype."""
+    def to(self, *arguments: Any, **options: Any) -> BatchFeature:
+        """Move and convert as ``torch.Tensor.to`` does; a dtype is for floating-point tensors alone."""
+        dtypes = [a for a in (*arguments, *options.values()) if isinstance(a, torch.dtype)]
+        others = [a for a in arguments if not isinstance(a, torch.dtype)]
+        rest = {name: value for name, value in options.items() if not isinstance(value, torch.dtype)}
         moved = {}
         for name, value in self.items():
-            cast = not isinstance(target, torch.dtype) or value.is_floating_point()
-            moved[name] = value.to(target) if cast else value
+            if isinstance(value, torch.Tensor):
+                value = value.to(*others, **rest) if others or rest else value
+                value = value.to(dtypes[0]) if dtypes and value.is_floating_point() else value
+            moved[name] = value
         return BatchFeature(moved)
 
 
+class GitImageProcessor:
+    """Images to pixels; ``settings`` are those of preprocessor_config.json."""
+
+    model_input_names = ("pixel_values",)
+
+    def __init__(self, settings: ImageProcessor) -> None:
+        self.settings = settings
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.settings.to_dict()
+
+    def __call__(self, images: Any, return_tensors: str | None = None, **changes: Any) -> BatchFeature:
+        """One image or a list -> pixel_values (B, 3, H, W); of a video processor, frames of a clip or a list of clips.
+
+        Args:
+            images: Each a path, encoded bytes, an open file, a PIL image, a dict of these from ``datasets``, or a
+                picture of bytes as an array or tensor (H, W, 3) or (3, H, W).
+            return_tensors: "pt", "np", or None for an array.
+            **changes: Settings of preprocessor_config.json for this call: do_resize, size, image_mean, ...
+        """
+        known = self.settings.to_dict()
+        if unknown := sorted(changes.keys() - known.keys() - {"do_convert_rgb"}):
+            raise TypeError(f"images: {', '.join(unknown)}: not known, or needs transformers installed")
+        processor = ImageProcessor.from_dict({**known, **changes}) if changes else self.settings
+        if processor.processor_type == "VideoMAEImageProcessor":
+            pixels = np.stack([processor(_pictures(clip)) for clip in _clips(images)])
+        else:
+            pixels = processor(_pictures(images))
+        return BatchFeature(pixel_values=_tensor(pixels, return_tensors))
+
+
 class GitProcessor:
-    """The tokenizer and the image processor of a checkpoint behind one call."""
+    """The tokenizer and the image processor of a checkpoint behind one call.
+
+    Attributes:
+        image_processor: A ``GitImageProcessor``.
+        tokenizer: A ``GitTokenizer``.
+        processor: gitfast's own ``Processor``.
+    """
 
     def __init__(self, processor: Processor, folder: Path) -> None:
         self.processor = processor
+        self.image_processor = GitImageProcessor(processor.image_processor)
+        self.tokenizer = GitTokenizer.from_folder(folder, processor.tokenizer)
         self._folder = folder
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], **options: Any) -> Self:
         """By name; names and options as in ``gitfast.load``."""
+        options = {name: value for name, value in options.items() if name not in _NO_MATTER and value is not None}
+        if unknown := sorted(options.keys() - set(_FETCH)):
+            raise TypeError(f"from_pretrained: {', '.join(unknown)}: not known, or needs transformers installed")
         checkpoint = hub.open_model(model, **options)
         return cls(Processor.from_folder(checkpoint.folder, checkpoint.config), checkpoint.folder)
 
@@ -56,7 +114,7 @@ class GitProcessor:
         for name in _TOKENIZER_FILES:
             if (self._folder / name).is_file() and (self._folder / name).resolve() != (path / name).resolve():
                 shutil.copyfile(self._folder / name, path / name)
-        settings = json.dumps(self.processor.image_processor.to_dict(), indent=2)
+        settings = json.dumps(self.image_processor.to_dict(), indent=2)
         (path / "preprocessor_config.json").write_text(settings + "\n", encoding="utf-8")
 
     def __call__(
@@ -65,73 +123,77 @@ class GitProcessor:
         text: str | Sequence[str] | None = None,
         *,
         videos: Sequence[Any] | None = None,
-        add_special_tokens: bool = True,
-        padding: bool = False,
-        padding_side: Literal["left", "right"] = "right",
-        return_tensors: Literal["pt", "np"] | None = None,
+        return_tensors: str | None = None,
+        **options: Any,
     ) -> BatchFeature:
         """Inputs of ``GitForCausalLM``.
 
         Args:
-            images: One image or a list -> pixel_values (B, 3, H, W).
-            text: One text or a list -> input_ids and attention_mask (R, L).
-            videos: A list of clips, each anything ``gitfast.load``'s models take -> pixel_values (B, T, 3, H, W).
-            add_special_tokens: ``[CLS]`` before and ``[SEP]`` after each text, as for training; a question that is to
-                be answered has no ``[SEP]``: pass ``[processor.processor.tokenizer.prompt(question)]`` as input_ids.
-            padding: Fill shorter texts up to the longest.
-            padding_side: Where; generation is right with either.
+            images: As in ``GitImageProcessor``.
+            text: One text -> flat token ids, or with ``return_tensors`` (1, L); a list -> input_ids and attention_mask
+                (R, L).
+            videos: A list of clips, each anything that ``gitfast.load``'s models take -> (B, T, 3, H, W).
             return_tensors: "pt", "np", or None for lists of token ids (pixels are arrays then).
+            **options: Of ``GitTokenizer``: padding, truncation, max_length, add_special_tokens, ...; and of
+                ``GitImageProcessor``: do_resize, size, ...
 
         Raises:
             ImageError, VideoError: an input cannot be read.
             ValueError: nothing to process, images with videos, or texts of different lengths without padding.
+            TypeError: an option that neither has.
         """
         if images is None and text is None and videos is None:
             raise ValueError("images, text, videos: expected at least one of them")
         if images is not None and videos is not None:
             raise ValueError("images, videos: expected at most one of them")
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f"return_tensors: expected 'pt', 'np' or None, got {return_tensors!r}")
+        for_text = {name: value for name, value in options.items() if name in GitTokenizer.options}
+        for_images = {name: value for name, value in options.items() if name not in for_text}
+        if for_images and (images is None or for_images.keys() - self.image_processor.to_dict().keys()):
+            raise TypeError(f"{', '.join(sorted(for_images))}: not known, or needs transformers installed")
         inputs = BatchFeature()
         if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
-            ids, mask = self._tokenize(texts, add_special_tokens, padding, padding_side)
-            if return_tensors is not None and len(set(map(len, ids))) > 1:
-                raise ValueError(f"text: lengths {sorted({len(row) for row in ids})} differ; padding=True fills them")
-            inputs |= {"input_ids": ids, "attention_mask": mask}
+            inputs |= self.tokenizer(text, return_tensors=return_tensors, **for_text)
         if images is not None:
-            inputs["pixel_values"] = self.processor.images(images)
+            inputs |= self.image_processor(images, return_tensors, **for_images)
         if videos is not None:
-            inputs["pixel_values"] = self.processor.clips(videos)
-        if return_tensors == "pt":
-            return BatchFeature({name: torch.as_tensor(value) for name, value in inputs.items()})
-        if return_tensors == "np":
-            return BatchFeature({name: np.asarray(value) for name, value in inputs.items()})
-        if return_tensors is not None:
-            raise ValueError(f"return_tensors: expected 'pt', 'np' or None, got {return_tensors!r}")
+            inputs["pixel_values"] = _tensor(self.processor.clips(videos), return_tensors)
         return inputs
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
         """The text of one row of token ids."""
-        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)
-        return self.processor.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        return self.tokenizer.decode(token_ids, skip_special_tokens)
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
         """The texts of rows of token ids."""
         return [self.decode(row, skip_special_tokens) for row in sequences]
 
-    def _tokenize(
-        self, texts: Sequence[str], special: bool, padding: bool, side: str
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        if side not in ("left", "right"):
-            raise ValueError(f"padding_side: expected 'left' or 'right', got {side!r}")
-        tokenizer = self.processor.tokenizer
-        rows = [tokenizer.encode(text) for text in texts]
-        if special:
-            rows = [[tokenizer.cls_id, *row, tokenizer.sep_id] for row in rows]
-        longest = max(map(len, rows), default=0)
-        ids, mask = [], []
-        for row in rows:
-            fill = [0] * (longest - len(row)) if padding else []
-            pads, ones = [tokenizer.pad_id] * len(fill), [1] * len(row)
-            ids.append([*pads, *row] if side == "left" else [*row, *pads])
-            mask.append([*fill, *ones] if side == "left" else [*ones, *fill])
-        return ids, mask
+
+def _clips(images: Any) -> list[list[Any]]:
+    """A clip's frames, or a list of clips, as a list of clips."""
+    if not isinstance(images, (list, tuple)):
+        images = list(images) if getattr(images, "ndim", 0) >= 4 else [images]
+    nested = images and (isinstance(images[0], (list, tuple)) or getattr(images[0], "ndim", 0) >= 4)
+    return [list(clip) for clip in images] if nested else [list(images)]
+
+
+def _pictures(images: Any) -> Any:
+    """Tensors and (3, H, W) arrays as (H, W, 3) arrays, dicts of ``datasets`` as what they hold; the rest as it is."""
+    if isinstance(images, (list, tuple)):
+        return [_pictures(image) for image in images]
+    if isinstance(images, Mapping):
+        return images["bytes"] if images.get("bytes") is not None else images.get("path")
+    if isinstance(images, torch.Tensor):
+        images = images.detach().cpu().numpy()
+    if not isinstance(images, np.ndarray):
+        return images
+    if images.ndim == 4:
+        return [_pictures(image) for image in images]
+    if images.ndim == 3 and images.shape[0] in (1, 3, 4) and images.shape[2] not in (1, 3, 4):
+        images = images.transpose(1, 2, 0)
+    return images
+
+
+def _tensor(values: np.ndarray, return_tensors: str | None) -> Any:
+    return torch.from_numpy(values) if return_tensors == "pt" else values

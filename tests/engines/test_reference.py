@@ -88,14 +88,6 @@ def test_logits_loss_and_gradients_equal_transformers(case):
         )
 
 
-def test_image_logits_equal_transformers():
-    ours, theirs = make_pair()
-    pixels, ids = random_inputs(IMAGES["pixels"])
-    tokens = ours.image_tokens(pixels)
-    want = theirs(input_ids=ids, pixel_values=pixels).logits[:, : tokens.shape[1]]
-    torch.testing.assert_close(ours.image_logits(tokens, ours.prefix(tokens)), want, rtol=1e-9, atol=1e-9)
-
-
 def test_interpolated_positions_equal_transformers():
     ours, theirs = make_pair()
     pixels, ids = random_inputs((2, 3, 48, 40))

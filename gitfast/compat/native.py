@@ -1,0 +1,139 @@
+"""When the native engine can stand in for a torch model, and the engine built of its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from gitfast.checkpoints.checkpoint import expected_tensors
+from gitfast.checkpoints.config import GitConfig
+from gitfast.engines.cpu import CpuEngine
+from gitfast.errors import ConfigError, EngineError
+
+# What a subclass may not change if the native engine is to do as it would.
+_GUARDED = ("forward", "__call__", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the engine computes in float32, where all are exact
+_SAMPLES = 32  # values read of each tensor to see changes that autograd's version counters do not
+
+
+def native_config(config: Any, eos_token_id: int | None = None) -> GitConfig:
+    """A model's configuration as the engines take it; token ids that are null or lists do not matter to them."""
+    values = config.to_dict()
+    for name, fallback in (("bos_token_id", 0), ("eos_token_id", 0), ("pad_token_id", 0)):
+        if not isinstance(values.get(name), int):
+            values[name] = fallback
+    if eos_token_id is not None:
+        values["eos_token_id"] = eos_token_id
+    return GitConfig.from_dict(values)
+
+
+def obstacle(model: Any) -> str | None:
+    """Why the native engine cannot stand in for ``model``; None: it can."""
+    if model.device.type != "cpu" or model.dtype not in _DTYPES:
+        return f"needs a float32, float16 or bfloat16 model on the CPU, got {model.dtype} on {model.device}"
+    if model.training:
+        return "needs a model in evaluation mode: model.eval()"
+    own = next(c for c in type(model).__mro__ if c.__module__.startswith("gitfast.compat"))
+    for name in _GUARDED:
+        if getattr(type(model), name, None) is not getattr(own, name, None):
+            return f"{type(model).__name__} overrides {name}"
+    try:
+        config = native_config(model.config)
+        expected = _structure(own, json.dumps(model.config.to_dict(), default=str, sort_keys=True), model.config)
+    except (ConfigError, ValueError, TypeError) as error:
+        return str(error)
+    return _changed_module(model, expected) or _changed_tensors(model, config)
+
+
+def _changed_module(model: nn.Module, expected: dict[str, tuple[type, str]]) -> str | None:
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "forward hooks of all modules are set"
+    found = dict(model.named_modules())
+    for name, module in found.items():
+        where = name or "the model"
+        if name not in expected:
+            return f"{where} ({type(module).__name__}) is not part of GIT"
+        kind, settings = expected[name]
+        if name and type(module) is not kind:
+            return f"{where} is a {type(module).__module__}.{type(module).__name__}"
+        if name and module.extra_repr() != settings:
+            return f"{where} is {type(module).__name__}({module.extra_repr()})"
+        if "forward" in module.__dict__:
+            return f"forward of {where} is replaced"
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        # those of transformers record or ask for gradients; they change no value
+        if any(not (getattr(hook, "__module__", None) or "").startswith("transformers.") for hook in hooks):
+            return f"{where} has forward hooks"
+    if missing := expected.keys() - found.keys():
+        return f"{min(missing)} is missing"
+    return None
+
+
+def _changed_tensors(model: nn.Module, config: GitConfig) -> str | None:
+    expected, found = expected_tensors(config), model.state_dict()
+    if different := sorted(expected.keys() ^ found.keys()):
+        return f"{different[0]} is {'missing' if different[0] in expected else 'not part of GIT'}"
+    for name, shape in expected.items():
+        if tuple(found[name].shape) != shape:
+            return f"{name}: expected shape {shape}, got {tuple(found[name].shape)}"
+        if found[name].dtype not in _DTYPES or found[name].device.type != "cpu":
+            return f"{name} is {found[name].dtype} on {found[name].device}"
+    return None
+
+
+def _structure(own: type, key: str, config: Any) -> dict[str, tuple[type, str]]:
+    """Every module of an unchanged model by name: its class and settings."""
+    return _structures(own, key, _Unhashed(config))
+
+
+class _Unhashed:
+    """A value that a cache's key leaves out."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unhashed)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@functools.lru_cache(maxsize=8)
+def _structures(own: type, key: str, config: _Unhashed) -> dict[str, tuple[type, str]]:
+    with torch.device("meta"):
+        pristine = own(config.value)
+    return {name: (type(module), module.extra_repr()) for name, module in pristine.named_modules()}
+
+
+def engine_of(model: Any, eos_token_id: int) -> CpuEngine:
+    """The native engine of a model's weights, built again when they have changed.
+
+    Raises:
+        EngineError: the weights cannot be packed.
+    """
+    state = _state(model)
+    if model._native is None or model._native[1] != state:
+        model._native = None  # its memory is free before the new one is built
+        weights = {name: x.detach().float().numpy() for name, x in model.state_dict().items()}
+        try:
+            engine = CpuEngine.from_weights(native_config(model.config), weights)
+        except ValueError as error:
+            raise EngineError(f"cpu engine: {error}") from error
+        model._native = (engine, state)
+    engine = model._native[0]
+    return CpuEngine(dataclasses.replace(engine.config, eos_token_id=eos_token_id), engine._native)
+
+
+def _state(model: nn.Module) -> tuple[Any, ...]:
+    """Differs when a weight has been written to: autograd's versions, and samples of the values (for ``.data``)."""
+    parameters = [*model.parameters()]
+    flat = (p.detach().reshape(-1) for p in parameters)
+    samples = torch.cat([x[:: max(1, x.numel() // _SAMPLES)] for x in flat])
+    return (*((p.data_ptr(), p._version) for p in parameters), samples.float().numpy().tobytes())

@@ -1,0 +1,164 @@
+"""``GitTokenizer``: the call and the attributes of transformers' tokenizers that GIT's recipes use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gitfast.checkpoints.config import read_json
+from gitfast.errors import CheckpointError
+from gitfast.inputs.tokenizer import Tokenizer
+
+_PADDING = {False: None, "do_not_pad": None, True: "longest", "longest": "longest", "max_length": "max_length"}
+_TRUNCATION = {False: False, "do_not_truncate": False, True: True, "longest_first": True, "only_first": True}
+
+
+class GitTokenizer:
+    """Text to token ids as transformers' BertTokenizer does it: ``[SEP]`` inside a text is the token of that name."""
+
+    model_input_names = ("input_ids", "attention_mask")
+    # What __call__ takes beside texts.
+    options = frozenset(
+        {
+            "add_special_tokens",
+            "padding",
+            "padding_side",
+            "truncation",
+            "max_length",
+            "pad_to_multiple_of",
+            "return_attention_mask",
+        }
+    )
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int | None = None) -> None:
+        import tokenizers
+
+        self._tokenizer = tokenizer
+        self._backend = tokenizers.Tokenizer.from_str(tokenizer._backend.to_str())
+        self._backend.encode_special_tokens = False
+        self.model_max_length = max_length
+        self.cls_token_id = self.bos_token_id = tokenizer.cls_id
+        self.sep_token_id = self.eos_token_id = tokenizer.sep_id
+        self.pad_token_id = tokenizer.pad_id
+        self.cls_token, self.sep_token, self.pad_token = (
+            self._backend.id_to_token(i) for i in (self.cls_token_id, self.sep_token_id, self.pad_token_id)
+        )
+        self.padding_side = "right"
+
+    @classmethod
+    def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> GitTokenizer:
+        """With the ``model_max_length`` of tokenizer_config.json."""
+        file = folder / "tokenizer_config.json"
+        limit = read_json(file, CheckpointError).get("model_max_length") if file.is_file() else None
+        return cls(tokenizer, limit if isinstance(limit, int) and limit < 10**9 else None)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._tokenizer.vocab_size
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of one text."""
+        if not isinstance(text, str):
+            raise TypeError(f"text: expected str, got {type(text).__name__}")
+        text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        return [self.cls_token_id, *ids, self.sep_token_id] if add_special_tokens else ids
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        padding_side: str | None = None,
+        truncation: bool | str = False,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool = True,
+        return_tensors: str | None = None,
+    ) -> dict[str, Any]:
+        """input_ids and attention_mask: of one text flat, of a list (R, L); with ``return_tensors`` always (R, L).
+
+        Args:
+            text: One text or a list.
+            add_special_tokens: ``[CLS]`` before and ``[SEP]`` behind each text, as for training; a question that is to
+                be answered has no ``[SEP]``: pass ``[[cls_token_id, *ids]]`` to ``generate``.
+            padding: True or "longest": up to the longest; "max_length": up to ``max_length``.
+            padding_side: "right" or "left"; None takes the attribute of this name.
+            truncation: True, "longest_first" or "only_first": cut texts at ``max_length`` tokens.
+            max_length: Special tokens included; None takes ``model_max_length``.
+            pad_to_multiple_of: Round the padded length up.
+            return_attention_mask: Return attention_mask too.
+            return_tensors: "pt", "np" or None.
+
+        Raises:
+            ValueError: an argument that cannot be, or texts of different lengths that are to be one tensor.
+        """
+        side = self.padding_side if padding_side is None else padding_side
+        if side not in ("left", "right"):
+            raise ValueError(f"padding_side: expected 'left' or 'right', got {side!r}")
+        if padding not in _PADDING:
+            raise ValueError(f"padding: expected True, False, 'longest', 'max_length' or 'do_not_pad', got {padding!r}")
+        if truncation not in _TRUNCATION:
+            raise ValueError(
+                f"truncation: expected True, False, 'longest_first', 'only_first' or 'do_not_truncate', "
+                f"got {truncation!r}"
+            )
+        limit = self.model_max_length if max_length is None else max_length
+        specials = 2 if add_special_tokens else 0
+        if limit is not None and (_TRUNCATION[truncation] or _PADDING[padding] == "max_length") and limit < specials:
+            raise ValueError(f"max_length: expected at least the {specials} special tokens, got {limit}")
+        rows = [self.encode(t, False) for t in ([text] if isinstance(text, str) else text)]
+        if _TRUNCATION[truncation] and limit is not None:
+            rows = [row[: limit - specials] for row in rows]
+        if add_special_tokens:
+            rows = [[self.cls_token_id, *row, self.sep_token_id] for row in rows]
+        length = self._padded_length(rows, _PADDING[padding], limit, pad_to_multiple_of)
+        ids = [_fill(row, length, self.pad_token_id, side) for row in rows]
+        masks = [_fill([1] * len(row), length, 0, side) for row in rows]
+        found = {"input_ids": ids, "attention_mask": masks} if return_attention_mask else {"input_ids": ids}
+        if return_tensors is None:
+            return {name: values[0] for name, values in found.items()} if isinstance(text, str) else found
+        if len({len(row) for row in ids}) > 1:
+            raise ValueError(f"text: lengths {sorted({len(row) for row in ids})} differ; padding=True fills them")
+        if return_tensors == "pt":
+            return {name: torch.tensor(values, dtype=torch.long) for name, values in found.items()}
+        return {name: np.asarray(values, dtype=np.int64) for name, values in found.items()}
+
+    def _padded_length(
+        self, rows: list[list[int]], padding: str | None, limit: int | None, multiple: int | None
+    ) -> int:
+        longest = max(map(len, rows), default=0)
+        if padding is None:
+            return 0
+        length = limit if padding == "max_length" and limit is not None else longest
+        return -(-length // multiple) * multiple if multiple else length
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
+        """The text of one row of token ids."""
+        ids: Iterable[int] = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+        ids = [ids] if isinstance(ids, int) else list(ids)
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
+        """The texts of rows of token ids."""
+        return [self.decode(row, skip_special_tokens) for row in sequences]
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """Ids of tokens by their text; those that are not in the vocabulary are unknown."""
+        if isinstance(tokens, str):
+            found = self._backend.token_to_id(tokens)
+            return self._backend.token_to_id("[UNK]") if found is None else found
+        return [self.convert_tokens_to_ids(token) for token in tokens]
+
+
+def _fill(row: list[int], length: int, value: int, side: str) -> list[int]:
+    pads = [value] * (length - len(row))
+    return [*pads, *row] if side == "left" else [*row, *pads]
