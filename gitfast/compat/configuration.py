@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gitfast.checkpoints import config, hub
-from gitfast.checkpoints.config import read_json
+from gitfast.checkpoints.files import read_json
 
 
 class _Settings:

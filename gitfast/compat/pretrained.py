@@ -14,7 +14,7 @@ from torch import nn
 
 from gitfast.checkpoints import hub
 from gitfast.checkpoints.checkpoint import read_tensors
-from gitfast.checkpoints.config import read_json
+from gitfast.checkpoints.files import read_json
 from gitfast.compat.configuration import FETCH_OPTIONS, GenerationConfig, GitConfig, write_json
 from gitfast.torch_model import initialize, load_weights
 

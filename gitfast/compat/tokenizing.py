@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gitfast.checkpoints.config import read_json
+from gitfast.checkpoints.files import read_json
 from gitfast.errors import CheckpointError
 from gitfast.inputs.tokenizer import Tokenizer
 
