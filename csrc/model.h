@@ -1,4 +1,4 @@
-// The shapes of a GIT model and the source its weights come from. Every engine is built from these two.
+// The shapes of a GIT model and the source of its weights: what the CPU engine is built from.
 #pragma once
 
 #include <functional>

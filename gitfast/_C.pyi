@@ -134,3 +134,19 @@ class CpuEngine:
     def score(self, prefixes: Sequence[Any], sequences: Sequence[Sequence[int]]) -> list[_Floats]: ...
     def attend(self, prefix: Any, sequence: Sequence[int]) -> _Floats: ...
     def logits(self, prefixes: Sequence[Any], sequences: Sequence[Sequence[int]]) -> list[_Floats]: ...
+
+class cuda_limits:
+    """What the CUDA kernels take at most (csrc/bindings/cuda_limits.cpp); in builds without CUDA too."""
+
+    MAX_BEAMS: int
+    MAX_CHOICES: int
+    MAX_SPLITS: int
+    MAX_SPLIT_TILES: int
+    HEAD_DIMS: tuple[int, ...]
+    INT8_HEAD_DIM: int
+    SETTINGS_WORDS: int
+    FINISHED_BEAM_WORDS: int
+    PERSISTENT_ROWS: int
+    PERSISTENT_LAYERS: int
+    PERSISTENT_HEAD_DIM: int
+    MAX_CLUSTER: int

@@ -1,4 +1,4 @@
-// _C.cuda, in builds with CUDA: the devices of this machine, and the kernels.
+// _C.cuda, in builds with CUDA: the devices of this machine and the kernels.
 #include <pybind11/stl.h>
 
 #include "bindings.h"

@@ -1,4 +1,4 @@
-// _emulation, a module for the tests: the CUDA kernels on the host, with arrays of host memory.
+// _emulation, a module for the tests: the CUDA kernels on the host, on arrays in host memory.
 #include "cuda_kernels.h"
 #include "emulation/settings.h"
 #include "tests/tile_product.h"

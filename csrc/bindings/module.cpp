@@ -6,6 +6,7 @@ PYBIND11_MODULE(_C, m) {
   gitfast::bindings::bind_ops(m);
   gitfast::bindings::bind_search(m);
   gitfast::bindings::bind_engine(m);
+  gitfast::bindings::bind_cuda_limits(m);
 #if GITFAST_WITH_CUDA
   gitfast::bindings::bind_cuda(m);
 #endif

@@ -1,6 +1,7 @@
 #include "cuda/activation.cuh"
 #include "cuda/activation.h"
 #include "cuda/platform.h"
+#include "cuda/rows.cuh"
 
 namespace gitfast::cuda {
 namespace {
@@ -52,16 +53,7 @@ void dispatch(const BiasActivation& args, cudaStream_t stream) {
 }  // namespace
 
 void bias_activation(const BiasActivation& args, CUstream_st* stream) {
-  if (args.width < 1 || args.width > kMaxWidth)
-    throw Error("x: expected rows of 1 to " + std::to_string(kMaxWidth) + " elements, got " +
-                std::to_string(args.width));
-  if (args.rows > INT32_MAX) throw Error("x: too many rows: " + std::to_string(args.rows));
-  if (args.rows == 0) return;
-  const DeviceScope device(args.device);
-  if (args.dtype == DType::f32) return dispatch<float>(args, stream);
-  if (args.dtype == DType::f16) return dispatch<__half>(args, stream);
-  if (args.dtype == DType::bf16) return dispatch<__nv_bfloat16>(args, stream);
-  throw Error(std::string("x: expected float32, float16 or bfloat16, got ") + dtype_name(args.dtype));
+  for_rows(args, kMaxWidth, [&](auto type) { dispatch<decltype(type)>(args, stream); });
 }
 
 }  // namespace gitfast::cuda

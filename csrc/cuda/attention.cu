@@ -95,8 +95,8 @@ __device__ void score_text(const PrefixAttention& args, const T* query, int firs
   for (int r = 0; r < 16; ++r) {
     float score = -INFINITY;
     if (r < rows && begin + lane < args.text_len[first + r]) {
-      const int64_t slot = args.slots[(first + r) * args.max_text + begin + lane];
-      const T* key = static_cast<const T*>(args.k_text) + (slot * args.heads + head) * D;
+      const int64_t entry = args.kv_index[(first + r) * args.max_text + begin + lane];
+      const T* key = static_cast<const T*>(args.k_text) + (entry * args.heads + head) * D;
       score = 0;
       for (int d = 0; d < D; d += 8) {
         const Vec<T, 8> k = load_vec(reinterpret_cast<const Vec<T, 8>*>(key + d));
@@ -127,6 +127,8 @@ struct Shared {
 template <class T, class P, int D, int kWarps>
 __global__ void prefix_attention_kernel(PrefixAttention args) {
   GITFAST_SHARED(T, shared);
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   using Parts = Shared<T, P, D, kWarps>;
   constexpr int kStride = Parts::kStride, kPrefixStride = Parts::kPrefixStride, kStage = Parts::kStage;
   T* queries = shared;
@@ -243,8 +245,8 @@ __global__ void prefix_attention_kernel(PrefixAttention args) {
       const int more = r < own ? args.text_len[row0 + r] - begin : 0;
       const int tokens = more < kTextKeys ? more : kTextKeys;
       for (int k = 0; k < tokens; ++k) {
-        const int64_t slot = args.slots[(row0 + r) * args.max_text + begin + k];
-        const T* value = static_cast<const T*>(args.v_text) + slot * text_stride + head_at + t * 2;
+        const int64_t entry = args.kv_index[(row0 + r) * args.max_text + begin + k];
+        const T* value = static_cast<const T*>(args.v_text) + entry * text_stride + head_at + t * 2;
         const float weight = scores[r * kTextKeys + k];
 #pragma unroll
         for (int d = 0; d < D / 8; ++d) {
@@ -284,7 +286,8 @@ __global__ void prefix_attention_kernel(PrefixAttention args) {
 template <class T, class P, int D, int kWarps>
 void launch(const PrefixAttention& args, cudaStream_t stream) {
   const dim3 grid(args.tiles, args.heads, args.splits);
-  launch_kernel({"prefix_attention_kernel", grid, dim3(kWarps * kWarpSize), Shared<T, P, D, kWarps>::kBytes, stream},
+  launch_kernel({"prefix_attention_kernel", grid, dim3(kWarps * kWarpSize), Shared<T, P, D, kWarps>::kBytes, stream,
+                 args.overlap},
                 prefix_attention_kernel<T, P, D, kWarps>, args);
 }
 
@@ -296,7 +299,7 @@ void choose_tile(const PrefixAttention& args, cudaStream_t stream) {
 template <class T>
 void choose_width(const PrefixAttention& args, cudaStream_t stream) {
   if (args.k_scale) {
-    if (args.head_dim != 64)
+    if (args.head_dim != kInt8HeadDim)
       throw Error("k_prefix: expected a head_dim of 64 for int8, got " + std::to_string(args.head_dim));
     return choose_tile<T, 64, int8_t>(args, stream);
   }

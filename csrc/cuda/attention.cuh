@@ -10,7 +10,7 @@
 
 namespace gitfast::cuda {
 
-constexpr int64_t kCounters = 16384;
+constexpr int64_t kCounters = kMaxSplitTiles;
 constexpr int kStateHead = 4;
 
 // attention_f32.cu: prefix_attention for float32, whose arguments are checked but for head_dim.
@@ -31,17 +31,17 @@ __device__ __forceinline__ bool has_text(const PrefixAttention& args) {
   return args.text_len && blockIdx.z == gridDim.z - 1;
 }
 
-// Stores the last text tokens' keys and values of rows [first, first + count) in their slots.
+// Stores the last text tokens' keys and values of rows [first, first + count) in their entries of the store.
 template <class T>
 __device__ __forceinline__ void store_new(const PrefixAttention& args, int first, int count) {
   constexpr int N = 16 / sizeof(T);
   const int width = static_cast<int>(args.head_dim), chunks = width / N;
   for (int i = threadIdx.x; i < count * chunks; i += blockDim.x) {
     const int64_t row = first + i / chunks, column = int64_t{blockIdx.y} * width + i % chunks * N;
-    const int64_t slot = args.slots[row * args.max_text + args.text_len[row] - 1];
+    const int64_t entry = args.kv_index[row * args.max_text + args.text_len[row] - 1];
     const auto move = [&](const void* from, void* to) {
       const T* source = static_cast<const T*>(from) + row * args.new_stride + column;
-      T* target = static_cast<T*>(to) + slot * args.heads * width + column;
+      T* target = static_cast<T*>(to) + entry * args.heads * width + column;
       store_vec(reinterpret_cast<Vec<T, N>*>(target), load_vec(reinterpret_cast<const Vec<T, N>*>(source)));
     };
     move(args.k_new, args.k_text);

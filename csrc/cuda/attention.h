@@ -19,11 +19,12 @@ struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace gitfast::cuda {
 
-// Everything is dense but for rows whose stride is given. R rows, T tiles, B images, H heads, P prefix tokens, S slots.
+// Everything is dense but for rows whose stride is given. R rows, T tiles, B images, H heads, P prefix tokens, S
+// kv_index.
 struct PrefixAttention {
   DType dtype = DType::bf16;  // float32, float16 or bfloat16
   int device = 0;
-  int64_t rows = 0, tiles = 0, images = 0, heads = 0, head_dim = 0, prefix_len = 0, max_text = 0, num_slots = 0;
+  int64_t rows = 0, tiles = 0, images = 0, heads = 0, head_dim = 0, prefix_len = 0, max_text = 0, kv_capacity = 0;
   int64_t tile_rows = 16;   // the most rows of one tile: 16, for decoding, or 64
   const void* q = nullptr;  // (R, H, head_dim)
   // (T, 3): a tile's first row, its number of rows, and its image. A row is in one tile at most; those of tiles with a
@@ -37,10 +38,10 @@ struct PrefixAttention {
   const float* v_scale = nullptr;
   void* k_text = nullptr;  // (S, H, head_dim): an append-only store
   void* v_text = nullptr;
-  const int32_t* slots = nullptr;     // (R, max_text): the slots of a row's text tokens, in order
+  const int32_t* kv_index = nullptr;  // (R, max_text): the entries of a row's text tokens in the store, in order
   const int32_t* text_len = nullptr;  // (R)
-  // (R, H, head_dim) or null: keys and values of the rows' last text tokens, which are stored in their slots first. No
-  // slot may be the last of two rows.
+  // (R, H, head_dim) or null: keys and values of the rows' last text tokens, which are stored in their kv_index first.
+  // No slot may be the last of two rows.
   const void* k_new = nullptr;
   const void* v_new = nullptr;
   void* out = nullptr;                                   // (R, H, head_dim); zeros for a row that sees no key
@@ -51,9 +52,13 @@ struct PrefixAttention {
   // Not for one split: workspace_bytes() of it, zeros before its first use. Launches of any shapes may use it one after
   // another.
   void* workspace = nullptr;
+  bool overlap = false;  // as in Linear
 };
 
 constexpr int64_t kMaxSplits = 32;
+constexpr int64_t kMaxSplitTiles = 16384;               // tiles x heads that a split prefix may have
+constexpr int64_t kHeadDims[] = {16, 32, 64, 80, 128};  // of float16 and bfloat16
+constexpr int64_t kInt8HeadDim = 64;                    // of an int8 prefix: that of every GIT model
 
 // What `args` needs: 0 for one split. Throws Error for splits it does not take, or for too many tiles x heads.
 size_t workspace_bytes(const PrefixAttention& args);

@@ -1,4 +1,5 @@
 #include "cuda/attention.cuh"
+#include "cuda/ptx.h"
 
 namespace gitfast::cuda {
 namespace {
@@ -66,6 +67,8 @@ __device__ __forceinline__ void load_rows(float* shared, const float* from, int6
 // One block per tile of rows, head and split, one warp per kRows rows.
 __global__ void prefix_attention_f32_kernel(PrefixAttention args) {
   GITFAST_SHARED(float, shared);
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int width = static_cast<int>(args.head_dim), stride = width + kPadding;
   float* queries = shared;                               // [tile_rows][stride]
   float* keys = queries + int(args.tile_rows) * stride;  // [kKeys][stride]
@@ -105,7 +108,7 @@ __global__ void prefix_attention_f32_kernel(PrefixAttention args) {
     const int64_t row = first + warp * kRows + r;
     const int length = r < own && has_text(args) ? args.text_len[row] : 0;
     const auto text_at = [&](int token) {
-      return int64_t{args.slots[row * args.max_text + token]} * text_stride + head_at;
+      return int64_t{args.kv_index[row * args.max_text + token]} * text_stride + head_at;
     };
     for (int begin = 0; begin < length; begin += kKeys) {
       const int here = length - begin < kKeys ? length - begin : kKeys;
@@ -145,9 +148,9 @@ void prefix_attention_f32(const PrefixAttention& args, CUstream_st* stream) {
     throw Error("q: expected a head_dim that is a multiple of 4 up to 128, got " + std::to_string(args.head_dim));
   const auto threads = static_cast<unsigned>(args.tile_rows / kRows * kWarpSize);
   const size_t shared = (args.tile_rows + 2 * kKeys) * (args.head_dim + kPadding) * sizeof(float);
-  launch_kernel(
-      {"prefix_attention_f32_kernel", dim3(args.tiles, args.heads, args.splits), dim3(threads), shared, stream},
-      prefix_attention_f32_kernel, args);
+  launch_kernel({"prefix_attention_f32_kernel", dim3(args.tiles, args.heads, args.splits), dim3(threads), shared,
+                 stream, args.overlap},
+                prefix_attention_f32_kernel, args);
 }
 
 }  // namespace gitfast::cuda

@@ -4,84 +4,8 @@
 namespace gitfast::cuda {
 namespace {
 
-// Small enough for two blocks on a multiprocessor: the next kernel's weights are on their way while this one works.
-constexpr int kSlots = 10;
-constexpr int kBlocksAtOnce = 2;
-
-template <class W>
-struct LayerProgram {
-  const Decode* args;
-  Place place;
-  int layer;
-  bool attention;
-
-  __device__ Product operator()(int i) const {
-    if (attention) return i == 0 ? Products<W>::qkv(*args, layer, place) : Products<W>::out(*args, layer, place);
-    return i == 0 ? Products<W>::fc1(*args, layer, place) : Products<W>::fc2(*args, layer, place);
-  }
-};
-
-// Half a layer; grid: a cluster per head. `from`, `to`: partials (heads, rows, D).
-template <class T, class W, bool kAttention>
-__global__ void __launch_bounds__(kStreamThreads, kBlocksAtOnce)
-    layer_kernel(const __grid_constant__ Decode args, int layer, const float* from, float* to) {
-  GITFAST_SHARED(unsigned char, shared);
-  using Stream = WeightStream<LayerProgram<W>, kSlots>;
-  let_next_kernel_start();
-  const LayerProgram<W> program{&args, place_of(args), layer, kAttention};
-  Stream stream(reinterpret_cast<WeightChunk*>(shared), program, 2);
-  DecodeBlock<T, W, kSlots, Stream> block(args, shared, stream);
-  cluster_sync();  // the others have begun: their shared memory may be written
-  wait_for_previous_kernel();
-  if constexpr (kAttention) {
-    if (layer == 0)
-      block.embed();
-    else
-      block.add_partials(from, args.layer[layer - 1].gamma2, args.layer[layer - 1].beta2);
-    block.attend(layer, to);
-  } else {
-    block.add_partials(from, args.layer[layer].gamma1, args.layer[layer].beta1);
-    block.mlp(layer, to);
-  }
-}
-
-// The rows behind the last layer; grid: one cluster.
-template <class T, class W>
-__global__ void __launch_bounds__(kStreamThreads)
-    hidden_kernel(const __grid_constant__ Decode args, const float* from, T* hidden) {
-  GITFAST_SHARED(unsigned char, shared);
-  let_next_kernel_start();
-  int no_stream = 0;
-  DecodeBlock<T, W, 0, int> block(args, shared, no_stream);
-  cluster_sync();
-  wait_for_previous_kernel();
-  block.add_partials(from, args.layer[args.layers - 1].gamma2, args.layer[args.layers - 1].beta2);
-  if (place_of(args).rank > 0) return;
-  for (int i = threadIdx.x; i < args.rows * args.hidden; i += blockDim.x)
-    hidden[i] = block.rows()[i / args.hidden * block.layout().row_stride + i % args.hidden];
-}
-
-template <class T, class W>
-void launch(const Decode& args, void* hidden, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(args.heads * args.cluster), cluster = static_cast<unsigned>(args.cluster);
-  const int inner = args.intermediate / args.heads;
-  const size_t shared = DecodeShared(kSlots, args.hidden, inner, args.cluster).bytes;
-  Launch half{"layer_kernel", dim3(blocks), dim3(kStreamThreads), shared, stream};
-  half.overlap = true;
-  half.cluster = cluster;
-  float* partials[2] = {args.partials, args.partials + int64_t{args.heads} * args.rows * args.hidden};
-  for (int layer = 0; layer < args.layers; ++layer) {
-    launch_kernel(half, layer_kernel<T, W, true>, args, layer, partials[1], partials[0]);
-    launch_kernel(half, layer_kernel<T, W, false>, args, layer, partials[0], partials[1]);
-  }
-  Launch last = half;
-  last.name = "hidden_kernel";
-  last.grid = dim3(cluster);
-  last.shared_bytes = DecodeShared(0, args.hidden, inner, args.cluster).bytes;
-  launch_kernel(last, hidden_kernel<T, W>, args, partials[1], static_cast<T*>(hidden));
-}
-
-void check_product(const char* name, const PackedWeight& weight, const Decode& args, int64_t columns, int64_t depth) {
+void check_product(const char* name, const TiledWeight& weight, const DecodeStep& args, int64_t columns,
+                   int64_t depth) {
   check_weight(weight, args.dtype);
   if (weight.dtype != args.layer[0].qkv.dtype)
     throw Error(std::string(name) + ": expected " + dtype_name(args.layer[0].qkv.dtype) + ", as the first, got " +
@@ -100,13 +24,13 @@ void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
 
 }  // namespace
 
-void check_decode(const Decode& args) {
+void check_decode_step(const DecodeStep& args) {
   const DType weights = args.layer[0].qkv.dtype;
   if (args.dtype == DType::f16 && weights != DType::f16)
     throw Error(std::string("qkv: expected float16, as the rows, got ") + dtype_name(weights));
-  check_range("rows", args.rows, 1, kDecodeRows);
-  check_range("layers", args.layers, 1, kDecodeLayers);
-  check_range("cluster", args.cluster, 1, 8);
+  check_range("rows", args.rows, 1, kMaxDecodeRows);
+  check_range("layers", args.layers, 1, kMaxDecodeLayers);
+  check_range("cluster", args.cluster, 1, kMaxCluster);
   check_range("heads", args.heads, 1, 1024);
   const int64_t hidden = args.hidden, tiles = hidden / kTileColumns;
   if (hidden != int64_t{args.heads} * kHeadDim)
@@ -133,25 +57,5 @@ void check_decode(const Decode& args) {
 }
 
 int64_t decode_workspace(int rows, int heads, int hidden) { return int64_t{2} * heads * rows * hidden; }
-
-bool can_decode([[maybe_unused]] int device, [[maybe_unused]] int hidden, [[maybe_unused]] int intermediate,
-                [[maybe_unused]] int heads, [[maybe_unused]] int cluster) {
-#ifdef __CUDACC__
-  int major = 0, shared = 0;
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
-  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
-  return major >= 9 && DecodeShared(kSlots, hidden, intermediate / heads, cluster).bytes <= static_cast<size_t>(shared);
-#else
-  return true;
-#endif
-}
-
-void decode_step(const Decode& args, void* hidden, CUstream_st* stream) {
-  check_decode(args);
-  const DeviceScope device(args.device);
-  with_decode_types(args, [&](auto types) {
-    launch<typename decltype(types)::Input, typename decltype(types)::Weight>(args, hidden, stream);
-  });
-}
 
 }  // namespace gitfast::cuda

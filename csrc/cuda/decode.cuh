@@ -26,11 +26,11 @@ constexpr int kKeysAtOnce = kStreamThreads / kLanesOfKey;  // of one row
 constexpr int kMostTiles = 12;                             // of one product in a block: what `scratch` has room for
 
 // Where a block stands.
-struct Place {
+struct BlockPosition {
   int head, rank, cluster;
 };
 
-__device__ __forceinline__ Place place_of(const Decode& args) {
+__device__ __forceinline__ BlockPosition position_of(const DecodeStep& args) {
   const int block = blockIdx.x;
   return {block / args.cluster, block % args.cluster, args.cluster};
 }
@@ -40,12 +40,12 @@ struct DecodeShared {
   int row_stride, inner_stride, own_stride;  // elements
   size_t rows, residual, scratch, qkv, states, mixed, inner, bytes;
 
-  // `slots`: of the ring of weights, which comes first.
-  __host__ __device__ DecodeShared(int slots, int hidden, int inner_columns, int cluster) {
+  // `kv_index`: of the ring of weights, which comes first.
+  __host__ __device__ DecodeShared(int kv_index, int hidden, int inner_columns, int cluster) {
     row_stride = hidden + kRowPadding;
     inner_stride = inner_columns + kRowPadding;
     own_stride = (hidden / kTileColumns + cluster - 1) / cluster * kTileColumns;
-    size_t at = sizeof(WeightChunk) * slots * kStreamThreads;
+    size_t at = sizeof(WeightChunk) * kv_index * kStreamThreads;
     const auto take = [&at](size_t bytes) {
       const size_t here = at;
       at += (bytes + 127) / 128 * 128;
@@ -70,40 +70,41 @@ struct Products {
   static constexpr int kDepth = 64 / sizeof(W);
   static constexpr int kOneRun = 30;  // bits: all tiles in one
 
-  static __device__ __forceinline__ Product shared_out(const PackedWeight& weight, int tiles, const Place& place) {
+  static __device__ __forceinline__ Product shared_out(const TiledWeight& weight, int tiles,
+                                                       const BlockPosition& position) {
     Product p{};
     p.weight = &weight;
     p.pitch = p.steps = static_cast<int>(weight.depth) / kDepth;
-    p.first = tiles * place.rank / place.cluster;
-    p.count = tiles * (place.rank + 1) / place.cluster - p.first;
+    p.first = tiles * position.rank / position.cluster;
+    p.count = tiles * (position.rank + 1) / position.cluster - p.first;
     p.run_bits = kOneRun;
     return p;
   }
-  static __device__ __forceinline__ Product qkv(const Decode& args, int layer, const Place& place) {
+  static __device__ __forceinline__ Product qkv(const DecodeStep& args, int layer, const BlockPosition& position) {
     constexpr int kTilesOfHead = kHeadDim / kTileColumns;
     static_assert(kTilesOfHead == 8, "a run of three bits");
-    Product p = shared_out(args.layer[layer].qkv, 3 * kTilesOfHead, place);
+    Product p = shared_out(args.layer[layer].qkv, 3 * kTilesOfHead, position);
     p.run_bits = 3;
     p.stride = args.hidden / kTileColumns;
-    p.base = place.head * kTilesOfHead;
+    p.base = position.head * kTilesOfHead;
     return p;
   }
-  static __device__ __forceinline__ Product out(const Decode& args, int layer, const Place& place) {
-    Product p = shared_out(args.layer[layer].out, args.hidden / kTileColumns, place);
-    p.first_step = place.head * kHeadDim / kDepth;
+  static __device__ __forceinline__ Product out(const DecodeStep& args, int layer, const BlockPosition& position) {
+    Product p = shared_out(args.layer[layer].out, args.hidden / kTileColumns, position);
+    p.first_step = position.head * kHeadDim / kDepth;
     p.steps = kHeadDim / kDepth;
     return p;
   }
-  static __device__ __forceinline__ Product fc1(const Decode& args, int layer, const Place& place) {
+  static __device__ __forceinline__ Product fc1(const DecodeStep& args, int layer, const BlockPosition& position) {
     const int tiles = args.intermediate / args.heads / kTileColumns;
-    Product p = shared_out(args.layer[layer].fc1, tiles, place);
-    p.base = place.head * tiles;
+    Product p = shared_out(args.layer[layer].fc1, tiles, position);
+    p.base = position.head * tiles;
     return p;
   }
-  static __device__ __forceinline__ Product fc2(const Decode& args, int layer, const Place& place) {
-    Product p = shared_out(args.layer[layer].fc2, args.hidden / kTileColumns, place);
+  static __device__ __forceinline__ Product fc2(const DecodeStep& args, int layer, const BlockPosition& position) {
+    Product p = shared_out(args.layer[layer].fc2, args.hidden / kTileColumns, position);
     p.steps = args.intermediate / args.heads / kDepth;
-    p.first_step = place.head * p.steps;
+    p.first_step = position.head * p.steps;
     return p;
   }
 };
@@ -130,13 +131,13 @@ __device__ __forceinline__ SoftmaxPart merge_all(const float* states, int count,
 }
 
 // Everything is inlined: behind a call, this object and the stream would live in memory.
-template <class T, class W, int kSlots, class Stream>
+template <class T, class W, int kStages, class Stream>
 class DecodeBlock {
  public:
-  __device__ __forceinline__ DecodeBlock(const Decode& args, unsigned char* shared, Stream& stream)
+  __device__ __forceinline__ DecodeBlock(const DecodeStep& args, unsigned char* shared, Stream& stream)
       : args_(args),
-        place_(place_of(args)),
-        layout_(kSlots, args.hidden, args.intermediate / args.heads, args.cluster),
+        position_(position_of(args)),
+        layout_(kStages, args.hidden, args.intermediate / args.heads, args.cluster),
         shared_(shared),
         stream_(stream) {}
 
@@ -158,8 +159,8 @@ class DecodeBlock {
 
   // The rows are the norm of what all clusters left.
   __device__ __forceinline__ void add_partials(const float* partials, const void* gamma, const void* beta) {
-    const int chunks = args_.hidden / 4, begin = chunks * place_.rank / place_.cluster;
-    const int mine = chunks * (place_.rank + 1) / place_.cluster - begin;
+    const int chunks = args_.hidden / 4, begin = chunks * position_.rank / position_.cluster;
+    const int mine = chunks * (position_.rank + 1) / position_.cluster - begin;
     for (int i = threadIdx.x; i < args_.rows * mine; i += blockDim.x) {
       const int at = i / mine * args_.hidden + (begin + i % mine) * 4;
       const float* from = partials + at;
@@ -170,7 +171,7 @@ class DecodeBlock {
             load_shared_cache(reinterpret_cast<const Vec<float, 4>*>(from + int64_t{head} * args_.rows * args_.hidden));
         for (int j = 0; j < 4; ++j) sum.at[j] += part.at[j];
       }
-      for (int rank = 0; rank < place_.cluster; ++rank)
+      for (int rank = 0; rank < position_.cluster; ++rank)
         store_vec(reinterpret_cast<Vec<float, 4>*>(in_block(rank, scratch() + at)), sum);
     }
     cluster_sync();
@@ -179,10 +180,10 @@ class DecodeBlock {
 
   __device__ __forceinline__ void attend(int index, float* partials) {
     const DecodeLayer& layer = args_.layer[index];
-    const Product qkv = Products<W>::qkv(args_, index, place_), out = Products<W>::out(args_, index, place_);
+    const Product qkv = Products<W>::qkv(args_, index, position_), out = Products<W>::out(args_, index, position_);
     multiply_rows<T, W>(stream_, qkv, rows(), layout_.row_stride, scratch());
     const int columns = qkv.count * kTileColumns, each = args_.rows * columns;
-    for (int i = threadIdx.x; i < each * place_.cluster; i += blockDim.x) {
+    for (int i = threadIdx.x; i < each * position_.cluster; i += blockDim.x) {
       const int rank = i / each, row = i % each / columns, column = i % columns;
       const float y = element(qkv, layer.qkv_bias, row, column);
       in_block(rank, this->qkv())[row * 3 * kHeadDim + qkv.first * kTileColumns + column] = to_float(from_float<T>(y));
@@ -193,10 +194,10 @@ class DecodeBlock {
     __syncthreads();
     // What the warps found becomes one state in every block of the cluster, and those of its blocks the result.
     const int values = args_.rows * kHeadDim;
-    for (int i = threadIdx.x; i < values * place_.cluster; i += blockDim.x) {
+    for (int i = threadIdx.x; i < values * position_.cluster; i += blockDim.x) {
       const int rank = i / values, row = i % values / kHeadDim, column = i % kHeadDim;
       const SoftmaxPart part = merge_all(scratch() + row * kState, kProductWarps, kStreamRows * kState, column);
-      float* state = in_block(rank, states() + (place_.rank * kStreamRows + row) * kState);
+      float* state = in_block(rank, states() + (position_.rank * kStreamRows + row) * kState);
       state[kStateAt + column] = part.sum;
       if (column == 0) store_vec(reinterpret_cast<Vec<float, 2>*>(state), {part.peak, part.total});
     }
@@ -204,7 +205,7 @@ class DecodeBlock {
     constexpr int kStride = kHeadDim + kRowPadding;
     for (int i = threadIdx.x; i < values; i += blockDim.x) {
       const int row = i / kHeadDim, column = i % kHeadDim;
-      const SoftmaxPart all = merge_all(states() + row * kState, place_.cluster, kStreamRows * kState, column);
+      const SoftmaxPart all = merge_all(states() + row * kState, position_.cluster, kStreamRows * kState, column);
       mixed()[row * kStride + column] = from_float<T>(all.sum / all.total);  // a row sees its own token at least
     }
     __syncthreads();
@@ -214,10 +215,10 @@ class DecodeBlock {
 
   __device__ __forceinline__ void mlp(int index, float* partials) {
     const DecodeLayer& layer = args_.layer[index];
-    const Product fc1 = Products<W>::fc1(args_, index, place_), fc2 = Products<W>::fc2(args_, index, place_);
+    const Product fc1 = Products<W>::fc1(args_, index, position_), fc2 = Products<W>::fc2(args_, index, position_);
     multiply_rows<T, W>(stream_, fc1, rows(), layout_.row_stride, scratch());
     const int pairs = fc1.count * kTileColumns / 2, each = args_.rows * pairs;
-    for (int i = threadIdx.x; i < each * place_.cluster; i += blockDim.x) {
+    for (int i = threadIdx.x; i < each * position_.cluster; i += blockDim.x) {
       const int rank = i / each, row = i % each / pairs, column = i % pairs * 2;
       const uint32_t two = pair_of<T>(gelu(element(fc1, layer.fc1_bias, row, column)),
                                       gelu(element(fc1, layer.fc1_bias, row, column + 1)));
@@ -242,7 +243,7 @@ class DecodeBlock {
 
   // The columns of a layer's output that this block adds to its cluster's partial sums.
   __device__ __forceinline__ int first_own() const {
-    return args_.hidden / kTileColumns * place_.rank / place_.cluster * kTileColumns;
+    return args_.hidden / kTileColumns * position_.rank / position_.cluster * kTileColumns;
   }
 
   // Rows from the sums in scratch, for all threads; the statistics of a row in one order, however many rows there are.
@@ -258,7 +259,7 @@ class DecodeBlock {
       const float mean = sum_of_warp(sum) / width;
       for (int i = lane; i < width; i += kWarpSize) squares += (sums[i] - mean) * (sums[i] - mean);
       const float scale = 1.0f / sqrtf(sum_of_warp(squares) / width + args_.eps);
-      const int own = first_own(), end = own + Products<W>::out(args_, 0, place_).count * kTileColumns;
+      const int own = first_own(), end = own + Products<W>::out(args_, 0, position_).count * kTileColumns;
       for (int i = lane + warp % warps * kWarpSize; i < width; i += warps * kWarpSize) {
         const float y = (sums[i] - mean) * scale * to_float(gamma[i]) + to_float(beta[i]);
         rows()[row * layout_.row_stride + i] = from_float<T>(y);
@@ -278,9 +279,9 @@ class DecodeBlock {
     const int columns = product.count * kTileColumns, first = first_own();
     for (int i = threadIdx.x; i < args_.rows * columns; i += blockDim.x) {
       const int row = i / columns, column = i % columns;
-      float y = element(product, place_.head == 0 ? bias : nullptr, row, column);
-      if (place_.head == 0) y += residual()[row * layout_.own_stride + column];
-      partials[(int64_t{place_.head} * args_.rows + row) * args_.hidden + first + column] = y;
+      float y = element(product, position_.head == 0 ? bias : nullptr, row, column);
+      if (position_.head == 0) y += residual()[row * layout_.own_stride + column];
+      partials[(int64_t{position_.head} * args_.rows + row) * args_.hidden + first + column] = y;
     }
   }
 
@@ -289,10 +290,10 @@ class DecodeBlock {
     for (int i = threadIdx.x; i < args_.rows * 2 * kHeadDim; i += blockDim.x) {
       const int row = i / (2 * kHeadDim), which = i / kHeadDim % 2, column = i % kHeadDim;
       const int token = args_.text_len[row] - 1;
-      if (token % place_.cluster != place_.rank) continue;
-      const int64_t slot = args_.slots[row * args_.max_text + token];
+      if (token % position_.cluster != position_.rank) continue;
+      const int64_t entry = args_.kv_index[row * args_.max_text + token];
       T* to = static_cast<T*>(which ? layer.v_text : layer.k_text);
-      to[(slot * args_.heads + place_.head) * kHeadDim + column] =
+      to[(entry * args_.heads + position_.head) * kHeadDim + column] =
           from_float<T>(qkv()[(row * 3 + 1 + which) * kHeadDim + column]);
     }
   }
@@ -311,23 +312,23 @@ class DecodeBlock {
   __device__ __forceinline__ Keys keys_of(int row) const {
     const int length = args_.text_len[row];
     const int prefix_len = args_.image[row] < 0 ? 0 : args_.prefix_len;
-    const int begin = prefix_len * place_.rank / place_.cluster;
-    return {prefix_len * (place_.rank + 1) / place_.cluster - begin,
-            (length - place_.rank + place_.cluster - 1) / place_.cluster, length};
+    const int begin = prefix_len * position_.rank / position_.cluster;
+    return {prefix_len * (position_.rank + 1) / position_.cluster - begin,
+            (length - position_.rank + position_.cluster - 1) / position_.cluster, length};
   }
   __device__ __forceinline__ int token_of(const Keys& keys, int j) const {
-    return place_.rank + (j - keys.prefix) * place_.cluster;
+    return position_.rank + (j - keys.prefix) * position_.cluster;
   }
 
   __device__ __forceinline__ void load_key(const DecodeLayer& layer, int row, const Keys& keys, int j, KeyValue& to) {
     if (j >= keys.prefix) {
       const int token = token_of(keys, j);
       if (token >= keys.length - 1) return;
-      const int64_t slot = args_.slots[row * args_.max_text + token];
-      return load_at<T>(layer.k_text, layer.v_text, slot * args_.heads + place_.head, to);
+      const int64_t entry = args_.kv_index[row * args_.max_text + token];
+      return load_at<T>(layer.k_text, layer.v_text, entry * args_.heads + position_.head, to);
     }
-    const int64_t head = int64_t{args_.image[row]} * args_.heads + place_.head;
-    const int64_t at = head * args_.prefix_len + args_.prefix_len * place_.rank / place_.cluster + j;
+    const int64_t head = int64_t{args_.image[row]} * args_.heads + position_.head;
+    const int64_t at = head * args_.prefix_len + args_.prefix_len * position_.rank / position_.cluster + j;
     if (!layer.k_scale) return load_at<T>(layer.k_prefix, layer.v_prefix, at, to);
     load_at<int8_t>(layer.k_prefix, layer.v_prefix, at, to, layer.k_scale[at], layer.v_scale[at]);
   }
@@ -412,8 +413,8 @@ class DecodeBlock {
                 {sums[e], sums[e + 1], sums[e + 2], sums[e + 3]});
   }
 
-  const Decode& args_;
-  const Place place_;
+  const DecodeStep& args_;
+  const BlockPosition position_;
   const DecodeShared layout_;
   unsigned char* shared_;
   Stream& stream_;
@@ -421,7 +422,7 @@ class DecodeBlock {
 
 // run(Types<T, W>()) with the types of a checked model: weights of 8 bits stand beside bfloat16.
 template <class Run>
-void with_decode_types(const Decode& args, Run run) {
+void with_decode_types(const DecodeStep& args, Run run) {
   const DType weights = args.layer[0].qkv.dtype;
   if (weights == DType::i8) return run(Types<__nv_bfloat16, int8_t>());
 #ifndef GITFAST_FEW_HEAD_DIMS  // for tests that compile this many times

@@ -27,6 +27,7 @@ void embed_layer_norm(const EmbedLayerNorm& args, CUstream_st* stream) {
   norm.out = args.out;
   norm.out_stride = args.out_stride;
   norm.eps = args.eps;
+  norm.overlap = args.overlap;
   add_layer_norm(norm, stream);
 }
 

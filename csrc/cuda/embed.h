@@ -11,7 +11,7 @@ namespace gitfast::cuda {
 
 // out[r] = LayerNorm(words[ids[r]] + positions[position_ids[r]]), computed in float32 as add_layer_norm does.
 // An id outside its table, negative ones among them, reads nothing and makes its row of `out` NaN: ids are made on the
-// device, where nobody could be told of an error.
+// device, where nobody could be token_stream of an error.
 // Pointers are on one device, of `dtype` (float32, float16, bfloat16) where not said otherwise. Rows are dense, their
 // starts strided.
 struct EmbedLayerNorm {
@@ -28,6 +28,7 @@ struct EmbedLayerNorm {
   void* out = nullptr;                                             // (rows, width)
   int64_t words_stride = 0, positions_stride = 0, out_stride = 0;  // elements between rows
   float eps = 1e-12f;
+  bool overlap = false;  // as in Linear
 };
 
 // Enqueues the kernel. Throws Error for a width it does not take or an empty table, CudaError when the launch fails.

@@ -3,8 +3,8 @@
 
 #include <cstring>
 
-#include "cuda/packed_weight.cuh"
 #include "cuda/ptx.h"
+#include "cuda/tiled_weight.cuh"
 
 namespace gitfast::cuda {
 
@@ -25,8 +25,8 @@ struct InputRows {
 // An element's place along the depth is of no consequence as long as both factors agree: where m16n8k16 wants elements
 // 2t, 2t + 1, 2t + 8, 2t + 9 from lane t of four, it gets neighbours of those 16 bytes which the lane has.
 template <class T, class W, int kTiles>
-__device__ __forceinline__ void multiply(const InputRows<T>& x, const PackedWeight& weight, int64_t first,
-                                         int64_t tiles, float* partial) {
+__device__ __forceinline__ void multiply(const InputRows<T>& x, const TiledWeight& weight, int64_t first, int64_t tiles,
+                                         float* partial) {
   constexpr int kChunk = 16 / sizeof(W), kDepth = 4 * kChunk;  // elements of a lane, and of a step along the depth
   constexpr int kAhead = kTiles == 1 ? 6 : 3;                  // steps whose weights are on their way
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, g = lane / 4, t = lane % 4;

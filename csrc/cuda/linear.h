@@ -12,7 +12,7 @@ namespace gitfast::cuda {
 
 // A weight (N, K) packed for tensor cores: (N / 8, depth / D, 8, D), where D elements are 64 bytes and N is rounded up
 // with zeros. What a warp loads at once is 512 bytes in a row, and all that one row of 8 columns needs follows.
-struct PackedWeight {
+struct TiledWeight {
   DType dtype = DType::bf16;      // that of the input, or int8, or uint8: the bits of float8_e4m3
   int64_t columns = 0;            // N: of the output
   int64_t depth = 0;              // K: a multiple of D
@@ -28,7 +28,7 @@ struct Linear {
   DType dtype = DType::bf16;
   int device = 0;
   int64_t rows = 0;
-  PackedWeight weight;
+  TiledWeight weight;
   const void* x = nullptr;                                    // (rows, depth)
   const void* bias = nullptr;                                 // (columns,) or null
   const void* residual = nullptr;                             // (rows, columns) or null

@@ -1,4 +1,6 @@
 #include "cuda/norm.h"
+#include "cuda/ptx.h"
+#include "cuda/rows.cuh"
 #include "cuda/warp.cuh"
 
 namespace gitfast::cuda {
@@ -17,45 +19,56 @@ __device__ float block_sum(float value, float* partial) {
   return sum;
 }
 
-// Which row of a table of `rows` stands in this block's row; negative where the index lies outside.
+// The row of a table of `rows` that this block's row reads; negative where the index lies outside.
 __device__ int64_t source_row(const int32_t* index, int64_t rows) {
   if (!index) return blockIdx.x;
-  const int64_t row = index[blockIdx.x];
+  const int64_t row = load_after_wait(index + blockIdx.x);
   return row < rows ? row : -1;
 }
 
+template <class T, int N>
+__device__ __forceinline__ void add(float (&values)[N], const Vec<T, N>& terms) {
+  for (int j = 0; j < N; ++j) values[j] += to_float(terms.at[j]);
+}
+
 // One block per row. Thread t holds chunks t, t + blockDim.x, ... of N elements, `kChunks` at most, in registers: the
-// row is read once, and the variance is taken about the mean.
+// row is read once, and the variance is taken about the mean. Bias, gamma and beta, which no kernel writes, are on
+// their way before the previous kernel has ended.
 template <class T, int N, int kChunks>
 __global__ void add_layer_norm_kernel(AddLayerNorm args) {
   GITFAST_SHARED(float, partial);  // [2][kMaxWarps]: one half for each sum, so that no barrier lies between them
   using Chunk = Vec<T, N>;
+  let_next_kernel_start();
   const int64_t row = blockIdx.x;
   const int chunks = static_cast<int>(args.width) / N;
+  const Chunk* bias = static_cast<const Chunk*>(args.bias);
+  const Chunk* gamma = static_cast<const Chunk*>(args.gamma);
+  const Chunk* beta = static_cast<const Chunk*>(args.beta);
+  float values[kChunks][N] = {};
+  Chunk scales[kChunks], shifts[kChunks];
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i) {
+    const int chunk = threadIdx.x + i * blockDim.x;
+    if (chunk >= chunks) break;
+    if (bias) add(values[i], load_vec(bias + chunk));
+    scales[i] = load_vec(gamma + chunk);
+    shifts[i] = load_vec(beta + chunk);
+  }
+  wait_for_previous_kernel();
+
   const int64_t x_row = source_row(args.x_index, args.x_rows);
   const int64_t residual_row = source_row(args.residual_index, args.residual_rows);
   const bool exists = x_row >= 0 && residual_row >= 0;
   const Chunk* x = reinterpret_cast<const Chunk*>(static_cast<const T*>(args.x) + (exists ? x_row * args.x_stride : 0));
   const Chunk* residual = reinterpret_cast<const Chunk*>(
       static_cast<const T*>(args.residual) + (exists && args.residual ? residual_row * args.residual_stride : 0));
-  const Chunk* bias = static_cast<const Chunk*>(args.bias);
-
-  float values[kChunks][N];
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
     const int chunk = threadIdx.x + i * blockDim.x;
     if (chunk >= chunks) break;
-    const Chunk loaded = load_vec(x + chunk);
-    for (int j = 0; j < N; ++j) values[i][j] = to_float(loaded.at[j]);
-    if (bias) {
-      const Chunk added = load_vec(bias + chunk);
-      for (int j = 0; j < N; ++j) values[i][j] += to_float(added.at[j]);
-    }
-    if (residual) {
-      const Chunk added = load_vec(residual + chunk);
-      for (int j = 0; j < N; ++j) values[i][j] += to_float(added.at[j]);
-    }
+    add(values[i], load_after_wait(x + chunk));
+    if (residual) add(values[i], load_after_wait(residual + chunk));
     for (int j = 0; j < N; ++j) sum += values[i][j];
   }
   const float mean = block_sum(sum, partial) / args.width;
@@ -69,17 +82,15 @@ __global__ void add_layer_norm_kernel(AddLayerNorm args) {
   const float eps = exists ? args.eps : NAN;
   const float scale = 1.0f / sqrtf(block_sum(squares, partial + kMaxWarps) / args.width + eps);
 
-  const Chunk* gamma = static_cast<const Chunk*>(args.gamma);
-  const Chunk* beta = static_cast<const Chunk*>(args.beta);
   Chunk* out = reinterpret_cast<Chunk*>(static_cast<T*>(args.out) + row * args.out_stride);
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
     const int chunk = threadIdx.x + i * blockDim.x;
     if (chunk >= chunks) break;
-    const Chunk weight = load_vec(gamma + chunk), shift = load_vec(beta + chunk);
     Chunk result;
     for (int j = 0; j < N; ++j)
-      result.at[j] = from_float<T>((values[i][j] - mean) * scale * to_float(weight.at[j]) + to_float(shift.at[j]));
+      result.at[j] =
+          from_float<T>((values[i][j] - mean) * scale * to_float(scales[i].at[j]) + to_float(shifts[i].at[j]));
     store_vec(out + chunk, result);
   }
 }
@@ -88,8 +99,8 @@ template <class T, int N, int kChunks>
 void launch(const AddLayerNorm& args, cudaStream_t stream) {
   const int64_t threads = (args.width / N + kChunks - 1) / kChunks;
   const int64_t warps = (threads + kWarpSize - 1) / kWarpSize;
-  const Launch launch{"add_layer_norm_kernel", dim3(args.rows), dim3(warps * kWarpSize), 2 * kMaxWarps * sizeof(float),
-                      stream};
+  const Launch launch{"add_layer_norm_kernel",       dim3(args.rows), dim3(warps * kWarpSize),
+                      2 * kMaxWarps * sizeof(float), stream,          args.overlap};
   launch_kernel(launch, add_layer_norm_kernel<T, N, kChunks>, args);
 }
 
@@ -110,16 +121,7 @@ void dispatch(const AddLayerNorm& args, cudaStream_t stream) {
 }  // namespace
 
 void add_layer_norm(const AddLayerNorm& args, CUstream_st* stream) {
-  if (args.width < 1 || args.width > kMaxNormWidth)
-    throw Error("x: expected rows of 1 to " + std::to_string(kMaxNormWidth) + " elements, got " +
-                std::to_string(args.width));
-  if (args.rows > INT32_MAX) throw Error("x: too many rows: " + std::to_string(args.rows));
-  if (args.rows == 0) return;
-  const DeviceScope device(args.device);
-  if (args.dtype == DType::f32) return dispatch<float>(args, stream);
-  if (args.dtype == DType::f16) return dispatch<__half>(args, stream);
-  if (args.dtype == DType::bf16) return dispatch<__nv_bfloat16>(args, stream);
-  throw Error(std::string("x: expected float32, float16 or bfloat16, got ") + dtype_name(args.dtype));
+  for_rows(args, kMaxNormWidth, [&](auto type) { dispatch<decltype(type)>(args, stream); });
 }
 
 }  // namespace gitfast::cuda

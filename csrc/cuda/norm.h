@@ -25,11 +25,12 @@ struct AddLayerNorm {
   void* out = nullptr;                                        // (rows, width); may be x or residual
   int64_t x_stride = 0, residual_stride = 0, out_stride = 0;  // elements between rows
   float eps = 1e-5f;
-  // Tables in place of rows: row r is x[x_index[r]], of x_rows, and likewise for residual. Null: x[r]. An index outside
+  // Tables instead of rows: row r is x[x_index[r]], of x_rows, and likewise for residual. Null: x[r]. An index outside
   // its table reads nothing and makes the row NaN.
   const int32_t* x_index = nullptr;         // (rows,)
   const int32_t* residual_index = nullptr;  // (rows,)
   int64_t x_rows = 0, residual_rows = 0;
+  bool overlap = false;  // as in Linear
 };
 
 // Enqueues the kernel. Throws Error for a width it does not take, CudaError when the launch fails.

@@ -1,6 +1,6 @@
-// The steps of a search on the device, as functions of one full warp: any kernel may call them, an item at a time.
+// The steps of a search on the device, as functions of one full warp: any kernel may call them, a slot at a time.
 //
-// Items share nothing but the count of those that ended, so they may be advanced in any order, by any warps.
+// Slots share nothing but the count of those that ended, so they may be advanced in any order, by any warps.
 #pragma once
 
 #include <climits>
@@ -13,7 +13,7 @@
 
 namespace gitfast::cuda {
 
-// What transformers adds to scores that must not win; the score of a place that no finished beam has taken yet.
+// What transformers adds to scores that must not win; the score where no beam has finished yet.
 constexpr float kAside = -1e9f;
 
 template <class T>
@@ -27,57 +27,59 @@ __device__ __forceinline__ int limit_of(const SearchState& s, int prompt_len) {
   return static_cast<int>(smaller(room, int64_t{s.settings->limit}));
 }
 
-// For one lane: which prefix an item's rows see; -1 for none, of rows that are not decoded any more.
-__device__ inline void see_image(const SearchState& s, int item, int image) {
-  const int rows = static_cast<int>(s.rows_per_item);
-  for (int row = item * rows; row < (item + 1) * rows; ++row) s.image[row] = image;
-  if (s.tiles) s.tiles[item * 3 + 2] = image;
+// For one lane: which prefix a slot's rows see; -1 for none, of rows that are not decoded any more.
+__device__ inline void set_image(const SearchState& s, int slot, int image) {
+  const int rows = static_cast<int>(s.rows_per_slot);
+  for (int row = slot * rows; row < (slot + 1) * rows; ++row) s.image[row] = image;
+  if (s.tiles) s.tiles[slot * 3 + 2] = image;
 }
 
-// An item searches for a text from now on: before its first step.
-__device__ inline void begin_text(const SearchState& s, int item, int text) {
-  const int lane = lane_of_warp(), rows = static_cast<int>(s.rows_per_item), columns = static_cast<int>(s.max_text);
-  const int per_prompt = static_cast<int>(s.texts_per_prompt), prompt = text / per_prompt;
+// A slot searches for a sequence from now on: before its first step.
+__device__ inline void begin_sequence(const SearchState& s, int slot, int sequence) {
+  const int lane = lane_of_warp(), rows = static_cast<int>(s.rows_per_slot), columns = static_cast<int>(s.max_text);
+  const int per_prompt = static_cast<int>(s.sequences_per_prompt), prompt = sequence / per_prompt;
   const int length = s.prompt_len[prompt], first = prompt * per_prompt * rows;
   for (int i = 0; i < rows; ++i) {
-    const int row = item * rows + i, own = text * rows + i;
+    const int row = slot * rows + i, own = sequence * rows + i;
     for (int column = lane; column < columns; column += kWarpSize)
-      s.slots[int64_t{row} * columns + column] = (column < length - 1 ? first : own) * columns + column;
+      s.kv_index[int64_t{row} * columns + column] = (column < length - 1 ? first : own) * columns + column;
     if (lane > 0) continue;
     s.ids[row] = s.last_tokens[prompt];
     s.positions[row] = length - 1;
     s.text_len[row] = length;
-    if (s.row_keys) s.row_keys[row] = s.keys[text];
+    if (s.row_keys) s.row_keys[row] = s.keys[sequence];
     if (rows == 1) continue;
     s.scores[row] = i == 0 ? 0 : -INFINITY;
     s.finished[own] = {kAside, 0, 0, 0, 0};
   }
   if (lane > 0) return;
-  see_image(s, item, s.images[prompt]);
-  s.text[item] = text;
-  s.steps[item] = s.ended[text] = 0;
+  set_image(s, slot, s.images[prompt]);
+  s.sequence[slot] = sequence;
+  s.steps[slot] = s.ended[sequence] = 0;
 }
 
-__device__ inline void start_item(const SearchState& s, int item) {
-  begin_text(s, item, item);
-  if (item > 0 || lane_of_warp() > 0) return;
-  *s.next_text = static_cast<uint32_t>(s.items);
+__device__ inline void start_slot(const SearchState& s, int slot) {
+  begin_sequence(s, slot, slot);
+  if (slot > 0 || lane_of_warp() > 0) return;
+  *s.next_sequence = static_cast<uint32_t>(s.slots);
   *s.num_ended = 0;
 }
 
-// The next text that waits takes the item, if there is one.
-__device__ inline void end_text(const SearchState& s, int item, Ended how) {
+// The next sequence that waits takes the slot, if there is one.
+__device__ inline void end_sequence(const SearchState& s, int slot, Ended how) {
   int next = 0;
   if (lane_of_warp() == 0) {
-    s.ended[s.text[item]] = static_cast<int32_t>(how);
-    atomicInc(s.num_ended, UINT_MAX);
-    next = static_cast<int>(atomicInc(s.next_text, UINT_MAX));
+    s.ended[s.sequence[slot]] = static_cast<int32_t>(how);
+    const unsigned ended = atomicInc(s.num_ended, UINT_MAX) + 1;
+    if (s.all_ended && ended == static_cast<unsigned>(s.settings->sequences))
+      *static_cast<volatile int32_t*>(s.all_ended) = 1;
+    next = static_cast<int>(atomicInc(s.next_sequence, UINT_MAX));
   }
   next = __shfl_sync(kAllLanes, next, 0);
-  if (next < s.settings->texts) return begin_text(s, item, next);
+  if (next < s.settings->sequences) return begin_sequence(s, slot, next);
   if (lane_of_warp() > 0) return;
-  s.text[item] = -1;
-  see_image(s, item, -1);
+  s.sequence[slot] = -1;
+  set_image(s, slot, -1);
 }
 
 // A value of each choice of a row: choice i's is that of lane i % 32, the first or the second of its own.
@@ -112,8 +114,8 @@ __device__ inline float least_of_share(const OfChoices<float>& scores, const OfC
   return last;
 }
 
-// Which of `count` tokens is at quantile u of their weights, in order of token: its place among them.
-__device__ inline int place_at_quantile(const OfChoices<int32_t>& tokens, const OfChoices<float>& weights, int count,
+// Which of `count` tokens is at quantile u of their weights, in order of token: its index among them.
+__device__ inline int index_at_quantile(const OfChoices<int32_t>& tokens, const OfChoices<float>& weights, int count,
                                         double u) {
   double sum = 0, before[kOfLane] = {0, 0};  // the weight of all, and of lower tokens
   for (int i = 0; i < count; ++i) {
@@ -125,21 +127,21 @@ __device__ inline int place_at_quantile(const OfChoices<int32_t>& tokens, const 
   }
   // The last token that the target lies behind.
   int32_t drawn = -1;
-  int place = 0;
+  int index = 0;
   for (int j = 0; j < kOfLane; ++j)
     if (weights.own[j] > 0 && before[j] <= u * sum && tokens.own[j] > drawn)
-      drawn = tokens.own[j], place = lane_of_warp() + j * kWarpSize;
+      drawn = tokens.own[j], index = lane_of_warp() + j * kWarpSize;
   for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
     const int32_t other = __shfl_xor_sync(kAllLanes, drawn, lanes);
-    const int its_place = __shfl_xor_sync(kAllLanes, place, lanes);
-    if (other > drawn) drawn = other, place = its_place;
+    const int its_index = __shfl_xor_sync(kAllLanes, index, lanes);
+    if (other > drawn) drawn = other, index = its_index;
   }
-  return place;
+  return index;
 }
 
 // One of a row's choices by chance, by the rules of csrc/search/sampling.cpp: scores below the k-th, not needed for the
 // share top_p, or lighter than min_p weigh nothing.
-__device__ inline int draw_choice(const SearchState& s, const Choices& choices, int row, int text, int step) {
+__device__ inline int draw_choice(const SearchState& s, const Choices& choices, int row, int sequence, int step) {
   const int count = static_cast<int>(choices.count);
   const int64_t first = row * choices.count;
   const SearchSettings& settings = *s.settings;
@@ -156,47 +158,47 @@ __device__ inline int draw_choice(const SearchState& s, const Choices& choices, 
   if (settings.top_p < 1) least = least_of_share(scores, weights, count, least, settings.top_p);
   for (int j = 0; j < kOfLane; ++j)
     if (scores.own[j] < least || weights.own[j] < settings.min_p) weights.own[j] = 0;
-  const double u = uniform(static_cast<uint64_t>(s.keys[text]), static_cast<uint64_t>(step));
-  return place_at_quantile(tokens, weights, count, u);
+  const double u = uniform(static_cast<uint64_t>(s.keys[sequence]), static_cast<uint64_t>(step));
+  return index_at_quantile(tokens, weights, count, u);
 }
 
-// For one lane: a row's next token, and its place in the text.
-__device__ __forceinline__ void feed(const SearchState& s, int64_t row, int32_t token, int place) {
+// For one lane: a row's next token, and its position.
+__device__ __forceinline__ void feed(const SearchState& s, int64_t row, int32_t token, int position) {
   s.ids[row] = token;
-  s.positions[row] = place;
-  s.text_len[row] = place + 1;
+  s.positions[row] = position;
+  s.text_len[row] = position + 1;
 }
 
-// The next token of an item of one row; whether its text ends, in all lanes.
-__device__ inline Ended advance_row(const SearchState& s, const Choices& choices, int row, int text, int step) {
-  const int prompt_len = s.prompt_len[text / s.texts_per_prompt];
+// The next token of a slot of one row; whether its sequence ends, in all lanes.
+__device__ inline Ended advance_row(const SearchState& s, const Choices& choices, int row, int sequence, int step) {
+  const int prompt_len = s.prompt_len[sequence / s.sequences_per_prompt];
   const bool last_step = step + 1 >= limit_of(s, prompt_len);
   const int64_t first = row * choices.count;
   const bool sound = choices.tokens[first] >= 0;
-  const int64_t chosen = first + (s.keys && !choices.drawn && sound ? draw_choice(s, choices, row, text, step) : 0);
+  const int64_t chosen = first + (s.keys && !choices.drawn && sound ? draw_choice(s, choices, row, sequence, step) : 0);
   const int32_t token = !sound ? -1 : choices.drawn ? choices.drawn[row] : choices.tokens[chosen];
   const float log_prob = choices.drawn ? choices.drawn_log_probs[row] : choices.log_probs[chosen];
   const Ended how = token < 0 ? Ended::not_numbers : token == s.eos || last_step ? Ended::yes : Ended::no;
   if (lane_of_warp() > 0) return how;
-  const int64_t record = step * s.texts + text;
+  const int64_t record = step * s.sequences + sequence;
   s.tokens[record] = token;
   s.log_probs[record] = log_prob;
   if (how == Ended::no) feed(s, row, token, prompt_len + step);
   return how;
 }
 
-// A continuation of one of an item's beams; each of the best 2 K is in the lane of its rank.
+// A continuation of one of a slot's beams; each of the best 2 K is in the lane of its rank.
 struct Candidate {
   float score;  // -inf where there is none
   float log_prob;
-  int32_t token, row;  // the row within the item
+  int32_t token, row;  // the row within the slot
   bool ends;
 };
 
 // Beam r is in lane r, its choices in descending order: 2 K times the best of what is left is taken.
-__device__ inline Candidate find_candidate(const SearchState& s, const Choices& choices, int item, bool last_step) {
-  const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_item), count = static_cast<int>(choices.count);
-  const int64_t row = int64_t{item} * beams + lane;
+__device__ inline Candidate find_candidate(const SearchState& s, const Choices& choices, int slot, bool last_step) {
+  const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_slot), count = static_cast<int>(choices.count);
+  const int64_t row = int64_t{slot} * beams + lane;
   const float so_far = lane < beams ? s.scores[row] : -INFINITY;
   const int own = so_far > -INFINITY ? count : 0;
   const auto log_prob_of = [&](int i) { return i < own ? choices.log_probs[row * count + i] : -INFINITY; };
@@ -221,7 +223,7 @@ __device__ inline Candidate find_candidate(const SearchState& s, const Choices& 
     }
   }
   if (mine.score > -INFINITY) {
-    mine.token = choices.tokens[(int64_t{item} * beams + mine.row) * count + index];
+    mine.token = choices.tokens[(int64_t{slot} * beams + mine.row) * count + index];
     mine.ends = last_step || mine.token == s.eos;
   }
   return mine;
@@ -234,18 +236,18 @@ __device__ __forceinline__ float normalized(const SearchState& s, int prompt_len
   return score / s.length_norms[counted];
 }
 
-// Merges the candidates that finish, which are among the K best, into the finished beams of the text.
-__device__ inline void keep_finished(const SearchState& s, int text, const Candidate& candidate, int step,
+// Merges the candidates that finish, which are among the K best, into the finished beams of the sequence.
+__device__ inline void keep_finished(const SearchState& s, int sequence, const Candidate& candidate, int step,
                                      int prompt_len) {
-  const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_item);
+  const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_slot);
   const bool finishes = lane < beams && candidate.ends;
   if (!__any_sync(kAllLanes, finishes)) return;
-  FinishedBeam* places = s.finished + int64_t{text} * beams;
+  FinishedBeam* finished = s.finished + int64_t{sequence} * beams;
   FinishedBeam old{-INFINITY, 0, 0, 0, 0}, fresh = old;
-  if (lane < beams) old = places[lane];
+  if (lane < beams) old = finished[lane];
   if (finishes)
     fresh = {normalized(s, prompt_len, candidate.score, step + 1, candidate.token == s.eos), candidate.log_prob,
-             candidate.token, text * beams + candidate.row, step + 1};
+             candidate.token, sequence * beams + candidate.row, step + 1};
   // How many are better; of equal ones those that were there, then those of better candidates.
   int old_rank = lane, fresh_rank = 0;
   for (int i = 0; i < beams; ++i) {
@@ -255,49 +257,49 @@ __device__ inline void keep_finished(const SearchState& s, int text, const Candi
     fresh_rank += others > fresh.score || (others == fresh.score && i < lane);
   }
   __syncwarp();  // all are read
-  if (lane < beams && old_rank < beams) places[old_rank] = old;
-  if (finishes && fresh_rank < beams) places[fresh_rank] = fresh;
+  if (lane < beams && old_rank < beams) finished[old_rank] = old;
+  if (finishes && fresh_rank < beams) finished[fresh_rank] = fresh;
   __syncwarp();
 }
 
-// Columns [begin, end) of the slots of an item's rows: row r gets those of row `parent`, which lane r has. Every lane
+// Columns [begin, end) of the kv_index of a slot's rows: row r gets those of row `parent`, which lane r has. Every lane
 // has a column of a row in hand before any is written; kBatch loads are under way at once.
-__device__ inline void exchange_slots(const SearchState& s, int item, int parent, int begin, int end) {
+__device__ inline void exchange_kv_index(const SearchState& s, int slot, int parent, int begin, int end) {
   constexpr int kBatch = 4;
-  const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_item);
+  const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_slot);
   int lanes_per_row = kWarpSize;
   while (lanes_per_row * beams > kWarpSize) lanes_per_row /= 2;
   const int row = lane / lanes_per_row, offset = lane % lanes_per_row;
   const int own_end = row < beams ? end : begin;
   const int source = __shfl_sync(kAllLanes, parent, row) * lanes_per_row + offset;
-  int32_t* slots = s.slots + (int64_t{item} * beams + row) * s.max_text;  // not read where there is no such row
+  int32_t* kv_index = s.kv_index + (int64_t{slot} * beams + row) * s.max_text;  // not read where there is no such row
   for (int base = begin + offset; __any_sync(kAllLanes, base < end); base += kBatch * lanes_per_row) {
     int32_t held[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int column = base + i * lanes_per_row;
-      held[i] = column < own_end ? slots[column] : 0;
+      held[i] = column < own_end ? kv_index[column] : 0;
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) held[i] = __shfl_sync(kAllLanes, held[i], source);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int column = base + i * lanes_per_row;
-      if (column < own_end) slots[column] = held[i];
+      if (column < own_end) kv_index[column] = held[i];
     }
   }
 }
 
-// The next tokens of an item's beams; whether its text ends, in all lanes.
-__device__ inline Ended advance_beams(const SearchState& s, const Choices& choices, int item, int text, int step) {
-  const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_item);
-  const int64_t row = int64_t{item} * beams + lane;
+// The next tokens of a slot's beams; whether its sequence ends, in all lanes.
+__device__ inline Ended advance_beams(const SearchState& s, const Choices& choices, int slot, int sequence, int step) {
+  const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_slot);
+  const int64_t row = int64_t{slot} * beams + lane;
   const bool lost = lane < beams && s.scores[row] > -INFINITY && choices.tokens[row * choices.count] < 0;
   if (__any_sync(kAllLanes, lost)) return Ended::not_numbers;
-  const int prompt_len = s.prompt_len[text], limit = limit_of(s, prompt_len), new_tokens = step + 1;
+  const int prompt_len = s.prompt_len[sequence], limit = limit_of(s, prompt_len), new_tokens = step + 1;
   const auto stopping = static_cast<Stopping>(s.settings->stopping);
-  const Candidate candidate = find_candidate(s, choices, item, new_tokens >= limit);
-  keep_finished(s, text, candidate, step, prompt_len);
+  const Candidate candidate = find_candidate(s, choices, slot, new_tokens >= limit);
+  keep_finished(s, sequence, candidate, step, prompt_len);
 
   // The best that go on are the next beams: beam r in lane r.
   unsigned going = __ballot_sync(kAllLanes, candidate.score > -INFINITY && !candidate.ends);
@@ -311,14 +313,14 @@ __device__ inline Ended advance_beams(const SearchState& s, const Choices& choic
   mine.token = __shfl_sync(kAllLanes, candidate.token, source);
   mine.row = __shfl_sync(kAllLanes, candidate.row, source);
 
-  FinishedBeam* places = s.finished + int64_t{text} * beams;
-  const FinishedBeam place = lane < beams ? places[lane] : FinishedBeam{kAside, 0, 0, 0, 0};
-  const int found = __popc(__ballot_sync(kAllLanes, place.steps > 0));
+  FinishedBeam* finished = s.finished + int64_t{sequence} * beams;
+  const FinishedBeam kept = lane < beams ? finished[lane] : FinishedBeam{kAside, 0, 0, 0, 0};
+  const int found = __popc(__ballot_sync(kAllLanes, kept.steps > 0));
   if (running == 0 && found == 0 &&
-      lane == 0)  // its score is below what is set aside: an item has a result all the same
-    places[0] = {normalized(s, prompt_len, candidate.score, new_tokens, candidate.token == s.eos), candidate.log_prob,
-                 candidate.token, text * beams + candidate.row, new_tokens};
-  const float worst = __shfl_sync(kAllLanes, place.score, beams - 1);
+      lane == 0)  // its score is below what is set aside: a slot has a result all the same
+    finished[0] = {normalized(s, prompt_len, candidate.score, new_tokens, candidate.token == s.eos), candidate.log_prob,
+                   candidate.token, sequence * beams + candidate.row, new_tokens};
+  const float worst = __shfl_sync(kAllLanes, kept.score, beams - 1);
   const float best = __shfl_sync(kAllLanes, mine.score, 0);
   bool ends = running == 0;
   if (!ends && found == beams) {
@@ -328,25 +330,25 @@ __device__ inline Ended advance_beams(const SearchState& s, const Choices& choic
   if (ends) return Ended::yes;
   const bool exists = lane < running;
   if (__any_sync(kAllLanes, exists && mine.row != lane))
-    exchange_slots(s, item, exists ? mine.row : lane, prompt_len, prompt_len + step);
+    exchange_kv_index(s, slot, exists ? mine.row : lane, prompt_len, prompt_len + step);
   if (lane >= beams) return Ended::no;
-  const int64_t record = (step * s.texts + text) * beams + lane;
+  const int64_t record = (step * s.sequences + sequence) * beams + lane;
   s.tokens[record] = exists ? mine.token : 0;
   s.log_probs[record] = mine.log_prob;
-  s.parents[record] = text * beams + mine.row;
+  s.parents[record] = sequence * beams + mine.row;
   s.scores[row] = exists ? mine.score : -INFINITY;
   feed(s, row, exists ? mine.token : 0, prompt_len + step);
   return Ended::no;
 }
 
-__device__ inline void advance_item(const SearchState& s, const Choices& choices, int item) {
-  const int text = s.text[item], step = s.steps[item];
-  if (text < 0) return;
+__device__ inline void advance_slot(const SearchState& s, const Choices& choices, int slot) {
+  const int sequence = s.sequence[slot], step = s.steps[slot];
+  if (sequence < 0) return;
   __syncwarp();  // all lanes know
-  if (lane_of_warp() == 0) s.steps[item] = step + 1;
-  const Ended how =
-      s.rows_per_item > 1 ? advance_beams(s, choices, item, text, step) : advance_row(s, choices, item, text, step);
-  if (how != Ended::no) end_text(s, item, how);
+  if (lane_of_warp() == 0) s.steps[slot] = step + 1;
+  const Ended how = s.rows_per_slot > 1 ? advance_beams(s, choices, slot, sequence, step)
+                                        : advance_row(s, choices, slot, sequence, step);
+  if (how != Ended::no) end_sequence(s, slot, how);
 }
 
 }  // namespace gitfast::cuda

@@ -1,11 +1,11 @@
-// Searches whose state is on the device: what csrc/search decides from all logits, decided from the likeliest tokens.
+// Searches with their state on the device: what csrc/search decides from all logits, decided from the likeliest tokens.
 //
-// Plain greedy search, samples and beams, without the rules and the constraint of csrc/search/processors.h. Kernels
-// read and write the state alone, so that a step can be captured once; the host looks at it when all is over. Sequences
-// are not copied as they grow: every step leaves a record per row, and who wants a sequence follows parents back.
+// Greedy search, samples and beams, without the rules and the constraint of csrc/search/processors.h. Kernels read and
+// write nothing but the state, so a step can be captured once; the host looks at it when all sequences have ended.
+// Tokens are not copied as sequences grow: every step leaves a record per row, and a beam is read by following parents.
 //
-// Continuous batching: there may be more texts than rows to decode them. An item whose text has ended goes on with the
-// next that waits, at once and on its own, so that a long text holds no other.
+// Continuous batching: there may be more sequences than rows to decode them. When the sequence of a slot ends, the slot
+// takes the next one that waits, at once and on its own, so a long sequence holds up no other.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ namespace gitfast::cuda {
 
 constexpr int32_t kMaxBeams = 16;  // their candidates, twice as many, are one for each lane of a warp
 
-// When beams end an item, once as many as they are have finished: where the best running one cannot improve on them,
+// When beams end a slot, once as many as they are have finished: where the best running one cannot improve on them,
 // judged at its length or at full length, or at once.
 enum class Stopping : int32_t { cannot_improve = 0, at_once = 1, cannot_improve_at_full_length = 2 };
 
@@ -28,7 +28,7 @@ struct SearchSettings {
   int32_t top_k;         // draws are among so many choices, and more of equal score where there are
   float temperature;     // of draws among choices
   float top_p, min_p;    // as in csrc/search/search.h
-  int32_t texts;         // N to M: how many are searched for
+  int32_t sequences;     // N to M: how many are searched for
 };
 constexpr int64_t kSettings = sizeof(SearchSettings) / 4;
 
@@ -43,20 +43,21 @@ constexpr int64_t kFinishedBeam = sizeof(FinishedBeam) / 4;
 
 enum class Ended : int32_t { no = 0, yes = 1, not_numbers = 2 };
 
-// A text is one search: for the beams of a prompt, or for one of its samples. N items of K rows each, item i's from i K
-// on, search for M texts: K beams, else one row. R = N K. Texts of one prompt are neighbours.
+// A sequence is the result of one sample or of one beam search over a prompt. M sequences are searched for in N slots
+// of K rows each, K beams or one row: slot i has rows i K, i K + 1, ... and R = N K. Sequences of one prompt are
+// neighbours.
 //
-// Text tokens have M K L slots; the token at place p of row k of text t is written to slot (t K + k) L + p and moves no
-// more: beams that fork exchange what stands in `slots`. Done by lanes of a warp in place, as walking the parents would
-// be a chain of dependent loads in every layer of the step that follows. All tokens of a prompt but the last are in the
-// slots of its first text's first row.
+// The store of text keys and values has M K L entries; token `position` of row k of sequence t is written to entry
+// (t K + k) L + position and moves no more: beams that fork exchange their `kv_index`, lanes of a warp in place, since
+// following the parents would be a chain of dependent loads in every layer of the next step. All tokens of a prompt but
+// the last are in the entries of the first row of its first sequence.
 struct SearchState {
-  int64_t items = 0;             // N
-  int64_t rows_per_item = 1;     // K; beams where above 1
-  int64_t texts = 0;             // M: what there is memory for
-  int64_t texts_per_prompt = 1;  // samples; 1 of beams
-  int64_t max_text = 0;          // L: prompt and new tokens of a row at most
-  int64_t max_steps = 0;         // S: what the records have room for
+  int64_t slots = 0;                 // N
+  int64_t rows_per_slot = 1;         // K; beams where above 1
+  int64_t sequences = 0;             // M: what there is memory for
+  int64_t sequences_per_prompt = 1;  // samples; 1 of beams
+  int64_t max_text = 0;              // L: prompt and new tokens of a row at most
+  int64_t max_steps = 0;             // S: what the records have room for
   int32_t eos = 0;
 
   // Given by the host.
@@ -71,20 +72,21 @@ struct SearchState {
   int32_t* ids = nullptr;        // (R,)
   int32_t* positions = nullptr;  // (R,)
   int32_t* text_len = nullptr;   // (R,): with that token
-  int32_t* slots = nullptr;      // (R, L)
-  int32_t* image = nullptr;      // (R,): which prefix it sees; -1 when no more texts wait
-  int32_t* tiles = nullptr;      // (N, 3) or null: of attention.h, where each item is one; their images are these
+  int32_t* kv_index = nullptr;   // (R, L)
+  int32_t* image = nullptr;      // (R,): which prefix it sees; -1 when no more sequences wait
+  int32_t* tiles = nullptr;      // (N, 3) or null: of attention.h, where each slot is one; their images are these
   int64_t* row_keys = nullptr;   // (R,) or null: for draws by the head
 
-  float* scores = nullptr;           // (R,): beams' sums of log-probabilities, -inf where there is no such beam
-  int32_t* text = nullptr;           // (N,): which is searched for; -1 when no more wait
-  int32_t* steps = nullptr;          // (N,): done of it; the counter of draws
-  uint32_t* next_text = nullptr;     // (1,): the first that waits
-  uint32_t* num_ended = nullptr;     // (1,): texts
-  int32_t* ended = nullptr;          // (M,): an Ended
-  FinishedBeam* finished = nullptr;  // (M, K), best first; of beams only
+  float* scores = nullptr;       // (R,): beams' sums of log-probabilities, -inf where there is no such beam
+  int32_t* sequence = nullptr;   // (N,): which is searched for; -1 when no more wait
+  int32_t* steps = nullptr;      // (N,): done of it; the counter of draws
+  int32_t* all_ended = nullptr;  // (1,) or null, memory that the host reads meanwhile: 1 once all sequences have ended
+  uint32_t* next_sequence = nullptr;  // (1,): the first that waits
+  uint32_t* num_ended = nullptr;      // (1,): sequences
+  int32_t* ended = nullptr;           // (M,): an Ended
+  FinishedBeam* finished = nullptr;   // (M, K), best first; of beams only
 
-  // Records of step s and row k of text t; of no meaning for steps after its end.
+  // Records of step s and row k of sequence t; of no meaning for steps after its end.
   int32_t* tokens = nullptr;   // (S, M K): -1 where logits were no numbers
   float* log_probs = nullptr;  // (S, M K): of the model's own logits
   int32_t* parents = nullptr;  // (S, M K): the record of the step before that this one continues; of beams only
@@ -106,15 +108,15 @@ struct SearchCall {
   bool overlap = false;  // as in Linear
 };
 
-// The first texts in all items, before their first step: rows hold their prompts and are fed the last token. Keys and
-// values of the tokens before it are to be stored by then, those of texts that wait as well.
+// The first sequences in all slots, before their first step: rows hold their prompts and are fed the last token. Keys
+// and values of the tokens before it are to be stored by then, those of sequences that wait as well.
 void start_search(const SearchCall& call, CUstream_st* stream);
 
-// One step of every item. In the first of a text, all of its rows have the choices of its prompt; of beams only the
+// One step of every slot. In the first of a sequence, all of its rows have the choices of its prompt; of beams only the
 // first row counts. Beams are those of csrc/search/beam.cpp; of equal scores the lower row wins, then the likelier
 // token.
 //
-// Each enqueues one kernel, a warp per item. Throw Error for sizes they do not take, CudaError when a launch fails.
+// Each enqueues one kernel, a warp per slot. Throw Error for sizes they do not take, CudaError when a launch fails.
 void advance_search(const SearchCall& call, CUstream_st* stream);
 
 }  // namespace gitfast::cuda

@@ -15,14 +15,14 @@ constexpr int64_t kMaxChoices = 64;  // per row
 // logits = (x W^T scales + bias) / temperature, in float32. Of each row the `choices` largest, in descending order, of
 // equal ones the lower token first; and their log-softmax over all tokens.
 // A row whose logits hold NaN or infinity, or nothing above -inf, gets tokens of -1 and NaN: logits are made on the
-// device, where nobody could be told of an error.
+// device, where nobody could be token_stream of an error.
 // Pointers are on one device, of `dtype` (float16 or bfloat16) where not said otherwise.
 struct HeadSelect {
   DType dtype = DType::bf16;
   int device = 0;
   int64_t rows = 0;
   int64_t choices = 1;               // up to kMaxChoices, and the number of tokens
-  PackedWeight weight;               // a column per token
+  TiledWeight weight;                // a column per token
   const void* x = nullptr;           // (rows, depth)
   int64_t x_stride = 0;              // elements between rows
   const void* bias = nullptr;        // (columns,) or null

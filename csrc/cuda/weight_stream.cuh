@@ -7,8 +7,8 @@
 
 #include <cstring>
 
-#include "cuda/packed_weight.cuh"
 #include "cuda/ptx.h"
+#include "cuda/tiled_weight.cuh"
 
 namespace gitfast::cuda {
 
@@ -20,7 +20,7 @@ constexpr int kSumsOfTile = kStreamRows * kTileColumns;
 // Some tiles of a packed weight over some of its depth: tiles `first`, `first + 1`, ... of a list that consists of runs
 // of 2^run_bits neighbours, `stride` apart from `base` on.
 struct Product {
-  const PackedWeight* weight;
+  const TiledWeight* weight;
   int pitch;              // steps along the whole depth
   int first_step, steps;  // those of this product
   int first, count;
@@ -55,25 +55,25 @@ struct WarpShare {
   }
 };
 
-// Program: Product operator()(int) gives products [0, end) in order. The ring has kSlots places of every thread, 4 KB
+// Program: Product operator()(int) gives products [0, end) in order. The ring has kStages stages of every thread, 4 KB
 // each.
-template <class Program, int kSlots>
+template <class Program, int kStages>
 class WeightStream {
  public:
   __device__ __forceinline__ WeightStream(WeightChunk* ring, const Program& program, int end)
       : ring_(ring + threadIdx.x), program_(program), end_(end), product_(program(0)), share_(product_) {
     skip_empty();
 #pragma unroll 1
-    for (int i = 0; i < kSlots; ++i) fetch();
+    for (int i = 0; i < kStages; ++i) fetch();
   }
 
   // Waits for the next chunks of this thread, as many as a pass has tiles.
-  __device__ __forceinline__ void wait() { cp_async_wait<kSlots - kStreamPass>(); }
+  __device__ __forceinline__ void wait() { cp_async_wait<kStages - kStreamPass>(); }
 
   // The next chunk, which is waited for.
   __device__ __forceinline__ WeightChunk take() {
     const WeightChunk chunk = ring_[taken_ * kStreamThreads];
-    taken_ = (taken_ + 1) % kSlots;
+    taken_ = (taken_ + 1) % kStages;
     return chunk;
   }
 
@@ -89,7 +89,7 @@ class WeightStream {
       advance();
     }
     cp_async_commit();
-    fetched_ = (fetched_ + 1) % kSlots;
+    fetched_ = (fetched_ + 1) % kStages;
   }
 
   // Before the block ends.

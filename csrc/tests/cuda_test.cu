@@ -8,9 +8,8 @@
 #include "cuda/embed.h"
 #include "cuda/norm.h"
 #include "tests/cuda_test.cuh"
-#include "tests/cuda_test_caption.cuh"
-#include "tests/cuda_test_decode.cuh"
 #include "tests/cuda_test_linear.cuh"
+#include "tests/cuda_test_persistent.cuh"
 #include "tests/cuda_test_search.cuh"
 #include "tests/tile_product.h"
 
@@ -129,18 +128,18 @@ bool test_embed(DType dtype, double rounding, int width) {
   return report("embed_layer_norm", dtype, rows, width, 0, worst);
 }
 
-// Rows of two images, each with as many text tokens as its number; row r's tokens have slots of their own.
+// Rows of two images, each with as many text tokens as its number; row r's tokens have entries of their own.
 template <class T>
 bool test_attention(DType dtype, double rounding, int width, int prefix, int splits) {
   constexpr int kHeads = 2, kImages = 2, kRows = 5, kFirstRows = 3, kMaxText = kRows;
   const std::vector<int32_t> tiles{0, kFirstRows, 0, kFirstRows, kRows - kFirstRows, 1};
-  std::vector<int32_t> slots, text_len;
-  for (int i = 0; i < kRows * kMaxText; ++i) slots.push_back(kRows * kMaxText - 1 - i);
+  std::vector<int32_t> kv_index, text_len;
+  for (int i = 0; i < kRows * kMaxText; ++i) kv_index.push_back(kRows * kMaxText - 1 - i);
   for (int r = 0; r < kRows; ++r) text_len.push_back(r);
   const size_t per_row = size_t{kHeads} * width, prefix_size = per_row * kImages * prefix;
   const auto q = normal<T>(kRows * per_row, 1), k = normal<T>(prefix_size, 2), v = normal<T>(prefix_size, 3);
-  const auto k_text = normal<T>(slots.size() * per_row, 4), v_text = normal<T>(slots.size() * per_row, 5);
-  const DeviceArray<int32_t> dtiles(tiles), dslots(slots), dtext_len(text_len);
+  const auto k_text = normal<T>(kv_index.size() * per_row, 4), v_text = normal<T>(kv_index.size() * per_row, 5);
+  const DeviceArray<int32_t> dtiles(tiles), dkv_index(kv_index), dtext_len(text_len);
   const DeviceArray<T> dq(q), dk(k), dv(v), dk_text(k_text), dv_text(v_text), out(std::vector<T>(q.size(), T(NAN)));
   PrefixAttention args;
   args.dtype = dtype;
@@ -150,14 +149,14 @@ bool test_attention(DType dtype, double rounding, int width, int prefix, int spl
   args.head_dim = width;
   args.prefix_len = prefix;
   args.max_text = kMaxText;
-  args.num_slots = static_cast<int64_t>(slots.size());
+  args.kv_capacity = static_cast<int64_t>(kv_index.size());
   args.q = dq.data();
   args.tile_list = dtiles.data();
   args.k_prefix = dk.data();
   args.v_prefix = dv.data();
   args.k_text = dk_text.data();
   args.v_text = dv_text.data();
-  args.slots = dslots.data();
+  args.kv_index = dkv_index.data();
   args.text_len = dtext_len.data();
   args.out = out.data();
   args.q_stride = args.out_stride = static_cast<int64_t>(per_row);
@@ -173,9 +172,9 @@ bool test_attention(DType dtype, double rounding, int width, int prefix, int spl
       const int image = r < kFirstRows ? 0 : 1, keys = prefix + text_len[r];
       // Where element d of key i lies, and whether it is text.
       const auto at = [&](int i, int d) {
-        const size_t slot = i < prefix ? 0 : slots[r * kMaxText + i - prefix];
+        const size_t entry = i < prefix ? 0 : kv_index[r * kMaxText + i - prefix];
         return i < prefix ? ((size_t{1} * image * kHeads + h) * prefix + i) * width + d
-                          : slot * per_row + h * width + d;
+                          : entry * per_row + h * width + d;
       };
       double total = 0;
       std::vector<double> sums(width);
@@ -246,9 +245,8 @@ bool test_all() {
     right &= test_tile_product<__half>(DType::f16, M, N, K);
     right &= test_tile_product<__nv_bfloat16>(DType::bf16, M, N, K);
   }
-  right &= test_decode();
   right &= test_search();
-  right &= test_caption();
+  right &= test_persistent();
   return right;
 }
 

@@ -73,7 +73,7 @@ struct Affine {
         data(packed(weight.values, columns, depth)),
         scales(weight.factors),
         bias(columns, seed, 0.1f) {}
-  PackedWeight on_device() const { return weight_of(kDType<W>, data, scales, columns, depth); }
+  TiledWeight on_device() const { return weight_of(kDType<W>, data, scales, columns, depth); }
   std::vector<double> operator()(std::vector<double> x) const {
     for (double& v : x) v = rounded<T>(v);
     const int rows = static_cast<int>(x.size()) / depth;
@@ -110,9 +110,9 @@ struct Norm {
 template <class T, class W>
 struct Stored {
   using P = std::conditional_t<sizeof(W) == 1, int8_t, T>;
-  Stored(int slots, unsigned seed)
+  Stored(int entries, unsigned seed)
       : Stored(RandomRows<P>(kImages * kHeads * kPrefix, kDecodeHeadDim, 1, seed),
-               normal<T>(size_t{1} * slots * kWidth, seed + 1)) {}
+               normal<T>(size_t{1} * entries * kWidth, seed + 1)) {}
   Stored(const RandomRows<P>& image, const std::vector<T>& before)
       : prefix(image.values), factors(image.factors), text(before) {
     for (size_t i = 0; i < image.values.size(); ++i)
@@ -127,10 +127,10 @@ struct Stored {
   std::vector<double> prefix_truth, text_truth;
 };
 
-// What a step is told of its rows, as in Decode.
+// What a step reads of its rows, as in DecodeStep.
 struct StepRows {
   int max_text = 0;
-  std::vector<int32_t> ids, positions, image, slots, text_len;
+  std::vector<int32_t> ids, positions, image, kv_index, text_len;
 };
 
 // Attention of one head, 64 elements each: softmax(q k / 8) v.
@@ -149,15 +149,15 @@ inline void attend(const double* q, const std::vector<const double*>& keys, cons
 
 template <class T, class W>
 struct RandomLayer {
-  RandomLayer(int slots, unsigned seed)
+  RandomLayer(int entries, unsigned seed)
       : qkv(3 * kWidth, kWidth, seed),
         out(kWidth, kWidth, seed + 1),
         fc1(kInner, kWidth, seed + 2),
         fc2(kWidth, kInner, seed + 3),
         norm1(seed + 4),
         norm2(seed + 6),
-        keys(slots, seed + 8),
-        values(slots, seed + 10) {}
+        keys(entries, seed + 8),
+        values(entries, seed + 10) {}
 
   DecodeLayer on_device() const {
     DecodeLayer layer;
@@ -194,9 +194,9 @@ struct RandomLayer {
     const size_t R = rows.ids.size();
     std::vector<double> mixed(R * kWidth);
     for (size_t r = 0; r < R; ++r) {
-      const int32_t* slots = &rows.slots[r * rows.max_text];
+      const int32_t* kv_index = &rows.kv_index[r * rows.max_text];
       const double* q = &qkv[r * 3 * kWidth];
-      const size_t own = size_t{1} * slots[rows.text_len[r] - 1] * kWidth;
+      const size_t own = size_t{1} * kv_index[rows.text_len[r] - 1] * kWidth;
       std::copy_n(q + kWidth, kWidth, &keys.text_truth[own]);
       std::copy_n(q + 2 * kWidth, kWidth, &values.text_truth[own]);
       for (int h = 0; h < kHeads; ++h) {
@@ -206,7 +206,7 @@ struct RandomLayer {
           k.push_back(&keys.prefix_truth[at]), v.push_back(&values.prefix_truth[at]);
         }
         for (int i = 0; i < rows.text_len[r]; ++i) {
-          const size_t at = size_t{1} * slots[i] * kWidth + h * kDecodeHeadDim;
+          const size_t at = size_t{1} * kv_index[i] * kWidth + h * kDecodeHeadDim;
           k.push_back(&keys.text_truth[at]), v.push_back(&values.text_truth[at]);
         }
         attend(q + h * kDecodeHeadDim, k, v, &mixed[r * kWidth + h * kDecodeHeadDim]);
@@ -218,18 +218,18 @@ struct RandomLayer {
 
 template <class T, class W>
 struct RandomDecoder {
-  explicit RandomDecoder(int slots, unsigned seed)
-      : slots(slots),
+  explicit RandomDecoder(int entries, unsigned seed)
+      : entries(entries),
         words(size_t{kVocabulary} * kWidth, seed, 1),
         positions(size_t{kMostPositions} * kWidth, seed + 1, 1),
         norm(seed + 2),
         head(kVocabulary, kWidth, seed + 4) {
-    for (int i = 0; i < kLayers; ++i) layers.emplace_back(slots, seed + 100 * (i + 1));
+    for (int i = 0; i < kLayers; ++i) layers.emplace_back(entries, seed + 100 * (i + 1));
   }
 
-  // All but what a step is told of its rows.
-  Decode on_device(int cluster) const {
-    Decode args;
+  // All but what a step reads of its rows.
+  DecodeStep on_device(int cluster) const {
+    DecodeStep args;
     args.dtype = kDType<T>;
     args.layers = kLayers;
     args.heads = kHeads;
@@ -260,7 +260,7 @@ struct RandomDecoder {
     return x;
   }
 
-  int slots;
+  int entries;
   Vector<T> words, positions;
   Norm<T> norm;
   Affine<T, W> head;

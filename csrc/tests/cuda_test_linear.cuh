@@ -9,7 +9,7 @@
 
 namespace gitfast::cuda {
 
-// A weight (columns, depth) in the layout of PackedWeight, and its columns rounded up with zeros.
+// A weight (columns, depth) in the layout of TiledWeight, and its columns rounded up with zeros.
 template <class W>
 std::vector<W> packed(const std::vector<W>& weight, int columns, int depth) {
   const int step = 64 / static_cast<int>(sizeof(W)), padded = (columns + 7) / 8 * 8;
@@ -44,8 +44,8 @@ std::vector<double> product(const std::vector<T>& x, const std::vector<W>& weigh
 }
 
 template <class W>
-PackedWeight weight_of(DType dtype, const DeviceArray<W>& data, const DeviceArray<float>& scales, int columns,
-                       int depth) {
+TiledWeight weight_of(DType dtype, const DeviceArray<W>& data, const DeviceArray<float>& scales, int columns,
+                      int depth) {
   return {dtype, columns, depth, data.data(), sizeof(W) == 1 ? scales.data() : nullptr};
 }
 

@@ -1,4 +1,4 @@
-// Searches on a device, over a made-up language, against a plain restatement of theirs.
+// Searches on a device, over a made-up language, against a plain search on the host.
 #pragma once
 
 #include <algorithm>
@@ -27,35 +27,35 @@ inline int longest(const std::vector<Tokens>& prompts) {
   return static_cast<int>(most);
 }
 
-// The memory of a search: a text per prompt, of `beams` rows; prompt i sees image i % images. Norms are lengths, so
+// The memory of a search: a sequence per prompt, of `beams` rows; prompt i sees image i % images. Norms are lengths, so
 // that scores are means.
 struct SearchMemory {
-  SearchMemory(const std::vector<Tokens>& prompts, int items, int beams, int limit, int max_steps, int32_t eos,
+  SearchMemory(const std::vector<Tokens>& prompts, int slots, int beams, int limit, int max_steps, int32_t eos,
                int num_images = 1)
-      : items(items),
+      : slots(slots),
         beams(beams),
-        rows(items * beams),
-        texts(static_cast<int>(prompts.size())),
-        records(texts * beams),
+        rows(slots * beams),
+        sequences(static_cast<int>(prompts.size())),
+        records(sequences * beams),
         max_steps(max_steps),
         max_text(longest(prompts) + max_steps),
         eos(eos),
         prompt_len(lengths_of(prompts)),
         last_tokens(last_of(prompts)),
-        images(turns(texts, num_images)),
-        settings({{limit, static_cast<int32_t>(Stopping::cannot_improve), 0, 0, 1, 1, 0, texts}}),
+        images(turns(sequences, num_images)),
+        settings({{limit, static_cast<int32_t>(Stopping::cannot_improve), 0, 0, 1, 1, 0, sequences}}),
         length_norms(counting(max_text + 1)),
         ids(ints(rows)),
         positions(ints(rows)),
         text_len(ints(rows)),
-        slots(ints(rows * max_text)),
+        kv_index(ints(rows * max_text)),
         image(ints(rows)),
-        text(ints(items)),
-        steps(ints(items)),
-        ended(ints(texts)),
+        sequence(ints(slots)),
+        steps(ints(slots)),
+        ended(ints(sequences)),
         tokens(ints(max_steps * records)),
         parents(ints(max_steps * records)),
-        next_text({9}),
+        next_sequence({9}),
         num_ended({9}),
         scores(std::vector<float>(rows, NAN)),
         log_probs(std::vector<float>(max_steps * records, NAN)),
@@ -63,9 +63,9 @@ struct SearchMemory {
 
   SearchState state() const {
     SearchState s;
-    s.items = items;
-    s.rows_per_item = beams;
-    s.texts = texts;
+    s.slots = slots;
+    s.rows_per_slot = beams;
+    s.sequences = sequences;
     s.max_text = max_text;
     s.max_steps = max_steps;
     s.eos = eos;
@@ -77,13 +77,13 @@ struct SearchMemory {
     s.ids = ids.data();
     s.positions = positions.data();
     s.text_len = text_len.data();
-    s.slots = slots.data();
+    s.kv_index = kv_index.data();
     s.image = image.data();
     s.scores = scores.data();
-    s.text = text.data();
+    s.sequence = sequence.data();
     s.steps = steps.data();
     s.ended = ended.data();
-    s.next_text = next_text.data();
+    s.next_sequence = next_sequence.data();
     s.num_ended = num_ended.data();
     s.finished = finished.data();
     s.tokens = tokens.data();
@@ -92,13 +92,13 @@ struct SearchMemory {
     return s;
   }
 
-  const int items, beams, rows, texts, records, max_steps, max_text;
+  const int slots, beams, rows, sequences, records, max_steps, max_text;
   const int32_t eos;
   const DeviceArray<int32_t> prompt_len, last_tokens, images;
   const DeviceArray<SearchSettings> settings;
   const DeviceArray<float> length_norms;
-  const DeviceArray<int32_t> ids, positions, text_len, slots, image, text, steps, ended, tokens, parents;
-  const DeviceArray<uint32_t> next_text, num_ended;
+  const DeviceArray<int32_t> ids, positions, text_len, kv_index, image, sequence, steps, ended, tokens, parents;
+  const DeviceArray<uint32_t> next_sequence, num_ended;
   const DeviceArray<float> scores, log_probs;
   const DeviceArray<FinishedBeam> finished;
 
@@ -146,13 +146,13 @@ class Language {
 
 inline bool better(const Beam& a, const Beam& b) { return a.score > b.score; }
 
-struct Texts {
+struct Sequences {
   std::vector<Beam> beams;  // best first, scores over their lengths
   int steps;                // that were needed
 };
 
 // What a prompt becomes. One beam is greedy search.
-inline Texts plain_search(const Language& language, const Tokens& prompt, int beams, int limit) {
+inline Sequences plain_search(const Language& language, const Tokens& prompt, int beams, int limit) {
   std::vector<Beam> running{{prompt, 0}}, finished;
   int step = 0;
   for (bool over = false; !over;) {
@@ -184,10 +184,10 @@ inline Texts plain_search(const Language& language, const Tokens& prompt, int be
 // A search on the device, with what a decoder and a head would do between its steps.
 class DeviceSearch {
  public:
-  DeviceSearch(const Language& language, const std::vector<Tokens>& prompts, int items, int beams, int limit)
+  DeviceSearch(const Language& language, const std::vector<Tokens>& prompts, int slots, int beams, int limit)
       : language_(language),
         prompts_(prompts),
-        memory_(prompts, items, beams, limit, limit + 1, Language::kEos),
+        memory_(prompts, slots, beams, limit, limit + 1, Language::kEos),
         count_(beams > 1 ? std::min(2 * beams, Language::kVocabulary) : 1),
         tokens_(Tokens(memory_.rows * count_, -9)),
         log_probs_(std::vector<float>(memory_.rows * count_, NAN)),
@@ -206,13 +206,13 @@ class DeviceSearch {
   }
 
   // As plain_search() gives them, when all is over.
-  std::vector<Beam> found(int text) const {
+  std::vector<Beam> found(int sequence) const {
     const Tokens tokens = memory_.tokens.host(), parents = memory_.parents.host();
     const std::vector<float> log_probs = memory_.log_probs.host();
     std::vector<Beam> beams;
     if (memory_.beams == 1) {
       Beam beam{{}, 0};
-      for (int at = text; at < static_cast<int>(tokens.size()) && tokens[at] >= 0; at += memory_.records) {
+      for (int at = sequence; at < static_cast<int>(tokens.size()) && tokens[at] >= 0; at += memory_.records) {
         beam.ids.push_back(tokens[at]);
         beam.score += log_probs[at];
         if (tokens[at] == Language::kEos) break;
@@ -221,7 +221,7 @@ class DeviceSearch {
       return {beam};
     }
     const std::vector<FinishedBeam> finished = memory_.finished.host();
-    for (int i = text * memory_.beams; i < (text + 1) * memory_.beams; ++i) {
+    for (int i = sequence * memory_.beams; i < (sequence + 1) * memory_.beams; ++i) {
       Beam beam{{finished[i].token}, finished[i].score};
       for (int step = finished[i].steps - 2, row = finished[i].row; step >= 0; --step) {
         beam.ids.insert(beam.ids.begin(), tokens[step * memory_.records + row]);
@@ -237,15 +237,15 @@ class DeviceSearch {
   }
 
  private:
-  // The likeliest tokens of every row, from what stands in the slots that it sees.
+  // The likeliest tokens of every row, from what stands in the kv_index that it sees.
   void choose() {
-    const Tokens ids = memory_.ids.host(), slots = memory_.slots.host(), text_len = memory_.text_len.host();
-    const Tokens text = memory_.text.host();
+    const Tokens ids = memory_.ids.host(), kv_index = memory_.kv_index.host(), text_len = memory_.text_len.host();
+    const Tokens sequence = memory_.sequence.host();
     Tokens tokens;
     std::vector<float> log_probs;
     for (int row = 0; row < memory_.rows; ++row) {
-      const int32_t* own = &slots[row * memory_.max_text];
-      const Tokens& prompt = prompts_[std::max(text[row / memory_.beams], 0)];
+      const int32_t* own = &kv_index[row * memory_.max_text];
+      const Tokens& prompt = prompts_[std::max(sequence[row / memory_.beams], 0)];
       for (size_t i = 0; i + 1 < prompt.size(); ++i) text_[own[i]] = prompt[i];
       text_[own[text_len[row] - 1]] = ids[row];
       Tokens sequence, order(Language::kVocabulary);
@@ -271,11 +271,11 @@ class DeviceSearch {
   Tokens text_;  // in each slot
 };
 
-// All at once, or one after another in one item.
-inline bool test_texts(int beams, int limit, bool at_once) {
+// All at once, or one after another in one slot.
+inline bool test_sequences(int beams, int limit, bool at_once) {
   const std::vector<Tokens> prompts{{3}, {5, 4}, {8, 1, 6}};
   const Language language(5);
-  std::vector<Texts> expected;
+  std::vector<Sequences> expected;
   int steps = 0;
   for (const Tokens& prompt : prompts) {
     expected.push_back(plain_search(language, prompt, beams, limit));
@@ -285,11 +285,11 @@ inline bool test_texts(int beams, int limit, bool at_once) {
   search.run(steps);
   if (!search.over()) return report("advance_search", DType::f32, beams, limit, steps, INFINITY);
   double worst = 0;
-  for (size_t text = 0; text < prompts.size(); ++text) {
-    const std::vector<Beam> found = search.found(static_cast<int>(text)), &texts = expected[text].beams;
+  for (size_t sequence = 0; sequence < prompts.size(); ++sequence) {
+    const std::vector<Beam> found = search.found(static_cast<int>(sequence)), &sequences = expected[sequence].beams;
     for (int i = 0; i < beams; ++i) {
-      worst = worse(worst, found[i].ids == texts[i].ids ? 0 : INFINITY);
-      worst = worse(worst, std::fabs(found[i].score - texts[i].score) / 1e-5);
+      worst = worse(worst, found[i].ids == sequences[i].ids ? 0 : INFINITY);
+      worst = worse(worst, std::fabs(found[i].score - sequences[i].score) / 1e-5);
     }
   }
   return report("advance_search", DType::f32, beams, limit, steps, worst);
@@ -299,7 +299,7 @@ inline bool test_search() {
   bool right = true;
   for (const int beams : {1, 2, 5})
     for (const int limit : {4, 7})
-      for (const bool at_once : {true, false}) right &= test_texts(beams, limit, at_once);
+      for (const bool at_once : {true, false}) right &= test_sequences(beams, limit, at_once);
   return right;
 }
 

@@ -276,10 +276,10 @@ def linear(context: Context, models: Sequence[str]) -> Iterator[Case]:
 
 def _weight(context: Context, n: int, k: int, stored: str) -> tuple[Any, Tensor]:
     """Packed, and what it stands for in bfloat16, which peers multiply by."""
-    from gitfast.ops.cuda_weights import PackedWeight
+    from gitfast.ops.cuda_weights import TiledWeight
 
     weight = context.normal(n, k, dtype="bfloat16")
-    packed = PackedWeight.pack(weight, None if stored == "bfloat16" else stored)  # type: ignore[arg-type]
+    packed = TiledWeight.pack(weight, None if stored == "bfloat16" else stored)  # type: ignore[arg-type]
     return packed, packed.unpack().to(context.torch.bfloat16)
 
 

@@ -1,8 +1,11 @@
-"""The CUDA kernels as functions of torch tensors on one device, enqueued on torch's current stream.
+"""Run the CUDA kernels on torch tensors of one device, on torch's current stream.
 
-:mod:`gitfast.ops.reference` has the same functions in plain torch: what they compute. Tensors are float16 or bfloat16,
-where not said otherwise; their rows may be strided, and begin at multiples of 16 bytes. Results are new tensors. A
-row's result does not depend, to the bit, on the rows around it.
+:mod:`gitfast.ops.reference` has the same functions in plain torch, as the definition of what they compute. Tensors are
+float16 or bfloat16 where not said otherwise; rows may be strided and start at multiples of 16 bytes. Results are new
+tensors. A row's result does not depend, to the bit, on the rows around it.
+
+``overlap`` lets a kernel start while the one before it on the stream still runs (programmatic dependent launch, compute
+capability 9.0 and later): it loads its weights meanwhile, and waits before it reads what that kernel writes.
 
 Every function raises ``ValueError`` naming the argument, what came and what was expected, and ``RuntimeError`` where
 the build has no CUDA kernels or a launch fails.
@@ -18,14 +21,15 @@ import torch
 
 from gitfast import _C
 from gitfast.ops.cuda_search import SearchSize, SearchState
-from gitfast.ops.cuda_weights import PackedWeight
+from gitfast.ops.cuda_weights import TiledWeight
 
 __all__ = [
-    "MOST_PREFIX_SPLITS",
-    "PackedWeight",
+    "DECODE_SPLITS",
+    "HEAD_DIMS",
     "SearchSize",
     "SearchState",
     "Selection",
+    "TiledWeight",
     "add_layer_norm",
     "advance_search",
     "attention_tiles",
@@ -40,11 +44,12 @@ __all__ = [
     "start_search",
 ]
 
-MOST_PREFIX_SPLITS = 4
+DECODE_SPLITS = 4  # parts of a prefix at most, in steps of few rows
+HEAD_DIMS: tuple[int, ...] = _C.cuda_limits.HEAD_DIMS  # that :func:`prefix_attention` takes
 
 
 class Selection(NamedTuple):
-    """What :func:`head_select` chose."""
+    """Hold the results of :func:`head_select`."""
 
     tokens: torch.Tensor
     log_probs: torch.Tensor
@@ -61,27 +66,31 @@ def add_layer_norm(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     eps: float = 1e-5,
+    overlap: bool = False,
 ) -> torch.Tensor:
-    """``LayerNorm(x + bias + residual)`` over rows: x, residual (R, D); bias, gamma, beta (D,) -> (R, D).
+    """Compute ``LayerNorm(x + bias + residual)`` over rows: x, residual (R, D); bias, gamma, beta (D,) -> (R, D).
 
-    Also of float32. Mean and variance are taken in float32, in two passes.
+    Also for float32. Mean and variance are taken in float32, in two passes.
     """
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _kernels(x).add_layer_norm(x, bias, residual, gamma, beta, eps, out, _stream(x))
+    terms = {"x": x, "bias": bias, "residual": residual, "gamma": gamma, "beta": beta}
+    _kernels(x).add_layer_norm(**terms, eps=eps, out=out, overlap=overlap, stream=_stream(x))
     return out
 
 
 def bias_gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``gelu(x + bias)``, the exact one with erf: x (R, D), bias (D,) -> (R, D). Also of float32."""
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _kernels(x).bias_gelu(x, bias, out, _stream(x))
-    return out
+    """Compute ``gelu(x + bias)``, the exact one with erf: x (R, D), bias (D,) -> (R, D). Also for float32."""
+    return _bias_activation(x, bias, "gelu")
 
 
 def bias_quick_gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``y * sigmoid(1.702 y)`` of ``y = x + bias``: x (R, D), bias (D,) -> (R, D). Also of float32."""
+    """Compute ``y * sigmoid(1.702 y)`` of ``y = x + bias``: x (R, D), bias (D,) -> (R, D). Also for float32."""
+    return _bias_activation(x, bias, "quick_gelu")
+
+
+def _bias_activation(x: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _kernels(x).bias_quick_gelu(x, bias, out, _stream(x))
+    _kernels(x).bias_activation(x=x, bias=bias, activation=activation, out=out, stream=_stream(x))
     return out
 
 
@@ -94,40 +103,42 @@ def embed_layer_norm(
     beta: torch.Tensor,
     *,
     eps: float = 1e-12,
+    overlap: bool = False,
 ) -> torch.Tensor:
-    """``LayerNorm(words[ids] + positions[position_ids])``: int32 ids (R,), tables (V, D) and (P, D) -> (R, D).
+    """Compute ``LayerNorm(words[ids] + positions[position_ids])``: int32 ids (R,), tables (V, D), (P, D) -> (R, D).
 
-    Also of float32. A row whose id lies outside its table is NaN.
+    Also for float32. A row whose id lies outside its table is NaN.
     """
     out = words.new_empty((len(ids), words.shape[1]))
-    _kernels(words).embed_layer_norm(ids, position_ids, words, positions, gamma, beta, eps, out, _stream(words))
+    rows, tables = {"ids": ids, "position_ids": position_ids}, {"words": words, "positions": positions}
+    norm = {"gamma": gamma, "beta": beta, "eps": eps}
+    _kernels(words).embed_layer_norm(**rows, **tables, **norm, out=out, overlap=overlap, stream=_stream(words))
     return out
 
 
 def linear(
     x: torch.Tensor,
-    weight: PackedWeight,
+    weight: TiledWeight,
     bias: torch.Tensor | None = None,
     *,
     activation: Literal["none", "quick_gelu", "gelu"] = "none",
     residual: torch.Tensor | None = None,
     overlap: bool = False,
 ) -> torch.Tensor:
-    """``activation(x @ weight.T + bias) + residual`` of few rows: x (R, K), bias (N,), residual (R, N) -> (R, N).
+    """Compute ``activation(x @ weight.T + bias) + residual`` for few rows: x (R, K), bias (N,), residual (R, N).
 
-    Made for up to 16 rows, which read the weight once; every 16 more read it again. Sums are float32.
-    ``overlap`` lets the kernel start while the one before it on the stream still runs, its weights on their way
-    (programmatic dependent launch, compute capability 9.0 and later).
+    Returns (R, N). Made for up to 16 rows, which read the weight once; every 16 more read it again. Sums are float32.
     """
     out = x.new_empty((x.shape[0], weight.shape[0]))
-    data, scales = weight.data, weight.scales
-    _kernels(x).linear(x, data, scales, bias, activation, residual, out, overlap, _stream(x))
+    affine = {"weight": weight.data, "weight_scales": weight.scales, "bias": bias}
+    rest = {"activation": activation, "residual": residual, "overlap": overlap}
+    _kernels(x).linear(x=x, **affine, **rest, out=out, stream=_stream(x))
     return out
 
 
 def head_select(
     x: torch.Tensor,
-    weight: PackedWeight,
+    weight: TiledWeight,
     bias: torch.Tensor | None = None,
     *,
     choices: int = 1,
@@ -137,19 +148,19 @@ def head_select(
     logits: bool = False,
     overlap: bool = False,
 ) -> Selection:
-    """The likeliest tokens of each row by ``(x @ weight.T + bias) / temperature``, without logits in memory.
+    """Choose the likeliest tokens of each row by ``(x @ weight.T + bias) / temperature``, with no logits in memory.
 
     Args:
         x: the last hidden states (R, K).
         weight: the head, (V, K).
         bias: (V,).
-        choices: how many tokens per row, 1 to 64.
+        choices: how many tokens per row, 1 to ``_C.cuda_limits.MAX_CHOICES``.
         temperature: what logits are divided by, positive.
         keys: int64 (R,): also draw one token per row by chance, which depends on its key and ``step`` alone.
         step: int32 (R,), with ``keys``: the number of each row's draw; on the device, so that one captured graph
             serves all steps.
         logits: also return the logits.
-        overlap: as in :func:`linear`.
+        overlap: see the module.
 
     Returns:
         int32 tokens and float32 log-probabilities (R, choices) in descending order, of equal ones the lower token
@@ -165,34 +176,37 @@ def head_select(
     all_logits = torch.empty((rows, vocab), dtype=torch.float32, device=x.device) if logits else None
     kernels = _kernels(x)
     workspace = torch.empty(kernels.select_workspace(rows, vocab, choices), dtype=torch.uint8, device=x.device)
-    head = (weight.data, weight.scales, vocab, bias, temperature)
-    chosen = (tokens, log_probs, all_logits, keys, step, drawn, drawn_log_probs)
-    kernels.head_select(x, *head, *chosen, workspace, overlap, _stream(x))
+    head = {"weight": weight.data, "weight_scales": weight.scales, "bias": bias, "vocab_size": vocab}
+    draws = {"keys": keys, "step": step, "drawn": drawn, "drawn_log_probs": drawn_log_probs}
+    chosen = {"tokens": tokens, "log_probs": log_probs, "logits": all_logits, "temperature": temperature}
+    kernels.head_select(x=x, **head, **chosen, **draws, workspace=workspace, overlap=overlap, stream=_stream(x))
     return Selection(tokens, log_probs, drawn, all_logits, drawn_log_probs)
 
 
 def start_search(state: SearchState) -> None:
-    """Items of prompts that begin, by what the host gave: before their first step."""
-    _kernels(state.ids).start_search(state, _stream(state.ids))
+    """Begin the first sequences in all slots, as the host's arrays say, before their first step."""
+    _kernels(state.ids).start_search(state=state.arguments(), stream=_stream(state.ids))
 
 
 def advance_search(state: SearchState, chosen: Selection, *, overlap: bool = False) -> None:
-    """One step of every item that has not ended: its rows go on with what was chosen for them, or end.
+    """Advance every slot by one step: its rows go on with what was chosen for them, or its sequence ends.
 
-    What csrc/search does, on the device.
+    It decides as csrc/search does.
 
     Args:
-        state: what changes; its rows are then those of the next step.
-        chosen: for each row one token of greedy search, 2 K of K beams; for samples one drawn, or as many as may be
-            drawn from, and one more for a tie. In the first step the choices of an item's prompt, for all of its rows.
-        overlap: as in :func:`linear`.
+        state: is changed; its rows are then those of the next step.
+        chosen: for each row one token in greedy search, 2 K with K beams; for samples a drawn one, or as many as may
+            be drawn from, and one more for a tie. In the first step the choices of a slot's prompt, for all its rows.
+        overlap: see the module.
     """
-    choices = (chosen.tokens, chosen.log_probs, chosen.drawn, chosen.drawn_log_probs)
-    _kernels(state.ids).advance_search(state, *choices, overlap, _stream(state.ids))
+    choices = {"tokens": chosen.tokens, "log_probs": chosen.log_probs}
+    draws = {"drawn": chosen.drawn, "drawn_log_probs": chosen.drawn_log_probs}
+    kernels, stream = _kernels(state.ids), _stream(state.ids)
+    kernels.advance_search(state=state.arguments(), **choices, **draws, overlap=overlap, stream=stream)
 
 
 def attention_tiles(images: Sequence[int], tile_rows: Literal[16, 64] = 16) -> torch.Tensor:
-    """Rows that :func:`prefix_attention` computes together: int32 (T, 3) of first row, number of rows, image.
+    """List the rows that :func:`prefix_attention` computes together: int32 (T, 3) of first row, number, image.
 
     ``images``: the image of every row. Neighbours of one image share a tile, ``tile_rows`` of them at most.
     """
@@ -205,15 +219,20 @@ def attention_tiles(images: Sequence[int], tile_rows: Literal[16, 64] = 16) -> t
     return torch.tensor(tiles, dtype=torch.int32).view(-1, 3)
 
 
-def prefix_splits(tokens: int) -> int:
-    """``splits`` for few rows over a prefix of so many tokens: at most ``MOST_PREFIX_SPLITS``, of 64 tokens or more."""
-    return max(1, min(MOST_PREFIX_SPLITS, tokens // 64))
+def prefix_splits(tokens: int, tiles: int = 1, heads: int = 1) -> int:
+    """Return the ``splits`` for few rows over a prefix of so many tokens: up to ``DECODE_SPLITS``, of 64 or more each.
+
+    1 where ``tiles`` x ``heads`` are more than a split prefix may have, and fill the device anyway.
+    """
+    if tiles * heads > _C.cuda_limits.MAX_SPLIT_TILES:
+        return 1
+    return max(1, min(DECODE_SPLITS, tokens // 64))
 
 
-def attention_workspace(q: torch.Tensor, tiles: int, splits: int) -> torch.Tensor:
-    """What :func:`prefix_attention` needs for queries of this shape, so many tiles and splits, or fewer of each."""
+def attention_workspace(q: torch.Tensor, splits: int) -> torch.Tensor:
+    """Make what :func:`prefix_attention` needs for queries of this shape and so many splits, or fewer of each."""
     rows, heads, head_dim = q.shape
-    return torch.zeros(_kernels(q).attention_workspace(rows, tiles, heads, head_dim, splits), device=q.device)
+    return torch.zeros(_kernels(q).attention_workspace(rows, heads, head_dim, splits), device=q.device)
 
 
 def prefix_attention(
@@ -224,7 +243,7 @@ def prefix_attention(
     *,
     k_text: torch.Tensor | None = None,
     v_text: torch.Tensor | None = None,
-    slots: torch.Tensor | None = None,
+    kv_index: torch.Tensor | None = None,
     text_len: torch.Tensor | None = None,
     k_new: torch.Tensor | None = None,
     v_new: torch.Tensor | None = None,
@@ -235,8 +254,9 @@ def prefix_attention(
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
+    overlap: bool = False,
 ) -> torch.Tensor:
-    """Attention of rows that share the prefix of their image and see some text each, one softmax over both.
+    """Attend from rows to the prefix of their image and to some text each, one softmax over both.
 
     Args:
         q: queries (R, H, head_dim), one row per beam, question or image token; also float32.
@@ -245,29 +265,32 @@ def prefix_attention(
         tiles: int32 (T, 3), on the device: ``attention_tiles``. Rows of no tile are left out, and those of tiles whose
             image is negative.
         k_text: keys of a store of S text tokens (S, H, head_dim); v_text: its values. Dense.
-        slots: int32 (R, max_text): for each row the numbers of the text tokens it sees; what no row names is not read.
+        kv_index: int32 (R, max_text): for each row the entries of the text tokens it sees; others are not read.
         text_len: int32 (R,): how many of them.
-        k_new: keys (R, H, head_dim) of each row's last text token, written to its slot in ``k_text`` first; v_new: the
-            values. No row may name a slot that another row's tile writes.
+        k_new: keys (R, H, head_dim) of each row's last text token, written to its entry in ``k_text`` first; v_new: the
+            values. No row may name an entry that another row's tile writes.
         scale: factor of the scores, positive; default ``head_dim ** -0.5``.
         tile_rows: the most rows of a tile: 16 for decoding, 64 for image rows.
-        splits: parts of the prefix, 1 to 32, computed by blocks of their own: for few rows on a large device.
+        splits: parts of the prefix, 1 to ``_C.cuda_limits.MAX_SPLITS``, computed by blocks of their own, for few rows
+            on a large device.
         workspace: ``attention_workspace`` for ``splits`` above 1; may be shared by calls on one stream. None makes one.
         k_scale: float32 (B, H, P), for keys of the prefix stored as int8: what a token's integers are multiplied with.
             For a head_dim of 64. v_scale: the same of the values.
         out: (R, H, head_dim), of which only the rows of tiles are written; None makes a new one.
+        overlap: see the module.
 
     Returns:
         (R, H, head_dim); zeros for a row that sees no key at all.
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
-    kernels, head_dim = _kernels(q), q.shape[2]
     if splits > 1 and workspace is None:
-        workspace = attention_workspace(q, len(tiles), splits)
-    text = (k_text, v_text, slots, text_len, k_new, v_new)
-    scale = max(head_dim, 1) ** -0.5 if scale is None else scale
-    split = (splits, workspace, k_scale, v_scale)
-    kernels.prefix_attention(q, tiles, k_prefix, v_prefix, *text, scale, tile_rows, out, *split, _stream(q))
+        workspace = attention_workspace(q, splits)
+    prefix = {"k_prefix": k_prefix, "v_prefix": v_prefix, "k_scale": k_scale, "v_scale": v_scale, "tiles": tiles}
+    text = {"k_text": k_text, "v_text": v_text, "kv_index": kv_index, "text_len": text_len}
+    work = {"tile_rows": tile_rows, "splits": splits, "workspace": workspace, "overlap": overlap}
+    scale = max(q.shape[2], 1) ** -0.5 if scale is None else scale
+    new = {"k_new": k_new, "v_new": v_new}
+    _kernels(q).prefix_attention(q=q, **prefix, **text, **new, **work, scale=scale, out=out, stream=_stream(q))
     return out
 
 

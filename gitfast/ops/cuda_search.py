@@ -1,6 +1,6 @@
-"""A search's state on a device, which ``ops.cuda.start_search`` and ``advance_search`` work on.
+"""Hold the state of a search on a device, for ``ops.cuda.start_search`` and ``advance_search``.
 
-Shapes: N items of K rows each (K beams, else one row), R = N K rows, which search for M texts of at most L tokens,
+Shapes: N slots of K rows each (K beams, or one row), R = N K rows, which search for M sequences of at most L tokens,
 prompt included.
 """
 
@@ -16,36 +16,35 @@ from torch import Tensor
 
 from gitfast import _C
 
-MOST_BEAMS = 16  # of csrc/cuda/search.h
-
+_LIMITS = _C.cuda_limits
+# csrc/cuda/search.h: Stopping, Ended, and FinishedBeam: score, log-probability, token, row, steps
 _STOPPING: dict[object, int] = {False: 0, True: 1, "never": 2}
 _NOT_NUMBERS = 2
-_BEAM_WORDS = 5  # of FinishedBeam: score, log-probability, token, row, steps
 
 Shapes = Mapping[str, tuple[torch.dtype, Sequence[int]]]
 Found = tuple[list[int], list[float], float, str]  # token ids, log-probabilities, score, finish reason
 
 
 class Mirrored:
-    """Named arrays in one piece of device memory, and their copies on the host: one transfer moves all of them."""
+    """Keep named arrays in one piece of device memory, with copies on the host: one transfer moves all of them."""
 
     def __init__(self, shapes: Shapes, device: torch.device) -> None:
         begins = [0]
         for dtype, shape in shapes.values():
             words = math.prod(shape) * dtype.itemsize // 4
             begins.append(begins[-1] + -(-words // 4) * 4)  # each at a multiple of 16 bytes
-        self._there = torch.zeros(begins[-1], dtype=torch.int32, device=device)
-        self._here = torch.zeros(begins[-1], dtype=torch.int32, pin_memory=device.type == "cuda")
-        self.device = _views(self._there, begins, shapes)
-        self.host = {name: view.numpy() for name, view in _views(self._here, begins, shapes).items()}
+        self._device_memory = torch.zeros(begins[-1], dtype=torch.int32, device=device)
+        self._host_memory = torch.zeros(begins[-1], dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.device = _views(self._device_memory, begins, shapes)
+        self.host = {name: view.numpy() for name, view in _views(self._host_memory, begins, shapes).items()}
 
     def to_device(self) -> None:
-        """In the order of the stream: the host's copy may not change before that."""
-        self._there.copy_(self._here, non_blocking=True)
+        """Copy all arrays, in stream order: the host's copy may not change before that."""
+        self._device_memory.copy_(self._host_memory, non_blocking=True)
 
     def to_host(self) -> None:
-        """Waits for all that is enqueued."""
-        self._here.copy_(self._there)
+        """Copy all arrays back, after everything enqueued so far."""
+        self._host_memory.copy_(self._device_memory)
 
 
 def _views(memory: Tensor, begins: Sequence[int], shapes: Shapes) -> dict[str, Tensor]:
@@ -57,46 +56,52 @@ def _views(memory: Tensor, begins: Sequence[int], shapes: Shapes) -> dict[str, T
 
 
 class SearchSize(NamedTuple):
-    """What the memory of a search depends on."""
+    """Say what the memory of a search depends on."""
 
-    texts: int  # M, at most
-    texts_per_prompt: int  # samples; 1 of beams
-    items: int  # N
-    rows_per_item: int  # K: beams, else 1
-    draws: bool  # by chance
+    sequences: int  # M, at most
+    sequences_per_prompt: int  # samples; 1 with beams
+    slots: int  # N
+    rows_per_slot: int  # K: beams, or 1
+    draws: bool  # tokens are sampled
     max_text: int  # L
 
     @property
     def rows(self) -> int:
         """R."""
-        return self.items * self.rows_per_item
+        return self.slots * self.rows_per_slot
+
+
+_STATE = (
+    "rows_per_slot", "sequences_per_prompt", "eos", "tiles", "ids", "positions", "text_len", "kv_index", "image",
+    "row_keys", "scores", "sequence", "steps", "next_sequence", "num_ended", "all_ended",
+)  # fmt: skip
 
 
 class SearchState:
-    """Arrays at addresses that stay, by the names of csrc/cuda/search.h.
+    """Keep the arrays of csrc/cuda/search.h, by its names, at addresses that stay.
 
-    ``given`` are the host's arrays; ``found`` is what it looks at when all is over.
+    ``given`` are the host's arrays; ``found`` is what the host reads when all sequences have ended.
     """
 
     def __init__(self, size: SearchSize, eos: int, device: torch.device, tiles: Tensor | None = None) -> None:
-        """``tiles``: of ``ops.cuda.attention_tiles``, one for each item, whose images are set as texts begin."""
+        """``tiles``: from ``ops.cuda.attention_tiles``, one per slot, whose images are set as sequences begin."""
         i32, f32 = torch.int32, torch.float32
-        rows, length, prompts = size.rows, size.max_text, size.texts // size.texts_per_prompt
-        records = size.texts * size.rows_per_item
+        rows, length, prompts = size.rows, size.max_text, size.sequences // size.sequences_per_prompt
+        records = size.sequences * size.rows_per_slot
         self.size, self.eos, self.tiles = size, eos, tiles
-        self.rows_per_item, self.texts_per_prompt = size.rows_per_item, size.texts_per_prompt
+        self.rows_per_slot, self.sequences_per_prompt = size.rows_per_slot, size.sequences_per_prompt
         given: Shapes = {
             "prompt_len": (i32, (prompts,)),
             "last_tokens": (i32, (prompts,)),
             "images": (i32, (prompts,)),
-            "settings": (i32, (8,)),
+            "settings": (i32, (_LIMITS.SETTINGS_WORDS,)),
             "length_norms": (f32, (length + 1,)),
         }
         if size.draws:
-            given = {"keys": (torch.int64, (size.texts,)), **given}
+            given = {"keys": (torch.int64, (size.sequences,)), **given}
         found: Shapes = {
-            "ended": (i32, (size.texts,)),
-            "finished": (i32, (size.texts, size.rows_per_item, _BEAM_WORDS)),
+            "ended": (i32, (size.sequences,)),
+            "finished": (i32, (size.sequences, size.rows_per_slot, _LIMITS.FINISHED_BEAM_WORDS)),
             "tokens": (i32, (length, records)),
             "log_probs": (f32, (length, records)),
             "parents": (i32, (length, records)),
@@ -109,27 +114,36 @@ class SearchState:
             torch.zeros(rows, dtype=i32, device=device) for _ in range(4)
         )
         self.row_keys = torch.zeros(rows, dtype=torch.int64, device=device) if size.draws else None
-        self.slots = torch.zeros((rows, length), dtype=i32, device=device)
+        self.kv_index = torch.zeros((rows, length), dtype=i32, device=device)
         self.scores = torch.zeros(rows, dtype=f32, device=device)
-        self.text, self.steps = (torch.zeros(size.items, dtype=i32, device=device) for _ in range(2))
-        self.next_text, self.num_ended = (torch.zeros(1, dtype=i32, device=device) for _ in range(2))
+        self.sequence, self.steps = (torch.zeros(size.slots, dtype=i32, device=device) for _ in range(2))
+        self.next_sequence, self.num_ended = (torch.zeros(1, dtype=i32, device=device) for _ in range(2))
+        # In host memory, which the device writes to: 1 once all sequences have ended.
+        self._all_ended = torch.zeros(1, dtype=i32, pin_memory=device.type == "cuda")
+        self.all_ended = self._all_ended.numpy()
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arrays and sizes by name, as kernels take them."""
+        return {name: getattr(self, name) for name in (*_STATE, *self.given.device, *self.found.device)}
 
     def ask(self, prompts: Sequence[Sequence[int]], images: Sequence[int], options: Mapping[str, Any]) -> None:
-        """What a call of ``gitfast.engines.search.native_options`` asks for, to the host's copy of ``given``.
+        """Write a call with native options to the host's copy of ``given``.
 
-        ``images[i]``: which prefix ``prompts[i]`` sees.
+        ``images[i]``: the prefix that ``prompts[i]`` sees.
 
         Raises:
             ValueError: the prompts are too few or more than there is memory for, or too long with the new tokens.
         """
         limit, count = options["max_new_tokens"], len(prompts)
-        texts = count * self.texts_per_prompt
-        if not self.size.items <= texts <= self.size.texts:
-            raise ValueError(f"prompts: expected {self.size.items} to {self.size.texts} texts, got {texts}")
+        sequences = count * self.sequences_per_prompt
+        if not self.size.slots <= sequences <= self.size.sequences:
+            expected = f"{self.size.slots} to {self.size.sequences}"
+            raise ValueError(f"prompts: expected {expected} sequences, got {sequences}")
         for i, prompt in enumerate(prompts):
             if len(prompt) + limit > self.size.max_text:
                 what = f"{len(prompt)} tokens and {limit} new ones"
                 raise ValueError(f"prompts[{i}]: expected at most {self.size.max_text} tokens in all, got {what}")
+        self.all_ended[0] = 0
         host = self.given.host
         host["prompt_len"][:count] = [len(prompt) for prompt in prompts]
         host["last_tokens"][:count] = [prompt[-1] for prompt in prompts]
@@ -140,37 +154,37 @@ class SearchState:
         paper = options["length_penalty_form"] == "paper"
         host["settings"][:4] = limit, stopping, paper, options["top_k"]
         host["settings"][4:7].view(np.float32)[:] = options["temperature"], options["top_p"], options["min_p"]
-        host["settings"][7] = texts
-        if self.size.rows_per_item > 1:
+        host["settings"][7] = sequences
+        if self.size.rows_per_slot > 1:
             host["length_norms"][:] = _C.length_norms(options, self.size.max_text)
         if self.size.draws:
-            host["keys"][:texts] = _C.sample_keys(options, prompts)
+            host["keys"][:sequences] = _C.sample_keys(options, prompts)
 
     def results(self, options: Mapping[str, Any]) -> list[list[Found]]:
-        """From the host's copy of ``found``: the best sequences of every prompt, as ``_C.Search.results`` gives them.
+        """Read the best sequences of every prompt from the host's copy of ``found``, as ``_C.Search.results`` does.
 
         Raises:
-            ValueError: a row's logits were no numbers.
+            ValueError: the logits of a row were not numbers.
         """
         limit, count = options["max_new_tokens"], options["num_return_sequences"]
-        host, texts, beams = self.found.host, int(self.given.host["settings"][7]), self.rows_per_item
-        for text in np.flatnonzero(host["ended"][:texts] == _NOT_NUMBERS):
-            raise ValueError(f"logits: NaN in row {text * beams}")
+        host, sequences, beams = self.found.host, int(self.given.host["settings"][7]), self.rows_per_slot
+        for sequence in np.flatnonzero(host["ended"][:sequences] == _NOT_NUMBERS):
+            raise ValueError(f"logits: NaN in row {sequence * beams}")
         tokens, log_probs, parents = (
-            host[name][:limit, : texts * beams].T.tolist() for name in ("tokens", "log_probs", "parents")
+            host[name][:limit, : sequences * beams].T.tolist() for name in ("tokens", "log_probs", "parents")
         )
         if beams == 1:
             rows = [self._row(*row) for row in zip(tokens, log_probs, strict=True)]
-            return [rows[first : first + count] for first in range(0, texts, self.texts_per_prompt)]
-        finished = host["finished"][:texts]
+            return [rows[first : first + count] for first in range(0, sequences, self.sequences_per_prompt)]
+        finished = host["finished"][:sequences]
         scores, ends = finished.view(np.float32)[:, :, :2].tolist(), finished[:, :, 2:].tolist()
         return [
             [
                 self._beam(tokens, log_probs, parents, *score, *end)
-                for score, end in zip(*text, strict=True)
+                for score, end in zip(*sequence, strict=True)
                 if end[2] > 0
             ][:count]
-            for text in zip(scores, ends, strict=True)
+            for sequence in zip(scores, ends, strict=True)
         ]
 
     def _row(self, ids: list[int], values: list[float]) -> Found:
@@ -190,7 +204,7 @@ class SearchState:
         row: int,
         steps: int,
     ) -> Found:
-        """A finished beam, followed from its last token back."""
+        """Follow a finished beam from its last token back."""
         ids, values = [token], [log_prob]
         for step in range(steps - 2, -1, -1):
             ids.append(tokens[row][step])

@@ -1,4 +1,4 @@
-"""Weights as the CUDA kernels of few rows take them."""
+"""Weights in the layout of the CUDA kernels for few rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LARGEST = {"int8": 127.0, "float8": torch.finfo(torch.float8_e4m3fn).max}
 
 
 @dataclass(frozen=True)
-class PackedWeight:
+class TiledWeight:
     """A weight (N, K) in tiles of 8 rows of 64 bytes, one after another along K (csrc/cuda/linear.h).
 
     ``data``: (ceil(N / 8), steps, 8, 64 bytes) of float16, bfloat16, int8, or uint8 with the bits of float8_e4m3fn.
@@ -24,11 +24,14 @@ class PackedWeight:
     shape: tuple[int, int]
 
     @classmethod
-    def pack(cls, weight: torch.Tensor, dtype: Literal["int8", "float8"] | None = None) -> PackedWeight:
-        """``weight``: float16 or bfloat16 (N, K), K a multiple of 32, of 64 for weights of 8 bits.
+    def pack(cls, weight: torch.Tensor, dtype: Literal["int8", "float8"] | None = None) -> TiledWeight:
+        """Lay out a float16 or bfloat16 weight (N, K), K a multiple of 32, or of 64 for weights of 8 bits.
 
-        ``dtype`` stores it in 8 bits, each row scaled so that its largest magnitude is the largest there is: "int8"
-        rounds to the nearest of 255 steps, "float8" to float8_e4m3fn. Raises ValueError.
+        ``dtype`` stores it in 8 bits, each row scaled so that its largest magnitude is the largest of that dtype:
+        "int8" rounds to the nearest of 255 steps, "float8" to float8_e4m3fn.
+
+        Raises:
+            ValueError: the weight or ``dtype`` cannot be taken.
         """
         if weight.ndim != 2 or weight.dtype not in (torch.float16, torch.bfloat16):
             raise ValueError(f"weight: expected a 2-D float16 or bfloat16 tensor, got {_describe(weight)}")
@@ -50,7 +53,7 @@ class PackedWeight:
         return cls(data, scales, (N, K))
 
     def unpack(self) -> torch.Tensor:
-        """The weight as it is multiplied by: (N, K), in its dtype, or float32 where it has scales."""
+        """Return the weight as products see it: (N, K) in its dtype, or float32 where it has scales."""
         N, K = self.shape
         rows = self.data.transpose(1, 2).reshape(-1, K)[:N]
         if self.scales is None:

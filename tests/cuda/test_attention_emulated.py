@@ -159,10 +159,10 @@ def test_new_keys_and_values_are_stored(emulation: ModuleType, splits: int) -> N
     case = make_case([2, 3], 70, 16, torch.float16, text=[3, 1, 2, 4, 2], append=True)
     case.split(emulation, splits).run(emulation.prefix_attention)
     for row, length in enumerate(case.text_len.tolist()):
-        slot = case.slots[row, length - 1]
-        assert torch.equal(case.k_text[slot], case.k_new[row])
-        assert torch.equal(case.v_text[slot], case.v_new[row])
-        case.k_text[slot], case.v_text[slot] = case.before["k"][slot], case.before["v"][slot]
+        entry = case.kv_index[row, length - 1]
+        assert torch.equal(case.k_text[entry], case.k_new[row])
+        assert torch.equal(case.v_text[entry], case.v_new[row])
+        case.k_text[entry], case.v_text[entry] = case.before["k"][entry], case.before["v"][entry]
     assert torch.equal(case.k_text.isnan(), case.before["k"].isnan()), "nothing else was written"
 
 
@@ -195,9 +195,9 @@ def test_rows_of_no_image_are_left_out(emulation: ModuleType, dtype: torch.dtype
     others = [0, 1, 2, 5]
     assert torch.equal(case.out[others], whole.out[others])
     assert case.k_text is not None
-    assert case.slots is not None
+    assert case.kv_index is not None
     for row in range(6):
-        stored = case.k_text[case.slots[row, case.text_len[row] - 1]]
+        stored = case.k_text[case.kv_index[row, case.text_len[row] - 1]]
         assert bool(stored.isnan().all()) == (row in left_out)
 
 
@@ -224,7 +224,7 @@ def test_large_scores_do_not_overflow(emulation: ModuleType) -> None:
         ({"splits": 2, "workspace": torch.zeros(20001)[1:]},
          "workspace: expected rows that start at multiples of 16 bytes"),
         ({"scale": 0.0}, "scale: expected a positive number"),
-        ({"v_text": None}, "k_text, v_text, slots, text_len: expected all or none"),
+        ({"v_text": None}, "k_text, v_text, kv_index, text_len: expected all or none"),
         ({"k_new": torch.zeros(3, 2, 16, dtype=torch.bfloat16)}, "k_new, v_new: expected both"),
         ({"v_prefix": torch.zeros(1, 2, 4, 16, dtype=torch.bfloat16)}, r"v_prefix: expected shape \(B=1, H=2, P=5"),
         ({"q": torch.zeros(3, 4, 16, dtype=torch.bfloat16)[:, ::2]}, "q: the elements of a row are strided"),

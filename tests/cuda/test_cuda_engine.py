@@ -16,7 +16,7 @@ from gitfast.cli import info, main
 from gitfast.engines.cpu import CpuEngine
 from gitfast.engines.cuda.encoder import Encoder
 from gitfast.engines.cuda.engine import CudaEngine, CudaPrefix
-from gitfast.engines.cuda.search import Way
+from gitfast.engines.cuda.search import SearchMode
 from gitfast.errors import EngineError
 from gitfast.inputs.processor import Processor
 from gitfast.model import Model
@@ -121,9 +121,9 @@ def test_a_plan_serves_calls_of_one_shape(
         results = engine.generate(engine.encode(pixels[image : image + 1]), [processor.tokenizer.prompt()], options)
         assert tokens(results) == [[captioned[image][0].token_ids[:3]]]
         assert results[0][0].finish_reason == "length"
-    assert len(engine._plans) == 1
+    assert len(engine._searches) == 1
     engine.generate([None], [processor.tokenizer.prompt("a red")], options)
-    assert len(engine._plans) == 2
+    assert len(engine._searches) == 2
 
 
 def test_the_search_on_the_host_agrees_with_the_device(device: str, processor: Processor, pixels: np.ndarray) -> None:
@@ -169,11 +169,11 @@ def test_searches(
         which.generate([prefixes[0], prefixes[0], prefixes[1], None], prompts, options)
         for which, prefixes in ((engine, ours), (cpu, theirs))
     ]
-    assert len(engine._plans) == 1
+    assert len(engine._searches) == 1
     assert engine.stats.encoded_images == encoded
-    monkeypatch.setattr(Way, "of", lambda *_: None)
+    monkeypatch.setattr(SearchMode, "of", lambda *_: None)
     results.append(engine.generate([ours[0], ours[0], ours[1], None], prompts, options))
-    assert len(engine._plans) == 1
+    assert len(engine._searches) == 1
     for other, tolerance in ((1, 0.03), (2, 1e-4)):
         assert tokens(results[other]) == tokens(results[0])
         for got, expected in zip(*(itertools.chain(*found) for found in (results[0], results[other])), strict=True):
@@ -197,7 +197,7 @@ def test_a_plan_of_beams_reads_what_changes(
         assert tokens(results) == tokens(cpu.generate(theirs, prompt, options))
         steps = engine.stats.decode_steps - before + 1
         assert steps < limit or limit == 3, "the search did not stop early"
-    assert len(engine._plans) == 1
+    assert len(engine._searches) == 1
 
 
 def test_scores(device: str, cpu: CpuEngine, processor: Processor, pixels: np.ndarray) -> None:
@@ -281,40 +281,40 @@ def test_memory_that_does_not_suffice_for_a_search(
             patch.setattr(cuda, "advance_search", advance_or_fail)
             with pytest.raises(EngineError, match="cuda engine: tried to allocate 9 GiB"):
                 engine.generate(prefix, prompt, options)
-        assert not engine._plans
+        assert not engine._searches
         assert tokens(engine.generate(prefix, prompt, options)) == [[captioned[0][0].token_ids[:4]]]
-        engine._plans.clear()
+        engine._searches.clear()
 
 
 @pytest.mark.parametrize(
-    ("options", "way"),
+    ("options", "mode"),
     [
-        ({}, Way(1, False, False, 1)),
-        ({"temperature": 3.0, "top_k": 100}, Way(1, False, False, 1)),
-        ({"num_beams": 4, "length_penalty": 2.0, "num_return_sequences": 2}, Way(4, True, False, 8)),
-        ({"num_beams": 16}, Way(16, True, False, 32)),
+        ({}, SearchMode(1, False, False, 1)),
+        ({"temperature": 3.0, "top_k": 100}, SearchMode(1, False, False, 1)),
+        ({"num_beams": 4, "length_penalty": 2.0, "num_return_sequences": 2}, SearchMode(4, True, False, 8)),
+        ({"num_beams": 16}, SearchMode(16, True, False, 32)),
         ({"num_beams": 17}, None),
-        ({"do_sample": True, "num_return_sequences": 3}, Way(3, False, True, 1, 1.0)),
+        ({"do_sample": True, "num_return_sequences": 3}, SearchMode(3, False, True, 1, 1.0)),
         ({"do_sample": True, "temperature": 1e-35}, None),
-        ({"do_sample": True, "top_k": 63, "temperature": 2.0}, Way(1, False, True, 64)),
+        ({"do_sample": True, "top_k": 63, "temperature": 2.0}, SearchMode(1, False, True, 64)),
         ({"do_sample": True, "top_k": 64}, None),
         ({"do_sample": True, "top_p": 0.9}, None),
-        ({"do_sample": True, "top_k": 5, "top_p": 0.9, "min_p": 0.1}, Way(1, False, True, 6)),
+        ({"do_sample": True, "top_k": 5, "top_p": 0.9, "min_p": 0.1}, SearchMode(1, False, True, 6)),
         ({"suppress_tokens": (3,)}, None),
         ({"min_new_tokens": 1}, None),
         ({"num_beams": 4, "repetition_penalty": 1.5}, None),
     ],
     ids=str,
 )
-def test_what_runs_on_the_device(options: dict[str, Any], way: Way | None) -> None:
-    assert Way.of(GenerationOptions(**options), 30522) == way
+def test_searches_that_run_on_the_device(options: dict[str, Any], mode: SearchMode | None) -> None:
+    assert SearchMode.of(GenerationOptions(**options), 30522) == mode
 
 
 def test_few_tokens_are_all_drawn_from() -> None:
     options = GenerationOptions(do_sample=True, top_p=0.9)
-    assert Way.of(options, 64) == Way(1, False, True, 64)
-    assert Way.of(options, 65) is None
-    assert Way.of(GenerationOptions(num_beams=4), 5) == Way(4, True, False, 5)
+    assert SearchMode.of(options, 64) == SearchMode(1, False, True, 64)
+    assert SearchMode.of(options, 65) is None
+    assert SearchMode.of(GenerationOptions(num_beams=4), 5) == SearchMode(4, True, False, 5)
 
 
 def test_heads_the_kernels_do_not_take(device: str, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import torch
 
 from gitfast.engines.cpu import CpuEngine
 from gitfast.engines.cuda import engine as engines_cuda
-from gitfast.engines.cuda import fused as cuda_fused
 from gitfast.engines.cuda.engine import CudaEngine
-from gitfast.engines.cuda.search import SearchPlan
-from gitfast.engines.cuda.sequences import CudaPrefix, TextBatch
+from gitfast.engines.cuda.search import DeviceSearch
+from gitfast.engines.cuda.sequences import CudaPrefix, SequenceBatch
 from gitfast.errors import EngineError
 from gitfast.inputs.processor import Processor
+from gitfast.ops import cuda_persistent
 from gitfast.types import Generation, GenerationOptions
 
 from support.cuda.engine_cases import IMAGES, make_engine
@@ -34,7 +34,7 @@ SEARCHES = {
 def small_clusters(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half as many threads to emulate."""
     if device == "cpu":
-        monkeypatch.setattr(cuda_fused, "CLUSTER", 4)
+        monkeypatch.setattr(cuda_persistent, "CLUSTER", 4)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def encode(engine: CudaEngine, processor: Processor) -> list[CudaPrefix]:
 
 @pytest.mark.parametrize(
     ("decode", "name"),
-    [*(("operations", name) for name in SEARCHES), ("layers", "greedy"), ("text", "greedy"), ("text", "beams")],
+    [*(("operations", name) for name in SEARCHES), ("persistent", "greedy"), ("persistent", "beams")],
 )
 def test_rows_are_what_they_are_all_at_once(
     device: str, decode: str, name: str, processor: Processor, prompts: list[list[int]]
@@ -62,7 +62,7 @@ def test_rows_are_what_they_are_all_at_once(
     expected = engine.generate(prefixes, some, options)
     engine.rows_at_once = 2 * options.num_beams
     assert engine.generate(prefixes, some, options) == expected
-    assert next(reversed(engine._plans)).items == 2
+    assert next(reversed(engine._searches)).slots == 2
 
 
 def test_captions(device: str, cpu: CpuEngine, processor: Processor, prompts: list[list[int]]) -> None:
@@ -95,9 +95,9 @@ def test_what_has_ended_reads_no_prefix(device: str, processor: Processor) -> No
     engine, options = make_engine(device), GenerationOptions(max_new_tokens=3)
     prefixes, prompt = encode(engine, processor), processor.tokenizer.prompt()
     engine.generate(prefixes, [prompt] * 5, options)
-    (plan,) = engine._plans.values()
-    assert plan._rows.tiles[0].tolist() == [[row, 1, -1] for row in range(5)]
-    assert plan._state.image.tolist() == [-1] * 5
+    (search,) = engine._searches.values()
+    assert search._rows.tiles[0].tolist() == [[row, 1, -1] for row in range(5)]
+    assert search._state.image.tolist() == [-1] * 5
 
 
 def test_rows_may_share_prefixes(device: str, processor: Processor, prompts: list[list[int]]) -> None:
@@ -107,63 +107,63 @@ def test_rows_may_share_prefixes(device: str, processor: Processor, prompts: lis
     expected = engine.generate(prefixes, prompts, SEARCHES["greedy"])
     engine.rows_at_once = 2
     assert engine.generate(prefixes, prompts, SEARCHES["greedy"]) == expected
-    assert next(reversed(engine._plans)).groups == ((2, 65),)
+    assert next(reversed(engine._searches)).groups == ((2, 65),)
 
 
-def test_plans_are_shared(device: str, processor: Processor, prompts: list[list[int]]) -> None:
+def test_memory_is_shared(device: str, processor: Processor, prompts: list[list[int]]) -> None:
     """By calls of as many rows and prefixes, rounded up; and no call has more than some times those at once."""
     engine, options = make_engine(device, rows_at_once=2), GenerationOptions(max_new_tokens=2)
     prefixes = encode(engine, processor)
     alone = [engine.generate([prefix], [prompt], options)[0] for prefix, prompt in zip(prefixes, prompts, strict=True)]
-    engine._plans.clear()
+    engine._searches.clear()
     for count in (3, 4):
         assert engine.generate(prefixes[:count], prompts[:count], options) == alone[:count]
-    assert [key.texts for key in engine._plans] == [4]
+    assert [key.sequences for key in engine._searches] == [4]
     assert engine.generate(prefixes * 2, prompts * 2, options) == alone * 2
-    assert [key.texts for key in engine._plans] == [4, 8, 2]
+    assert [key.sequences for key in engine._searches] == [4, 8, 2]
 
 
-def test_memory_of_plans_is_bounded(
+def test_memory_of_searches_is_bounded(
     device: str, processor: Processor, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(device)
     prefixes, options = encode(engine, processor), GenerationOptions(max_new_tokens=2)
     engine.generate(prefixes[:1], prompts[:1], options)
-    (plan,) = engine._plans.values()
-    assert plan.nbytes > prefixes[0].nbytes
-    monkeypatch.setattr(engines_cuda, "_PLAN_BYTES_KEPT", plan.nbytes * 4)
+    (search,) = engine._searches.values()
+    assert search.nbytes > prefixes[0].nbytes
+    monkeypatch.setattr(engines_cuda, "_MAX_SEARCH_BYTES", search.nbytes * 4)
     engine.generate(prefixes[:2], prompts[:2], options)
-    assert len(engine._plans) == 2
+    assert len(engine._searches) == 2
     engine.generate(prefixes[:3], prompts[:3], options)
-    assert [key.items for key in engine._plans] == [3]
-    monkeypatch.setattr(engines_cuda, "_PLAN_BYTES_KEPT", 0)
+    assert [key.slots for key in engine._searches] == [3]
+    monkeypatch.setattr(engines_cuda, "_MAX_SEARCH_BYTES", 0)
     engine.generate(prefixes[:1], prompts[:1], options)
-    assert not engine._plans
+    assert not engine._searches
 
 
-def test_plans_that_are_kept_make_room(
+def test_searches_that_are_kept_make_room(
     device: str, processor: Processor, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, make = make_engine(device), SearchPlan.__init__
+    engine, make = make_engine(device), DeviceSearch.__init__
     prefixes, options = encode(engine, processor), GenerationOptions(max_new_tokens=2)
     (alone,) = engine.generate(prefixes[:1], prompts[:1], options)
 
-    def full(plan: SearchPlan, *given: object) -> None:
-        if engine._plans:
+    def full(search: DeviceSearch, *given: object) -> None:
+        if engine._searches:
             raise torch.OutOfMemoryError("tried to allocate 9 GiB")
-        make(plan, *given)
+        make(search, *given)
 
-    monkeypatch.setattr(SearchPlan, "__init__", full)
+    monkeypatch.setattr(DeviceSearch, "__init__", full)
     assert engine.generate(prefixes[:2], prompts[:2], options)[0] == alone
-    assert [key.items for key in engine._plans] == [2]
+    assert [key.slots for key in engine._searches] == [2]
 
-    def always_full(plan: SearchPlan, *given: object) -> None:
+    def always_full(search: DeviceSearch, *given: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 9 GiB")
 
-    monkeypatch.setattr(SearchPlan, "__init__", always_full)
+    monkeypatch.setattr(DeviceSearch, "__init__", always_full)
     with pytest.raises(EngineError, match="9 GiB"):
         engine.generate(prefixes[:3], prompts[:3], options)
-    monkeypatch.setattr(SearchPlan, "__init__", make)
+    monkeypatch.setattr(DeviceSearch, "__init__", make)
     assert engine.generate(prefixes[:1], prompts[:1], options) == [alone]
 
 
@@ -171,26 +171,26 @@ def test_what_is_done_in_parts(
     device: str, processor: Processor, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rules: no more rows at once either."""
-    engine, prefixes, sizes, start = make_engine(device), [], [], TextBatch.__init__
+    engine, prefixes, sizes, start = make_engine(device), [], [], SequenceBatch.__init__
     options = replace(SEARCHES["greedy"], max_new_tokens=4, repetition_penalty=1.1)
     prefixes = encode(engine, processor)
     expected = engine.generate(prefixes, prompts, options)
 
-    def noted_start(batch: TextBatch, decoder: object, prefixes: list[CudaPrefix], *args: object) -> None:
+    def noted_start(batch: SequenceBatch, decoder: object, prefixes: list[CudaPrefix], *args: object) -> None:
         sizes.append(len(prefixes))
         start(batch, decoder, prefixes, *args)
 
-    monkeypatch.setattr(TextBatch, "__init__", noted_start)
+    monkeypatch.setattr(SequenceBatch, "__init__", noted_start)
     engine.rows_at_once = 2
     assert engine.generate(prefixes, prompts, options) == expected
     assert sizes == [2, 2, 1]
 
 
-def test_tokens_are_told_of_all_rows(device: str, processor: Processor, prompts: list[list[int]]) -> None:
-    engine, told = make_engine(device, decode="text", rows_at_once=2), [[] for _ in QUESTIONS]
+def test_tokens_are_streamed_of_all_rows(device: str, processor: Processor, prompts: list[list[int]]) -> None:
+    engine, streamed = make_engine(device, decode="persistent", rows_at_once=2), [[] for _ in QUESTIONS]
     options = GenerationOptions(max_new_tokens=3)
-    results = engine.generate(encode(engine, processor), prompts, options, lambda row, ids: told[row].extend(ids))
-    assert told == [item[0].token_ids for item in results]
+    results = engine.generate(encode(engine, processor), prompts, options, lambda row, ids: streamed[row].extend(ids))
+    assert streamed == [item[0].token_ids for item in results]
 
 
 def test_logits_that_are_no_numbers_name_their_row(device: str, processor: Processor, prompts: list[list[int]]) -> None:

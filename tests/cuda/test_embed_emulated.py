@@ -69,7 +69,8 @@ def test_is_the_layer_norm_of_the_sum(emulation: ModuleType) -> None:
     case = make_case(4, 96, torch.float16)
     expected = torch.empty_like(case.out)
     words, positions = case.words[case.ids.long()], case.positions[case.position_ids.long()]
-    emulation.add_layer_norm(words, None, positions, case.gamma, case.beta, case.eps, expected)
+    norm = {"gamma": case.gamma, "beta": case.beta, "eps": case.eps}
+    emulation.add_layer_norm(x=words, residual=positions, **norm, out=expected)
     assert torch.equal(case.run(emulation.embed_layer_norm), expected)
 
 

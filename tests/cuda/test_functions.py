@@ -7,7 +7,7 @@ import torch
 
 from gitfast import _C
 from gitfast.ops import cuda, reference
-from gitfast.ops.cuda_weights import PackedWeight
+from gitfast.ops.cuda_weights import TiledWeight
 
 from support.cuda.select_cases import quantile
 
@@ -54,7 +54,7 @@ def test_embed_layer_norm(device: str) -> None:
 @pytest.mark.parametrize("stored", [None, "int8", "float8"])
 @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
 def test_linear(device: str, stored: str | None, activation: str) -> None:
-    x, weight = random(device, 5, 128), PackedWeight.pack(random(device, 21, 128) / 8, stored)
+    x, weight = random(device, 5, 128), TiledWeight.pack(random(device, 21, 128) / 8, stored)
     bias, residual = random(device, 21), random(device, 5, 21)
     got = cuda.linear(x, weight, bias, activation=activation, residual=residual)
     x, plain, bias, residual = doubles(x, weight.unpack(), bias, residual)
@@ -64,7 +64,7 @@ def test_linear(device: str, stored: str | None, activation: str) -> None:
 
 @pytest.mark.parametrize("stored", [None, "int8", "float8"])
 def test_head_select(device: str, stored: str | None) -> None:
-    x, weight = random(device, 6, 128), PackedWeight.pack(random(device, 300, 128) / 8, stored)
+    x, weight = random(device, 6, 128), TiledWeight.pack(random(device, 300, 128) / 8, stored)
     bias, keys = random(device, 300), torch.arange(6, device=device) * 12345
     step = torch.arange(7, 13, dtype=torch.int32, device=device)
     got = cuda.head_select(x, weight, bias, choices=4, temperature=0.7, keys=keys, step=step, logits=True)
@@ -90,13 +90,13 @@ def test_prefix_attention(device: str, splits: int) -> None:
     images, lengths = [0, 0, 0, 1, 1], [2, 1, 3, 0, 2]
     q, k, v = random(device, 5, 2, 16), random(device, 2, 2, 70, 16), random(device, 2, 2, 70, 16) + 1
     store = [random(device, 9, 2, 16), random(device, 9, 2, 16) - 1]
-    slots = torch.tensor([[8, 1, -1], [8, -1, -1], [8, 1, 5], [-1, -1, -1], [0, 2, -1]], dtype=torch.int32)
+    kv_index = torch.tensor([[8, 1, -1], [8, -1, -1], [8, 1, 5], [-1, -1, -1], [0, 2, -1]], dtype=torch.int32)
     tiles = cuda.attention_tiles(images).to(device)
     assert tiles.tolist() == [[0, 3, 0], [3, 2, 1]]
     text = {"k_text": store[0], "v_text": store[1]}
     text_len = torch.tensor(lengths, dtype=torch.int32, device=device)
-    got = cuda.prefix_attention(q, k, v, tiles, **text, slots=slots.to(device), text_len=text_len, splits=splits)
-    named = [row[:n] for row, n in zip(slots.tolist(), lengths, strict=True)]
+    got = cuda.prefix_attention(q, k, v, tiles, **text, kv_index=kv_index.to(device), text_len=text_len, splits=splits)
+    named = [row[:n] for row, n in zip(kv_index.tolist(), lengths, strict=True)]
     doubled = {name: x.double() for name, x in text.items()}
     agree(got, reference.prefix_attention(*doubles(q, k, v), images, **doubled, slots=named))
     agree(cuda.prefix_attention(q, k, v, tiles), reference.prefix_attention(*doubles(q, k, v), images))
@@ -107,10 +107,10 @@ def test_prefix_attention_stores_new_keys(device: str) -> None:
     v_new = k_new + 1
     empty = torch.empty(1, 2, 0, 16, dtype=torch.bfloat16, device=device)
     k_text, v_text = torch.zeros(2, 4, 2, 16, dtype=torch.bfloat16, device=device)
-    slots = torch.tensor([[3], [1]], dtype=torch.int32, device=device)
+    kv_index = torch.tensor([[3], [1]], dtype=torch.int32, device=device)
     ones = torch.ones(2, dtype=torch.int32, device=device)
     got = cuda.prefix_attention(
-        q, empty, empty, cuda.attention_tiles([0, 0]).to(device), k_text=k_text, v_text=v_text, slots=slots,
+        q, empty, empty, cuda.attention_tiles([0, 0]).to(device), k_text=k_text, v_text=v_text, kv_index=kv_index,
         text_len=ones, k_new=k_new, v_new=v_new,
     )  # fmt: skip
     assert torch.equal(got, v_new)
@@ -138,14 +138,14 @@ def test_draws_where_rounding_leaves_a_gap() -> None:
 )
 def test_weights_that_cannot_be_packed(weight: torch.Tensor, dtype: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PackedWeight.pack(weight, dtype)
+        TiledWeight.pack(weight, dtype)
 
 
 @pytest.mark.parametrize("stored", [None, "int8", "float8"])
 def test_packing_and_back(stored: str | None) -> None:
     weight = random("cpu", 13, 128)
     weight[3] = 0
-    packed = PackedWeight.pack(weight, stored)
+    packed = TiledWeight.pack(weight, stored)
     assert packed.shape == (13, 128)
     unpacked = packed.unpack()
     if stored is None:

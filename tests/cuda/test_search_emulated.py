@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gitfast.ops.cuda import SearchState, Selection
-from gitfast.ops.cuda_weights import PackedWeight
+from gitfast.ops.cuda_weights import TiledWeight
 
 from support.cuda import emulated
 from support.cuda.search_cases import CONTEXTS, Case, equal_choices, make_case
@@ -167,7 +167,7 @@ def test_draws_among_all(emulation: ModuleType, order: str, temperature: float) 
 
 
 def head(case: Case, emulation: ModuleType):
-    weight = PackedWeight.pack(case.language.table.T.half().contiguous(), None)
+    weight = TiledWeight.pack(case.language.table.T.half().contiguous(), None)
     vocab = case.language.vocab_size
 
     def choose(contexts: list[int], state: SearchState) -> Selection:

@@ -1,4 +1,4 @@
-"""The image half of a model on a CUDA device: pixels to patches, patches to keys and values of every decoder layer.
+"""Encode images on a CUDA device: pixels to patches, patches to keys and values of every decoder layer.
 
 Matrix products of many rows are torch's (cuBLAS), attention among image tokens its scaled_dot_product_attention; bias,
 activation and norm after a product are one kernel of ours each. Nothing here waits for the device or chooses by values:
@@ -18,16 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gitfast import _C
 from gitfast.ops import cuda
 from gitfast.torch_model import DecoderLayer, GitModel, VisionLayer, merge_heads
 from gitfast.types import Normalization
 
 PrefixDtype = Literal["auto", "int8"]
-_INT8_HEAD_DIM = 64  # that prefixes of int8 must have: csrc/cuda/attention.h
+_INT8_HEAD_DIM: int = _C.cuda_limits.INT8_HEAD_DIM
 
 
 class ImageKind(NamedTuple):
-    """What images that are encoded together have in common."""
+    """The shape that images of one batch share."""
 
     frames: int | None  # of a clip; None: single images, which get no temporal embedding
     rows: int  # of patches
@@ -40,18 +41,18 @@ class ImageKind(NamedTuple):
 
 
 class EncoderInputs(NamedTuple):
-    """What ``Encoder`` reads: patches, and what of all images of a kind is the same."""
+    """The inputs of ``Encoder``: patches, and tensors that are the same for all images of a kind."""
 
     patches: Tensor  # (F, N, K)
     table: Tensor  # (N, D): positions, and the class token
     rows: Tensor  # int32 (F * N,): 0, 1, 2, ...
-    places: Tensor  # int32 (F * N,): of each row in its frame, and so in the table
+    positions: Tensor  # int32 (F * N,): of each row in its frame, which is its row of the table
 
 
 class PrefixBatch(NamedTuple):
     """Keys and values of B images, image by image: (B, 2, L, H, P, head_dim).
 
-    Of int8 where there are scales, float32 (B, 2, L, H, P): what the integers of a token are multiplied with.
+    Stored as int8 where there are scales, float32 (B, 2, L, H, P): the factors of a token's integers.
     """
 
     data: Tensor
@@ -64,9 +65,10 @@ class Encoder:
     def __init__(
         self, model: GitModel, prefix_dtype: PrefixDtype = "auto", normalization: Normalization | None = None
     ) -> None:
-        """``normalization`` is that of pixels given as bytes; None takes none. Takes the model's tensors, not copies.
+        """Take the model's tensors, without copying. ``normalization`` is that of pixels given as bytes.
 
-        Raises ``ValueError`` for a ``prefix_dtype`` that attention does not take with this model.
+        Raises:
+            ValueError: attention does not take ``prefix_dtype`` with this model.
         """
         config = model.config
         vision: Any = model.git.image_encoder["vision_model"]
@@ -87,7 +89,7 @@ class Encoder:
             missing = missing + layer.self_attn["out_proj"].bias.float() + layer.mlp["fc2"].bias.float()
         self._missing = missing.to(self.like.dtype)  # what the last layer's rows lack
         self._projection = model.git.visual_projection["visual_projection"]
-        self._decoder = [FusedDecoderLayer(layer) for layer in model.git.encoder["layer"]]
+        self._decoder = [FusedPrefixLayer(layer) for layer in model.git.encoder["layer"]]
         self._temporal: Tensor | None = None  # (frames, 1, D)
         if config.num_image_with_embedding is not None:
             self._temporal = torch.cat([x.data for x in model.git.img_temporal_embedding])
@@ -97,7 +99,7 @@ class Encoder:
             self._affine = [torch.tensor(values, device=self.like.device) for values in normalization.affine()]
 
     def inputs(self, images: int, kind: ImageKind) -> EncoderInputs:
-        """Memory for ``unfold``: zeros, which the class tokens' rows and the ends of others stay."""
+        """Make memory for ``unfold``: zeros, which the rows of class tokens and the ends of others stay."""
         frames, tokens = images * (kind.frames or 1), 1 + kind.rows * kind.columns
         patches = self.like.new_zeros((frames, tokens, self._patch_weight.shape[1]))
         table = self._embeddings.positions(kind.rows, kind.columns).clone()
@@ -106,7 +108,7 @@ class Encoder:
         return EncoderInputs(patches, table, rows, rows % tokens)
 
     def prefixes(self, images: int, kind: ImageKind) -> PrefixBatch:
-        """Memory for what a call leaves."""
+        """Make memory for the results of a call."""
         config = self.config
         shape = (images, 2, config.num_hidden_layers, config.num_attention_heads, kind.tokens)
         data = self.like.new_empty((*shape, self.head_dim), dtype=self.prefix_dtype)
@@ -114,7 +116,7 @@ class Encoder:
         return PrefixBatch(data, self.like.new_empty(shape, dtype=torch.float32) if quantized else None)
 
     def unfold(self, pixels: Tensor, inputs: EncoderInputs, kind: ImageKind) -> None:
-        """Pixels into the patches of as many frames, by one kernel.
+        """Copy pixels into the patches of as many frames, by one kernel.
 
         float32 (F, 3, height, width), normalised; or bytes (F, height, width, 3), normalised here in float32, before
         the one rounding.
@@ -139,7 +141,7 @@ class Encoder:
         # The product of a class token's row is zero, so that what the table has for it is all that is left.
         x = F.linear(inputs.patches.flatten(0, 1), self._patch_weight)
         x = cuda.embed_layer_norm(
-            inputs.rows, inputs.places, x, inputs.table, before.weight, before.bias, eps=before.eps
+            inputs.rows, inputs.positions, x, inputs.table, before.weight, before.bias, eps=before.eps
         ).view(frames, tokens, -1)
         for vision_layer in self._vision:
             vision_layer(x)
@@ -159,7 +161,7 @@ class Encoder:
 
 
 def joined(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
-    """One weight and bias whose product is that of all layers, side by side."""
+    """Concatenate the weights and biases of layers into those of one product."""
     return torch.cat([layer.weight.data for layer in layers]), torch.cat([layer.bias.data for layer in layers])
 
 
@@ -197,7 +199,7 @@ class FusedVisionLayer:
         rows.addmm_(y, self.fc2.weight.T)
 
 
-class FusedDecoderLayer:
+class FusedPrefixLayer:
     """One post-norm BERT layer over image rows, (B, P, D) -> (B, P, D)."""
 
     def __init__(self, layer: DecoderLayer) -> None:

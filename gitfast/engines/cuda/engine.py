@@ -1,4 +1,4 @@
-"""The CUDA engine: own kernels for every step of text, torch's matrix products for images."""
+"""Run models on a CUDA device: own kernels for every decode step, torch's matrix products for images."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from gitfast.checkpoints.config import GitConfig
 from gitfast.engines.base import EngineStats
 from gitfast.engines.cuda.decoder import Decoder, WeightFormat
 from gitfast.engines.cuda.encoder import Encoder, ImageKind, PrefixDtype
-from gitfast.engines.cuda.fused import DECODE_MODES, DecodeMode, FusedDecoder
 from gitfast.engines.cuda.images import EncodePlan, ImageEncoder
-from gitfast.engines.cuda.search import PlanKey, SearchPlan, Way
-from gitfast.engines.cuda.sequences import CudaPrefix, TextBatch, group_prefixes
+from gitfast.engines.cuda.persistent import DECODE_MODES, DecodeMode, PersistentDecoder
+from gitfast.engines.cuda.search import DeviceSearch, SearchKey, SearchMode
+from gitfast.engines.cuda.sequences import CudaPrefix, SequenceBatch, group_prefixes, wait_until_ready
 from gitfast.engines.search import generate_with, generations, native_options
 from gitfast.errors import EngineError
 from gitfast.torch_model import GitModel, load_weights
 from gitfast.types import Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
 
-_PLANS_KEPT, _PLAN_BYTES_KEPT = 8, 4 << 30
+_MAX_SEARCHES, _MAX_SEARCH_BYTES = 8, 4 << 30  # whose memory is kept for the next calls
 _ROWS_AT_ONCE = 64
-_REFILLS = 4  # as many rows as are decoded at once are searched for in one go: their prefixes and texts are in memory
+_REFILLS = 4  # times the rows decoded at once are searched for in one go: so many prefixes and texts are in memory
 
 DTYPES: dict[str, tuple[torch.dtype, WeightFormat]] = {
     "bfloat16": (torch.bfloat16, None),
@@ -43,7 +43,7 @@ class CudaEngine:
     """``gitfast.engines.base.Engine`` on one CUDA device. Calls from several threads run one after another.
 
     A row's text is bitwise independent of the other rows of its call, as long as they take the same kernels: see
-    ``decode`` of ``from_weights``. An image's prefix may depend on its batch, by the matrix products that cuBLAS
+    ``decode`` of ``from_weights``. An image's prefix may depend on its batch, through the matrix products that cuBLAS
     chooses.
     """
 
@@ -65,13 +65,13 @@ class CudaEngine:
         self.stats = EngineStats()
         self._id = next(self._ids)
         self._lock = threading.Lock()
-        self._plans: dict[PlanKey, SearchPlan] = {}  # the last used is last
-        self._stored = weights
+        self._searches: dict[SearchKey, DeviceSearch] = {}  # the last used is last
+        self._format = weights
         model.eval().requires_grad_(False)
         encoder = Encoder(model, prefix_dtype, normalization)
         self._images = ImageEncoder(encoder)
         self._decoder = Decoder(model, weights, encoder.prefix_dtype)
-        self._fused = FusedDecoder.of(self._decoder, decode)
+        self._persistent = PersistentDecoder.create(self._decoder) if decode == "persistent" else None
 
     @classmethod
     def from_weights(
@@ -86,28 +86,28 @@ class CudaEngine:
         decode: str = "operations",
         rows_at_once: int = _ROWS_AT_ONCE,
     ) -> CudaEngine:
-        """Build from a checkpoint's tensors, by Hugging Face name.
+        """Build an engine from a checkpoint's tensors, by Hugging Face name.
 
         ``dtype`` is that of weights and activations, "bfloat16" or "float16"; or "int8" or "float8", which store the
-        decoder's and the head's matrices for text in 8 bits, one scale per row, beside bfloat16 activations. Sums,
+        matrices of the decoder and the head for text in 8 bits, one scale per row, with bfloat16 activations. Sums,
         softmax, norms and logits are float32.
 
         ``prefix_dtype`` is that of the keys and values of images: "auto", that of the activations, or "int8", half the
         bytes, with one scale per token and head (for heads of 64, which all published models have).
 
-        ``decode`` says how up to eight rows that see prefixes of one length are decoded: by a kernel for each of the
-        "operations", as more rows are; by two for each of the "layers"; or by one for a whole "text", where all that is
-        asked for is a search that runs on the device. What model or device are not fit for takes the one before.
+        ``decode`` is "operations", a kernel per operation for any number of rows, or "persistent": where up to eight
+        rows see prefixes of one length and the search runs on the device, one kernel decodes until all sequences have
+        ended. Other calls, and models and devices that it does not take, use "operations".
 
-        ``rows_at_once``: sequences decoded together at most. In calls of more, the next one takes the place of one that
-        has ended, on the device; with prefixes of several lengths, and with rules, so many end before the next begin.
+        ``rows_at_once``: rows decoded together at most. In calls of more, the next sequence takes the place of one that
+        has ended, on the device; with prefixes of several lengths, or with rules, a batch ends before the next begins.
 
-        ``normalization`` is what ``encode`` does to pixels given as bytes; without, it takes none.
+        ``normalization`` is applied by ``encode`` to pixels given as bytes; without it, none are taken.
 
         Raises:
             CheckpointError: tensors are missing, unexpected or mis-shaped.
             EngineError: the kernels do not take the model's widths, or device memory does not suffice.
-            ValueError: ``dtype``, ``prefix_dtype``, ``decode`` or ``rows_at_once`` cannot be.
+            ValueError: ``dtype``, ``prefix_dtype``, ``decode`` or ``rows_at_once`` is none of those.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected {', '.join(map(repr, DTYPES))}, got {dtype!r}")
@@ -130,10 +130,10 @@ class CudaEngine:
 
     @torch.inference_mode()
     def encode(self, pixel_values: np.ndarray, *, interpolate_positions: bool = False) -> list[CudaPrefix]:
-        """Images (B, 3, H, W) or clips (B, T, 3, H, W), normalised -> one prefix per image or clip.
+        """Encode images (B, 3, H, W) or clips (B, T, 3, H, W), normalised, into one prefix each.
 
-        With ``normalization`` also bytes, uint8 (B, H, W, 3) or (B, T, H, W, 3). The result is on its way when this
-        returns: the device need not have computed it.
+        With ``normalization`` also bytes, uint8 (B, H, W, 3) or (B, T, H, W, 3). The device may still be computing when
+        this returns; calls that use the prefixes wait for it, on whatever stream they run.
 
         Raises:
             ValueError: dtype, rank, size or number of frames do not suit the model.
@@ -143,22 +143,28 @@ class CudaEngine:
         kind = self._kind(pixels, interpolate_positions)
         with self._lock, _memory_errors():
             pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32, copy=False)
-            try:
-                batches = list(self._images(pixels, kind))
-            finally:
-                self._count_plans()
+            batches = list(self._images(pixels, kind))
             self.stats.encoded_images += len(batches)
-            return [CudaPrefix.of(batch, self._id) for batch in batches]
+            ready: torch.cuda.Event | None = None
+            if self._decoder.like.is_cuda:
+                ready = torch.cuda.Event()
+                ready.record(torch.cuda.current_stream(self._decoder.like.device))
+            return [CudaPrefix.of(batch, self._id, ready) for batch in batches]
 
     @property
     def dtype(self) -> str:
-        """How matrices for text are stored, as ``from_weights`` takes it."""
-        return self._stored or str(self._decoder.like.dtype).removeprefix("torch.")
+        """The ``dtype`` that ``from_weights`` was given."""
+        return self._format or str(self._decoder.like.dtype).removeprefix("torch.")
 
     def plans(self) -> list[EncodePlan]:
-        """What is kept for encoding batches of one size and kind, the last used last."""
+        """List what is kept for encoding batches of one size and kind, the last used last."""
         with self._lock:
             return self._images.plans()
+
+    @property
+    def padded_images(self) -> int:
+        """Images computed only to fill batches up, since the engine was built."""
+        return self._images.padded
 
     @torch.inference_mode()
     def generate(
@@ -168,7 +174,7 @@ class CudaEngine:
         options: GenerationOptions,
         on_token: TokenCallback | None = None,
     ) -> list[list[Generation]]:
-        """Row r continues ``prompts[r]`` on ``prefixes[r]``, ``rows_at_once`` together. See ``Engine.generate``.
+        """Continue ``prompts[r]`` on ``prefixes[r]``, ``rows_at_once`` rows together. See ``Engine.generate``.
 
         Raises:
             ValueError: an option or prompt that cannot be; the message names it.
@@ -177,29 +183,31 @@ class CudaEngine:
         config = self.config
         given = self._checked(prefixes, prompts, options.max_new_tokens)
         with self._lock, _memory_errors():
+            self._wait_for(given)
             self.stats.prefill_tokens += sum(map(len, prompts))
             native = native_options(options, config.eos_token_id)
             _C.check_search(native, prompts, config.vocab_size)
-            way = Way.of(options, config.vocab_size)
-            if on_token is not None and not (way and self._tells(way, given)):
+            mode = SearchMode.of(options, config.vocab_size)
+            if on_token is not None and not (mode and self._can_stream(mode, given)):
                 return self._search_on_host(given, prompts, options, on_token)
             rows = max(options.num_beams, options.num_return_sequences)
-            at_once = self.rows_at_once * (_REFILLS if way and len(_lengths(given)) == 1 else 1)
-            found = []
+            at_once = self.rows_at_once * (_REFILLS if mode and len(_lengths(given)) == 1 else 1)
+            results = []
             for part in _parts(len(prompts), max(1, at_once // rows)):
-                if way is None:
-                    found += self._search_on_host(given[part], prompts[part], options)
+                if mode is None:
+                    results += self._search_on_host(given[part], prompts[part], options)
                 else:
-                    found += self._search(way, given[part], prompts[part], native, on_token)
-            return found
+                    results += self._search(mode, given[part], prompts[part], native, on_token)
+            return results
 
     @torch.inference_mode()
     def score(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""
+        """Compute the log-probability of every token of ``sequences[r]`` but its first: float32 (len - 1,) each."""
         given = self._checked(prefixes, sequences, 0, name="sequences")
         with self._lock, _memory_errors():
-            text = TextBatch(self._decoder, given, sequences, len(sequences), 0)
-            log_probs = self._decoder.logits(text.prompts(sequences, every_token=True)).log_softmax(-1)
+            self._wait_for(given)
+            batch = SequenceBatch(self._decoder, given, sequences, len(sequences), 0)
+            log_probs = self._decoder.logits(batch.prefill(sequences, every_token=True)).log_softmax(-1)
             scores, first = [], 0
             for ids in sequences:
                 targets = torch.as_tensor(ids[1:], device=log_probs.device, dtype=torch.int64)
@@ -208,8 +216,12 @@ class CudaEngine:
                 first += len(ids)
             return scores
 
+    def _wait_for(self, prefixes: Sequence[CudaPrefix | None]) -> None:
+        if self._decoder.like.is_cuda:
+            wait_until_ready(prefixes, torch.cuda.current_stream(self._decoder.like.device))
+
     def _kind(self, pixels: np.ndarray, interpolate_positions: bool) -> ImageKind:
-        """Of pixels that suit the model."""
+        """Check that pixels suit the model, and return their kind."""
         config, vision = self.config, self.config.vision_config
         shape, as_bytes = pixels.shape, pixels.dtype == np.uint8
         if as_bytes and self.normalization is None:
@@ -229,18 +241,12 @@ class CudaEngine:
             raise ValueError(f"pixel_values: expected images of at least one patch, got {size}")
         return ImageKind(frames, size[0] // vision.patch_size, size[1] // vision.patch_size)
 
-    def _count_plans(self) -> None:
-        plans = self._images.plans()
-        self.stats.extra["encode_plans"] = len(plans)
-        self.stats.extra["encode_plan_bytes"] = sum(plan.nbytes for plan in plans)
-        self.stats.extra["padded_images"] = self._images.padded
-
-    def _tells(self, way: Way, prefixes: Sequence[CudaPrefix | None]) -> bool:
-        """Whether tokens can be told while they are searched for on the device."""
-        if self._fused is None or way.rows > 1 or way.temperature is not None:
+    def _can_stream(self, mode: SearchMode, prefixes: Sequence[CudaPrefix | None]) -> bool:
+        """Return whether tokens can be reported while the search runs on the device."""
+        if self._persistent is None or mode.rows > 1 or mode.temperature is not None:
             return False
         rows, groups = len(prefixes), len(_lengths(prefixes))
-        return self._fused.mode == "text" and self._fused.takes(rows, groups) and rows <= self.rows_at_once
+        return self._persistent.takes(rows, groups) and rows <= self.rows_at_once
 
     def _search_on_host(
         self,
@@ -249,13 +255,13 @@ class CudaEngine:
         options: GenerationOptions,
         on_token: TokenCallback | None = None,
     ) -> list[list[Generation]]:
-        """By the C++ search, from the device's logits."""
+        """Run the C++ search on the device's logits."""
         rows = len(prompts) * max(options.num_beams, options.num_return_sequences)
-        text = TextBatch(self._decoder, prefixes, prompts, rows, options.max_new_tokens)
+        batch = SequenceBatch(self._decoder, prefixes, prompts, rows, options.max_new_tokens)
 
-        def step(ids: Sequence[Sequence[int]], parents: Sequence[int] | None, items: Sequence[int]) -> Tensor:
+        def step(ids: Sequence[Sequence[int]], parents: Sequence[int] | None, of_rows: Sequence[int]) -> Tensor:
             self.stats.decode_steps += parents is not None
-            hidden = text.prompts(ids) if parents is None else text.step([i for (i,) in ids], parents, items)
+            hidden = batch.prefill(ids) if parents is None else batch.step([i for (i,) in ids], parents, of_rows)
             return self._decoder.logits(hidden).cpu()
 
         vocab_size, eos = self.config.vocab_size, self.config.eos_token_id
@@ -263,49 +269,50 @@ class CudaEngine:
 
     def _search(
         self,
-        way: Way,
+        mode: SearchMode,
         prefixes: Sequence[CudaPrefix | None],
         prompts: Sequence[Sequence[int]],
         options: dict[str, Any],
         on_token: TokenCallback | None,
     ) -> list[list[Generation]]:
-        """On the device."""
-        groups, places = group_prefixes(prefixes)
+        """Search on the device."""
+        groups, where = group_prefixes(prefixes)
         tokens = max(map(len, prompts)) + options["max_new_tokens"]
-        key = PlanKey.of(way, places, groups, tokens, self.rows_at_once)
-        plan = self._plans.pop(key, None) or self._new_plan(key)
-        results, steps = plan.run(groups, places, prompts, options, on_token)
+        key = SearchKey.of(mode, where, groups, tokens, self.rows_at_once)
+        search = self._searches.pop(key, None) or self._new_search(key)
+        results, steps = search.run(groups, where, prompts, options, on_token)
         self.stats.decode_steps += steps - 1
-        self._plans[key] = plan  # one that fails is gone
-        while len(self._plans) > _PLANS_KEPT or sum(kept.nbytes for kept in self._plans.values()) > _PLAN_BYTES_KEPT:
-            if self._plans.pop(next(iter(self._plans))) is plan:
+        self._searches[key] = search  # one that fails is gone
+        kept = self._searches
+        while len(kept) > _MAX_SEARCHES or sum(each.nbytes for each in kept.values()) > _MAX_SEARCH_BYTES:
+            if kept.pop(next(iter(kept))) is search:
                 break
         return generations(results)
 
-    def _new_plan(self, key: PlanKey) -> SearchPlan:
-        """The memory of others that are kept makes room if need be."""
-        given = self._decoder, self._fused, key, self.config.eos_token_id
+    def _new_search(self, key: SearchKey) -> DeviceSearch:
+        """Make memory for a search; that of others that are kept makes room if need be."""
+        given = self._decoder, self._persistent, key, self.config.eos_token_id
         try:
-            return SearchPlan(*given)
+            return DeviceSearch(*given)
         except torch.OutOfMemoryError:
-            if not self._plans:
+            if not self._searches:
                 raise
-        self._plans.clear()
+        self._searches.clear()
         torch.cuda.empty_cache()
-        return SearchPlan(*given)
+        return DeviceSearch(*given)
 
     def _checked(
         self,
         prefixes: Sequence[ImagePrefix | None],
-        texts: Sequence[Sequence[int]],
+        sequences: Sequence[Sequence[int]],
         new_tokens: int,
         name: str = "prompts",
     ) -> list[CudaPrefix | None]:
-        """The prefixes, all of this engine; the texts fit the model."""
-        if len(prefixes) != len(texts):
-            raise ValueError(f"prefixes: expected one for each of the {len(texts)} {name}, got {len(prefixes)}")
+        """Check that the prefixes are of this engine and that the token ids fit the model."""
+        if len(prefixes) != len(sequences):
+            raise ValueError(f"prefixes: expected one for each of the {len(sequences)} {name}, got {len(prefixes)}")
         config = self.config
-        for r, (prefix, ids) in enumerate(zip(prefixes, texts, strict=True)):
+        for r, (prefix, ids) in enumerate(zip(prefixes, sequences, strict=True)):
             if prefix is not None and getattr(prefix, "engine", None) != self._id:
                 raise ValueError(f"prefixes[{r}]: was encoded by another engine")
             if not len(ids):
@@ -331,7 +338,7 @@ def _lengths(prefixes: Sequence[CudaPrefix | None]) -> set[int]:
 
 @contextlib.contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Turns what torch says of memory into an EngineError."""
+    """Turn torch's errors about memory into an EngineError."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,4 +1,4 @@
-"""Kernels that are enqueued once and replayed as one launch."""
+"""Capture what is enqueued again and again, and replay it as one launch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Callable
 import torch
 
 
-def captured(
+def capture(
     enqueue: Callable[[], None],
     *,
     stream: torch.cuda.Stream | None = None,
     beside: torch.cuda.CUDAGraph | None = None,
 ) -> torch.cuda.CUDAGraph:
-    """What ``enqueue`` enqueues, as a graph. An error leaves no stream in the middle of a capture.
+    """Capture what ``enqueue`` enqueues as a graph. An error leaves no stream in the middle of a capture.
 
     Other threads may allocate meanwhile: only what this one must not do is an error.
 
     Args:
         enqueue: Runs once, without effect on the device.
-        stream: To capture on; None takes a new one. cuBLAS keeps memory for every stream it has seen.
+        stream: The stream to capture on; None takes a new one. cuBLAS keeps memory for every stream it has seen.
         beside: A graph that is never replayed at the same time: both work in the same memory.
     """
     graph, stream = torch.cuda.CUDAGraph(), stream or torch.cuda.Stream()
@@ -39,9 +39,9 @@ def captured(
     return graph
 
 
-class Repeated:
-    """What is enqueued again and again, always the same: as it is at first, which loads and prepares all that a graph
-    must not, then captured as a graph and replayed."""
+class CapturedStep:
+    """Enqueue the same kernels again and again: directly the first time, which loads and prepares what a graph must
+    not, then captured as a graph and replayed."""
 
     def __init__(self) -> None:
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -50,7 +50,7 @@ class Repeated:
     def __call__(
         self, enqueue: Callable[[], None], capture: Callable[[Callable[[], None]], torch.cuda.CUDAGraph] | None
     ) -> None:
-        """``capture`` makes a graph of it, as ``captured`` does; None: it is never captured."""
+        """Run one step. ``capture`` makes a graph of it, like :func:`capture`; with None it is never captured."""
         if self.graph is None and self._ran and capture is not None:
             self.graph = capture(enqueue)
         if self.graph is not None:

@@ -1,4 +1,4 @@
-"""Images to prefixes on a CUDA device, in batches of a few sizes, each of which is captured as a graph.
+"""Encode images into prefixes in batches of a few sizes, each of which is captured as a graph.
 
 The sizes are powers of two: at most seven graphs for images of one kind. A batch between two sizes is padded to the
 larger if no more than a quarter of that is padding; otherwise the smaller size goes first and the rest follows. So
@@ -15,17 +15,17 @@ import numpy as np
 import torch
 
 from gitfast.engines.cuda.encoder import Encoder, ImageKind, PrefixBatch
-from gitfast.engines.cuda.graphs import Repeated, captured
+from gitfast.engines.cuda.graphs import CapturedStep, capture
 from gitfast.engines.cuda.transfer import Uploads
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # images or clips encoded together
-_MOST_TOKENS = 64 * 257  # of one batch: 64 images of git-large, 16 of 480 pixels, 8 clips
-_PLANS_KEPT = 16  # one kind has seven; with images of any aspect ratio, kinds come and go
+_MAX_BATCH_TOKENS = 64 * 257  # 64 images of git-large, 16 of 480 pixels, 8 clips
+_MAX_PLANS = 16  # one kind has seven; with images of any aspect ratio, kinds come and go
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodePlan:
-    """What an engine keeps for encoding batches of one size and kind."""
+    """Describe what an engine keeps for encoding batches of one size and kind."""
 
     images: int  # or clips
     frames: int | None  # of a clip
@@ -42,7 +42,7 @@ class EncodePlan:
 
 
 def next_bucket(images: int, largest: int) -> int:
-    """The size of the batch that the next of so many images go into; ``largest`` is one of ``BUCKETS``."""
+    """Return the size of the batch that the next of so many images go into; ``largest`` is one of ``BUCKETS``."""
     padded = next((size for size in BUCKETS if size >= images), BUCKETS[-1])
     if padded <= largest and 4 * images >= 3 * padded:
         return padded
@@ -56,12 +56,12 @@ class ImageEncoder:
         self._network = network
         self._uploads = Uploads(network.like.device)
         self._captures = torch.cuda.Stream(network.like.device) if network.like.is_cuda else None
-        self._plans: dict[tuple[int, ImageKind], _Plan] = {}  # the last used is last
+        self._plans: dict[tuple[int, ImageKind], _BatchMemory] = {}  # the last used is last
         self._largest: dict[ImageKind, int] = {}  # where memory did not suffice for more
         self.padded = 0  # images that were computed for nothing
 
     def __call__(self, pixels: np.ndarray, kind: ImageKind) -> Iterator[PrefixBatch]:
-        """Prefixes of single images, each in memory of its own: batches of one.
+        """Encode images into prefixes, each in memory of its own: batches of one.
 
         ``pixels``: as ``Encoder.unfold`` takes them, but for clips (B, T, ...).
 
@@ -88,7 +88,7 @@ class ImageEncoder:
             done += len(piece)
 
     def plans(self) -> list[EncodePlan]:
-        """What is kept, the last used last."""
+        """List what is kept, the last used last."""
         edge = self._network.config.vision_config.patch_size
         return [
             EncodePlan(
@@ -103,19 +103,19 @@ class ImageEncoder:
         ]
 
     def _largest_bucket(self, kind: ImageKind) -> int:
-        fitting = max(1, _MOST_TOKENS // kind.tokens)
+        fitting = max(1, _MAX_BATCH_TOKENS // kind.tokens)
         return min(max(size for size in BUCKETS if size <= fitting), self._largest.get(kind, BUCKETS[-1]))
 
     def _encode(self, pixels: np.ndarray, bucket: int, kind: ImageKind) -> list[PrefixBatch]:
-        plan = self._plans.pop((bucket, kind), None) or _Plan(self._network, bucket, kind)
+        plan = self._plans.pop((bucket, kind), None) or _BatchMemory(self._network, bucket, kind)
         frames = pixels if kind.frames is None else pixels.reshape(-1, *pixels.shape[2:])
-        with self._uploads.on_device(frames) as there:
-            self._network.unfold(there, plan.inputs, kind)
+        with self._uploads.on_device(frames) as uploaded:
+            self._network.unfold(uploaded, plan.inputs, kind)
         other = next((other.graph for other in self._plans.values() if other.graph is not None), None)
         plan.run(self._captures, beside=other)
-        prefixes = _apart(plan.out, len(pixels))
+        prefixes = _split(plan.out, len(pixels))
         self._plans[bucket, kind] = plan
-        if len(self._plans) > _PLANS_KEPT:
+        if len(self._plans) > _MAX_PLANS:
             self._plans.pop(next(iter(self._plans)))
         return prefixes
 
@@ -125,39 +125,39 @@ class ImageEncoder:
             torch.cuda.empty_cache()
 
 
-class _Plan:
+class _BatchMemory:
     """Inputs and outputs of one size and kind, at addresses that stay; and their graph."""
 
     def __init__(self, network: Encoder, images: int, kind: ImageKind) -> None:
         self._network, self._kind = network, kind
         self.inputs, self.out = network.inputs(images, kind), network.prefixes(images, kind)
         self.nbytes = sum(x.nbytes for x in (*self.inputs, *self.out) if x is not None)
-        self._repeated = Repeated()
+        self._step = CapturedStep()
 
     @property
     def graph(self) -> torch.cuda.CUDAGraph | None:
-        """Once it is captured."""
-        return self._repeated.graph
+        """The captured graph, once there is one."""
+        return self._step.graph
 
     def run(self, captures: torch.cuda.Stream | None, *, beside: torch.cuda.CUDAGraph | None) -> None:
-        """Fill ``out``. A graph is captured on ``captures``, if there is such a stream, and in memory of ``beside``."""
+        """Fill ``out``. A graph is captured on ``captures``, if there is such a stream, in the memory of ``beside``."""
 
-        def capture(enqueue: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        def measured(enqueue: Callable[[], None]) -> torch.cuda.CUDAGraph:
             device = self.out.data.device
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved(device)  # from here on that of the graph, which takes from no cache
-            graph = captured(enqueue, stream=captures, beside=beside)
+            graph = capture(enqueue, stream=captures, beside=beside)
             self.nbytes += torch.cuda.memory_reserved(device) - before
             return graph
 
-        self._repeated(self._compute, capture if captures is not None else None)
+        self._step(self._compute, measured if captures is not None else None)
 
     def _compute(self) -> None:
         self._network(self.inputs, self._kind, self.out)
 
 
-def _apart(batch: PrefixBatch, images: int) -> list[PrefixBatch]:
-    """The first so many images of a batch, each copied to memory of its own: all by one kernel or two."""
+def _split(batch: PrefixBatch, images: int) -> list[PrefixBatch]:
+    """Copy the first images of a batch to memory of their own, all by one kernel or two."""
     copies: list[list[torch.Tensor]] = []
     for x in batch:
         if x is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -25,9 +26,10 @@ class Case:
     bias: torch.Tensor | None
     out: torch.Tensor
 
-    def run(self, kernels: object, stream: int = 0) -> torch.Tensor:
-        kernel: Callable[..., None] = getattr(kernels, self.function)
-        kernel(self.x, self.bias, self.out, stream)
+    def run(self, kernels: ModuleType, stream: int = 0) -> torch.Tensor:
+        kernel: Callable[..., None] = kernels.bias_activation
+        activation = self.function.removeprefix("bias_")
+        kernel(x=self.x, bias=self.bias, activation=activation, out=self.out, stream=stream)
         return self.out
 
     def sums(self) -> torch.Tensor:

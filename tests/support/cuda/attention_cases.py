@@ -9,10 +9,11 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from gitfast import _C
 from gitfast.ops import reference
 from gitfast.ops.cuda import attention_tiles
 
-COUNTERS = 16384  # at the beginning of a workspace
+COUNTERS = _C.cuda_limits.MAX_SPLIT_TILES  # at the beginning of a workspace
 # Half the distance of neighbouring numbers, relative to them.
 # In float32 sums and scores are rounded as well: more.
 ROUNDING = {torch.float32: 2.0**-21, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -32,7 +33,7 @@ class Case:
     scale: float
     k_text: torch.Tensor | None = None
     v_text: torch.Tensor | None = None
-    slots: torch.Tensor | None = None
+    kv_index: torch.Tensor | None = None
     text_len: torch.Tensor | None = None
     k_new: torch.Tensor | None = None
     v_new: torch.Tensor | None = None
@@ -45,16 +46,14 @@ class Case:
     def split(self, module: ModuleType, splits: int) -> Case:
         """The same with the prefix in ``splits`` parts; of the workspace only the counters are not NaN."""
         rows, heads, head_dim = self.q.shape
-        floats = module.attention_workspace(rows, len(self.tiles), heads, head_dim, splits)
+        floats = module.attention_workspace(rows, heads, head_dim, splits)
         self.splits, self.workspace = splits, torch.full((floats,), torch.nan, device=self.q.device)
         self.workspace[:COUNTERS] = 0
         return self
 
     def run(self, kernel: Callable[..., None], stream: int = 0) -> torch.Tensor:
-        text = (self.k_text, self.v_text, self.slots, self.text_len, self.k_new, self.v_new)
-        prefix, scales = (self.k_prefix, self.v_prefix), (self.k_scale, self.v_scale)
-        split = (self.splits, self.workspace)
-        kernel(self.q, self.tiles, *prefix, *text, self.scale, self.tile_rows, self.out, *split, *scales, stream)
+        given = {name: value for name, value in vars(self).items() if name not in ("images", "before")}
+        kernel(**given, stream=stream)
         return self.out
 
     def quantize(self) -> Case:
@@ -94,9 +93,9 @@ class Case:
     def keys_values(self, row: int, prefixes: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """All that a row sees, (H, tokens, head_dim), float64, on the CPU."""
         prefix = [x[self.images[row]] for x in prefixes]
-        if self.slots is None:
+        if self.kv_index is None:
             return prefix
-        named = self.slots[row, : self.text_len[row]].long().cpu()
+        named = self.kv_index[row, : self.text_len[row]].long().cpu()
         both = []
         for name, own in zip(("k", "v"), prefix, strict=True):
             seen = self.before[name][named].double()
@@ -140,7 +139,7 @@ def make_case(
     seed: int = 0,
     device: str = "cpu",
 ) -> Case:
-    """``text``: how many text tokens each row sees, through slots in random order; what no row names is NaN."""
+    """``text``: how many text tokens each row sees, in random entries of the store; what no row names is NaN."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> torch.Tensor:
@@ -162,18 +161,18 @@ def make_case(
         return case
     longest, stored = max(text, default=0), 2 * sum(text) + 1
     free = torch.randperm(stored, generator=generator).tolist()
-    slots = torch.full((rows, max(longest, 1)), stored + 12345, dtype=torch.int32)  # never to be followed
+    kv_index = torch.full((rows, max(longest, 1)), stored + 12345, dtype=torch.int32)  # never to be followed
     k_text, v_text = (torch.full((stored, heads, head_dim), torch.nan, dtype=dtype) for _ in range(2))
     for row, length in enumerate(text):
         for i in range(length):
             # Beams of one image share their first token.
             shared = i == 0 and row and images[row] == images[row - 1] and text[row - 1] > 1 and length > 1
-            slot = int(slots[row - 1, 0]) if shared else free.pop()
-            slots[row, i] = slot
+            entry = int(kv_index[row - 1, 0]) if shared else free.pop()
+            kv_index[row, i] = entry
             if not (append and i + 1 == length):
-                k_text[slot], v_text[slot] = random(heads, head_dim).cpu(), random(heads, head_dim).cpu()
+                k_text[entry], v_text[entry] = random(heads, head_dim).cpu(), random(heads, head_dim).cpu()
     case.before = {"k": k_text.clone(), "v": v_text.clone()}
-    case.k_text, case.v_text, case.slots = k_text.to(device), v_text.to(device), slots.to(device)
+    case.k_text, case.v_text, case.kv_index = k_text.to(device), v_text.to(device), kv_index.to(device)
     case.text_len = torch.tensor(text, dtype=torch.int32, device=device)
     if append:
         case.k_new, case.v_new = random(rows, heads, head_dim), random(rows, heads, head_dim)

@@ -1,4 +1,4 @@
-"""Steps of a small random decoder for the kernels of few rows, and what float64 makes of them."""
+"""Run single steps of a small random model by the persistent kernel, and in float64."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gitfast.ops.cuda_weights import PackedWeight
+from gitfast.engines.search import native_options
+from gitfast.ops.cuda_search import SearchSize, SearchState
+from gitfast.ops.cuda_weights import TiledWeight
+from gitfast.types import GenerationOptions
 
 HEAD_DIM, EPS, VOCAB = 64, 1e-12, 61
+EOS, BOS = 1, 2
 Format = Literal["same", "int8", "float8"]
 
 
@@ -32,7 +36,7 @@ class Layer:
 
 @dataclass
 class DecodeCase:
-    """One step. R rows, H heads, D = 64 H, B images of P tokens, S slots, row r sees text_len[r] tokens."""
+    """One step. R rows, H heads, D = 64 H, B images of P tokens, S entries, row r sees text_len[r] tokens."""
 
     dtype: torch.dtype
     heads: int
@@ -40,30 +44,42 @@ class DecodeCase:
     words: Tensor
     positions: Tensor
     norm: tuple[Tensor, Tensor]
-    step: dict[str, Any]  # what Decoder.step takes, but for its outputs
+    step: dict[str, Any]  # arrays of the search's state, and keys and values
     cluster: int
-    hidden: Tensor
-    partials: Tensor
+    log_probs: Tensor  # float32 (R, VOCAB), of the last run
     before: tuple[Tensor, Tensor]  # keys and values of text before the step
-    head: PackedWeight  # (VOCAB, D)
+    head: TiledWeight  # (VOCAB, D)
     head_bias: Tensor
 
-    def decoder(self, module: ModuleType) -> Any:
+    def weights(self, module: ModuleType) -> Any:
         """The model of the case, as ``module`` takes it."""
         given, (gamma, beta) = [layer.given for layer in self.layers], self.norm
         head = {"head": self.head.data, "head_scales": self.head.scales, "head_bias": self.head_bias}
-        return module.Decoder(given, self.heads, self.words, self.positions, gamma, beta, EPS, self.cluster, head)
+        tables = {"words": self.words, "positions": self.positions, "gamma": gamma, "beta": beta, "eps": EPS}
+        return module.DecoderWeights(layers=given, heads=self.heads, **tables, cluster=self.cluster, **head)
 
     def run(self, module: ModuleType) -> DecodeCase:
-        decoder = self.decoder(module)
-        self.partials = torch.full((decoder.workspace(len(self.hidden)),), torch.nan)
-        decoder.step(**self.step, partials=self.partials, hidden=self.hidden)
+        """One step of greedy search, with the likeliest tokens of all as choices."""
+        rows, longest = self.step["kv_index"].shape
+        state = SearchState(SearchSize(rows, 1, rows, 1, False, longest + 1), EOS, torch.device("cpu"))
+        options = native_options(GenerationOptions(max_new_tokens=1), EOS)
+        state.ask([[BOS]] * rows, [0] * rows, options)
+        state.given.to_device()
+        module.start_search(state=state.arguments())
+        for name in ("ids", "positions", "text_len", "image"):
+            setattr(state, name, self.step[name].clone())
+        state.kv_index = torch.nn.functional.pad(self.step["kv_index"], (0, 1), value=-9)
+        stored = {name: x for name, x in self.step.items() if name[:2] in ("k_", "v_")}
+        tokens, log_probs = decode(module, self, state, VOCAB, torch.zeros(2, dtype=torch.int32), None, **stored)
+        self.log_probs = torch.full((rows, VOCAB), torch.nan)
+        known = tokens[:, 0] >= 0
+        self.log_probs[known] = self.log_probs[known].scatter(1, tokens[known].long(), log_probs[known])
         return self
 
     def truth(self) -> tuple[Tensor, Tensor, Tensor]:
         """The rows (R, D), and the keys and values (layers, R, H, 64) of their own tokens."""
         step, dtype, H = self.step, self.dtype, self.heads
-        ids, positions = step["ids"].long(), step["position_ids"].long()
+        ids, positions = step["ids"].long(), step["positions"].long()
         D = self.words.shape[1]
         x = _norm(self.words.double()[ids] + self.positions.double()[positions], *self.norm)
         keys, values = [], []
@@ -83,7 +99,7 @@ class DecodeCase:
     def _attention(self, layer: int, row: int, q: Tensor, k_new: Tensor, v_new: Tensor) -> Tensor:
         """Of one row: (H, 64)."""
         image, length = int(self.step["image"][row]), int(self.step["text_len"][row])
-        earlier = self.step["slots"][row, : length - 1].long()
+        earlier = self.step["kv_index"][row, : length - 1].long()
         parts = []
         for prefix, text, new in zip(("k_prefix", "v_prefix"), self.before, (k_new, v_new), strict=True):
             parts.append(
@@ -130,19 +146,43 @@ class DecodeCase:
         return self
 
     def error(self) -> float:
-        """The largest distance of rows, and of stored keys and values, in units of one rounding to the dtype."""
+        """The largest distance of log-probabilities, and of stored keys and values, in units of what is allowed.
+
+        Rows are allowed one rounding to the dtype, independent in every element; keys and values one rounding.
+        """
         x, keys, values = self.truth()
-        eps = torch.finfo(self.dtype).eps
-        worst = ((self.hidden.double() - x).abs() / (eps * (1 + x.abs()))).max().item()
-        own = self.step["slots"].gather(1, self.step["text_len"].long()[:, None] - 1)[:, 0].long()
-        for name, before, expected in zip(("k_text", "v_text"), self.before, (keys, values), strict=True):
+        eps, head = torch.finfo(self.dtype).eps, self.head.unpack().double()
+        expected = (_rounded(x, self.dtype) @ head.T + self.head_bias.double()).log_softmax(-1)
+        allowed = 2 * eps * ((1 + x.abs()) ** 2 @ (head.T**2)).sqrt().amax(-1, keepdim=True)
+        worst = ((self.log_probs.double() - expected).abs() / allowed).max().item()
+        own = self.step["kv_index"].gather(1, self.step["text_len"].long()[:, None] - 1)[:, 0].long()
+        for name, before, new in zip(("k_text", "v_text"), self.before, (keys, values), strict=True):
             stored = self.step[name]
-            distance = (stored[:, own].double() - expected).abs() / (eps * (1 + expected.abs()))
+            distance = (stored[:, own].double() - new).abs() / (eps * (1 + new.abs()))
             worst = max(worst, distance.max().item())
             others = torch.ones(stored.shape[1], dtype=torch.bool)
             others[own] = False
             worst = max(worst, float(not torch.equal(stored[:, others], before[:, others])) * 99)
         return worst if worst == worst else float("inf")
+
+
+def decode(
+    module: ModuleType,
+    case: DecodeCase,
+    state: SearchState,
+    choices: int,
+    barrier: Tensor,
+    token_stream: Tensor | None,
+    **keys_values: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Run the persistent kernel in memory of its own; the last step's tokens and log-probabilities (R, choices)."""
+    weights, R = case.weights(module), state.size.rows
+    tokens, log_probs = torch.full((R, choices), -9, dtype=torch.int32), torch.full((R, choices), torch.nan)
+    partials = torch.full((weights.partials(R),), torch.nan)
+    workspace = torch.empty(weights.workspace(R, choices), dtype=torch.uint8)
+    work = {"partials": partials, "workspace": workspace, "barrier": barrier, "token_stream": token_stream}
+    weights.decode(state=state.arguments(), tokens=tokens, log_probs=log_probs, **work, **keys_values)
+    return tokens, log_probs
 
 
 def _norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -163,7 +203,7 @@ def make_case(
     cluster: int = 2,
     seed: int = 0,
 ) -> DecodeCase:
-    """Row r has 1 + r % longest text tokens, and image r % images. Slots are given out in disorder."""
+    """Row r has 1 + r % longest text tokens, and image r % images. Entries are given out in disorder."""
     generator = torch.Generator().manual_seed(seed)
     D = heads * HEAD_DIM
 
@@ -175,7 +215,7 @@ def make_case(
         for name, (N, K) in {
             "qkv": (3 * D, D), "out": (D, D), "fc1": (intermediate, D), "fc2": (D, intermediate)
         }.items():  # fmt: skip
-            packed = PackedWeight.pack(normal(N, K, scale=K**-0.5), None if weights == "same" else weights)
+            packed = TiledWeight.pack(normal(N, K, scale=K**-0.5), None if weights == "same" else weights)
             matrices[name] = packed.unpack().double()
             vectors[f"{name}_bias"] = normal(N, scale=0.1)
             given |= {name: packed.data, f"{name}_scales": packed.scales}
@@ -185,16 +225,16 @@ def make_case(
             vectors[name] = normal(D, scale=0.1)
         return Layer(matrices, {name: x.double() for name, x in vectors.items()}, given | vectors)
 
-    head = PackedWeight.pack(normal(VOCAB, D, scale=D**-0.5), None if weights == "same" else weights)
-    slots = torch.randperm(rows * longest, generator=generator).int().view(rows, longest)
+    head = TiledWeight.pack(normal(VOCAB, D, scale=D**-0.5), None if weights == "same" else weights)
+    kv_index = torch.randperm(rows * longest, generator=generator).int().view(rows, longest)
     text_len = (torch.arange(rows) % longest + 1).int()
     text = (layers, rows * longest, heads, HEAD_DIM)
     image_keys = (layers, images, heads, prefix, HEAD_DIM)
     step = {
         "ids": torch.randint(0, VOCAB, (rows,), generator=generator).int(),
-        "position_ids": text_len - 1,
+        "positions": text_len - 1,
         "image": (torch.arange(rows) % images).int(),
-        "slots": slots,
+        "kv_index": kv_index,
         "text_len": text_len,
         "k_prefix": normal(*image_keys),
         "v_prefix": normal(*image_keys),
@@ -212,7 +252,6 @@ def make_case(
         (1 + normal(D, scale=0.1), normal(D, scale=0.1)),
         step,
         cluster,
-        torch.full((rows, D), torch.nan, dtype=dtype),
         torch.empty(0),
         (step["k_text"].clone(), step["v_text"].clone()),
         head,

@@ -27,9 +27,7 @@ class Case:
     eps: float = 1e-12
 
     def run(self, kernel: Callable[..., None], stream: int = 0) -> torch.Tensor:
-        kernel(
-            self.ids, self.position_ids, self.words, self.positions, self.gamma, self.beta, self.eps, self.out, stream
-        )
+        kernel(**vars(self), stream=stream)
         return self.out
 
     def truth(self) -> torch.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gitfast.ops import reference
-from gitfast.ops.cuda_weights import PackedWeight
+from gitfast.ops.cuda_weights import TiledWeight
 
 from support.cuda.norm_cases import ROUNDING
 
@@ -23,7 +23,7 @@ class Case:
     """One call's tensors; ``out`` is full of NaN."""
 
     x: torch.Tensor
-    weight: PackedWeight
+    weight: TiledWeight
     bias: torch.Tensor | None
     residual: torch.Tensor | None
     out: torch.Tensor
@@ -31,8 +31,8 @@ class Case:
     overlap: bool = False
 
     def run(self, kernel: Callable[..., None], stream: int = 0) -> torch.Tensor:
-        data, scales = self.weight.data, self.weight.scales
-        kernel(self.x, data, scales, self.bias, self.activation, self.residual, self.out, self.overlap, stream)
+        weight = {"weight": self.weight.data, "weight_scales": self.weight.scales}
+        kernel(**(vars(self) | weight), stream=stream)
         return self.out
 
     def error(self) -> float:
@@ -79,7 +79,7 @@ def make_case(
     weight = torch.randn(columns, depth, generator=generator).to(device)
     return Case(
         x=x,
-        weight=PackedWeight.pack(weight.to(dtype), None if weights == "same" else weights),
+        weight=TiledWeight.pack(weight.to(dtype), None if weights == "same" else weights),
         bias=random(columns) if bias else None,
         residual=random(rows, columns) if residual else None,
         out=spaced(columns, padding),

@@ -30,7 +30,7 @@ class Case:
     eps: float = 1e-5
 
     def run(self, kernel: Callable[..., None], stream: int = 0) -> torch.Tensor:
-        kernel(self.x, self.bias, self.residual, self.gamma, self.beta, self.eps, self.out, stream)
+        kernel(**vars(self), stream=stream)
         return self.out
 
     def truth(self) -> torch.Tensor:

@@ -70,72 +70,74 @@ class Case:
         return [[tuple(found) for found in item] for item in search.results()]
 
     def on_device(
-        self, kernels: ModuleType, choose: Choose, device: str = "cpu", stream: int = 0, items: int | None = None
+        self, kernels: ModuleType, choose: Choose, device: str = "cpu", stream: int = 0, slots: int | None = None
     ) -> list[list[Found]]:
-        """What the kernels find, from what ``choose`` chooses; a row's tokens are looked up by its slots.
+        """Search by the kernels, from what ``choose`` chooses; a row's tokens are looked up by its store entries.
 
-        ``items``: how many texts are searched for together, all without; the next begin where others have ended.
+        ``slots``: how many sequences are searched for together, all without; the next begin where others have ended.
         """
-        state = self.state(device, items)
+        state = self.state(device, slots)
         state.ask(self.prompts, [7 + i for i in range(len(self.prompts))], self.options)
         state.given.to_device()
         own_memory(state)
-        kernels.start_search(state, stream)
-        rows_of_prompt = state.texts_per_prompt * state.rows_per_item
-        text = {  # by slot
+        kernels.start_search(state=state.arguments(), stream=stream)
+        rows_of_prompt = state.sequences_per_prompt * state.rows_per_slot
+        text = {  # by entry
             i * rows_of_prompt * state.size.max_text + place: token
             for i, prompt in enumerate(self.prompts)
             for place, token in enumerate(prompt[:-1])
         }
-        steps = 0
-        while int(state.num_ended) < state.size.texts:
+        steps, state.all_ended[0] = 0, 0
+        while int(state.num_ended) < state.size.sequences:
             contexts = self._contexts(state, text)
             chosen = choose(contexts, state)
-            drawn = (chosen.drawn, chosen.drawn_log_probs)
-            kernels.advance_search(state, chosen.tokens, chosen.log_probs, *drawn, False, stream)
+            choices = {"tokens": chosen.tokens, "log_probs": chosen.log_probs}
+            draws = {"drawn": chosen.drawn, "drawn_log_probs": chosen.drawn_log_probs}
+            kernels.advance_search(state=state.arguments(), **choices, **draws, stream=stream)
+            assert bool(state.all_ended[0]) == (int(state.num_ended) == state.size.sequences)
             steps += 1
-            assert steps <= state.size.texts * self.limit, "no text goes on"
+            assert steps <= state.size.sequences * self.limit, "no sequence goes on"
         for name, array in state.found.device.items():
             array.copy_(getattr(state, name))
         state.found.to_host()
         found = state.results(self.options)
-        if state.rows_per_item == 1:
+        if state.rows_per_slot == 1:
             lengths = [len(ids) for prompt in found for ids, *_ in prompt]
-            assert steps == rounds(lengths, state.size.items), "an item was idle"
+            assert steps == rounds(lengths, state.size.slots), "a slot was idle"
         return found
 
     def _contexts(self, state: SearchState, text: dict[int, int]) -> list[int]:
         """Of all rows; ``text`` gets their tokens."""
-        lengths, slots, ids = state.text_len.tolist(), state.slots.tolist(), state.ids.tolist()
+        lengths, entries, ids = state.text_len.tolist(), state.kv_index.tolist(), state.ids.tolist()
         assert state.positions.tolist() == [length - 1 for length in lengths]
         contexts = [0] * state.size.rows  # of rows that search for nothing any more
         for row in range(state.size.rows):
-            item, own = row // state.rows_per_item, slots[row][: lengths[row]]
-            if (number := int(state.text[item])) < 0:
+            slot, own = row // state.rows_per_slot, entries[row][: lengths[row]]
+            if (number := int(state.sequence[slot])) < 0:
                 assert int(state.image[row]) == -1
-                assert state.tiles is None or int(state.tiles[item, 2]) == -1
+                assert state.tiles is None or int(state.tiles[slot, 2]) == -1
                 continue
-            prompt = number // state.texts_per_prompt
-            assert lengths[row] == len(self.prompts[prompt]) + int(state.steps[item])
+            prompt = number // state.sequences_per_prompt
+            assert lengths[row] == len(self.prompts[prompt]) + int(state.steps[slot])
             assert int(state.image[row]) == 7 + prompt
             if state.tiles is not None:
-                assert state.tiles[item].tolist() == [item * state.rows_per_item, state.rows_per_item, 7 + prompt]
+                assert state.tiles[slot].tolist() == [slot * state.rows_per_slot, state.rows_per_slot, 7 + prompt]
             if state.row_keys is not None:
                 assert state.row_keys[row] == state.keys[number]
             assert text.setdefault(own[-1], ids[row]) == ids[row]
-            contexts[row] = self.language.context([text[slot] for slot in own])
+            contexts[row] = self.language.context([text[entry] for entry in own])
         return contexts
 
-    def state(self, device: str, items: int | None = None) -> SearchState:
+    def state(self, device: str, slots: int | None = None) -> SearchState:
         beams = self.options["num_beams"]
         samples = self.options["num_return_sequences"] if beams == 1 else 1
-        texts, longest = len(self.prompts) * samples, max(map(len, self.prompts)) + self.limit
-        size = SearchSize(texts, samples, items or texts, beams, self.options["do_sample"], longest)
+        sequences, longest = len(self.prompts) * samples, max(map(len, self.prompts)) + self.limit
+        size = SearchSize(sequences, samples, slots or sequences, beams, self.options["do_sample"], longest)
         tiles = None
-        if items:
-            tiles = torch.tensor([[i * beams, beams, -9] for i in range(items)], dtype=torch.int32, device=device)
+        if slots:
+            tiles = torch.tensor([[i * beams, beams, -9] for i in range(slots)], dtype=torch.int32, device=device)
         state = SearchState(size, EOS, torch.device(device), tiles)
-        for name in ("ids", "positions", "text_len", "slots", "image", "text", "steps", *state.found.device):
+        for name in ("ids", "positions", "text_len", "kv_index", "image", "sequence", "steps", *state.found.device):
             getattr(state, name).fill_(-9)
         state.scores.fill_(torch.nan)
         return state
@@ -170,9 +172,9 @@ class Case:
         return choose
 
 
-def rounds(lengths: Sequence[int], items: int) -> int:
-    """The steps of texts of such lengths, of which each item takes the next as soon as it has done one."""
-    busy = [0] * items
+def rounds(lengths: Sequence[int], slots: int) -> int:
+    """Count the steps of sequences of such lengths, when each slot takes the next as soon as it has done one."""
+    busy = [0] * slots
     for length in lengths:
         heapq.heapreplace(busy, busy[0] + length)
     return max(busy)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from gitfast.ops import reference
-from gitfast.ops.cuda_weights import PackedWeight
+from gitfast.ops.cuda_weights import TiledWeight
 
 _MASK = (1 << 64) - 1
 
@@ -30,7 +30,7 @@ class Case:
     """One call's tensors; what is written is full of NaN or of -9 before."""
 
     x: torch.Tensor
-    weight: PackedWeight
+    weight: TiledWeight
     bias: torch.Tensor | None
     temperature: float
     tokens: torch.Tensor
@@ -44,10 +44,8 @@ class Case:
     overlap: bool = False
 
     def run(self, kernel: Callable[..., None], stream: int = 0) -> Case:
-        head = (self.weight.data, self.weight.scales, self.weight.shape[0], self.bias, self.temperature)
-        chosen = (self.tokens, self.log_probs, self.logits)
-        drawn = (self.keys, self.step, self.drawn, self.drawn_log_probs)
-        kernel(self.x, *head, *chosen, *drawn, self.workspace, self.overlap, stream)
+        weight = {"weight": self.weight.data, "weight_scales": self.weight.scales}
+        kernel(**(vars(self) | weight), vocab_size=self.weight.shape[0], stream=stream)
         return self
 
     def truth(self) -> torch.Tensor:
@@ -113,7 +111,7 @@ def make_case(
     keys = torch.randint(-(2**62), 2**62, (rows,), generator=generator).to(device)
     return Case(
         x=random(rows, depth),
-        weight=PackedWeight.pack(random(vocab, depth) * depth**-0.5, None if weights == "same" else weights),
+        weight=TiledWeight.pack(random(vocab, depth) * depth**-0.5, None if weights == "same" else weights),
         bias=random(vocab) if bias else None,
         temperature=temperature,
         tokens=torch.full((rows, choices), -9, dtype=torch.int32, device=device),

@@ -19,10 +19,10 @@ import torch
 from support.cuda import (
     activation_cases,
     attention_cases,
-    caption_cases,
     decode_cases,
     embed_cases,
     linear_cases,
+    persistent_cases,
     search_cases,
     select_cases,
 )
@@ -211,7 +211,7 @@ def search(emulation: ModuleType) -> Iterator[tuple[str, float]]:
         ({"do_sample": True, "top_k": 4, "num_return_sequences": 2}, 5),
     ):
         case = search_cases.make_case(64, [[3, 4], [5], [6, 7, 8], [9], [3]], seed=count, eos_bias=4.0, **options)
-        yield f"search, few at once, {count}", case.error(case.on_device(emulation, case.likeliest(count), items=2))
+        yield f"search, few at once, {count}", case.error(case.on_device(emulation, case.likeliest(count), slots=2))
     case, expected = search_cases.equal_choices()
     found = [ids for ids, *_ in case.on_device(emulation, case.likeliest(4))[0]]
     yield "search, ties", 0.0 if found == expected else float("inf")
@@ -228,16 +228,16 @@ def decode(emulation: ModuleType) -> Iterator[tuple[str, float]]:
     yield "decode, a row without a prefix", case.run(emulation).error()
 
 
-def caption(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+def persistent(emulation: ModuleType) -> Iterator[tuple[str, float]]:
     for beams in (1, 2):
-        case = caption_cases.make_caption(
+        case = persistent_cases.make_persistent(
             1, num_beams=beams, max_new_tokens=2, model={"dtype": torch.bfloat16, "weights": "int8", "layers": 1}
         )
         try:
-            same = caption_cases.same(case.run(emulation), case.expected())
+            same = persistent_cases.same(case.run(emulation), case.expected())
         except ValueError:  # logits that are no numbers
             same = False
-        yield f"caption, {beams} beams", float(not same) * 2
+        yield f"persistent, {beams} beams", float(not same) * 2
 
 
 CASES = {
@@ -254,7 +254,7 @@ CASES = {
     "attention_int8": attention_int8,
     "search": search,
     "decode": decode,
-    "caption": caption,
+    "persistent": persistent,
 }
 
 

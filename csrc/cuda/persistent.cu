@@ -1,13 +1,13 @@
-#include "cuda/caption.h"
 #include "cuda/decode.cuh"
+#include "cuda/persistent.h"
 #include "cuda/search.cuh"
 #include "cuda/select.cuh"
 
 namespace gitfast::cuda {
 namespace {
 
-static_assert(sizeof(Caption) <= 4096, "arguments of a kernel");
-constexpr int kSlots = 32;  // one block on a multiprocessor: 128 KB of weights are on their way
+static_assert(sizeof(PersistentDecode) <= 4096, "arguments of a kernel");
+constexpr int kStages = 32;  // one block on a multiprocessor: 128 KB of weights are on their way
 constexpr int kMostOfLane = 16;
 constexpr int kMostColumns = kMostOfLane * kWarpSize;  // of the head in one block
 
@@ -24,12 +24,12 @@ struct HeadShare {
 };
 
 // Shared memory of a block: that of decoding, and the logits of its part of the head, float [8][most columns].
-struct CaptionShared {
+struct PersistentShared {
   size_t logits, flag, bytes;
   int logits_stride;
 
-  __host__ __device__ CaptionShared(const Decode& decode, int64_t columns, int blocks) {
-    logits = DecodeShared(kSlots, decode.hidden, decode.intermediate / decode.heads, decode.cluster).bytes;
+  __host__ __device__ PersistentShared(const DecodeStep& decode, int64_t columns, int blocks) {
+    logits = DecodeShared(kStages, decode.hidden, decode.intermediate / decode.heads, decode.cluster).bytes;
     logits_stride = static_cast<int>(tiles_of(columns) / blocks + 1) * kTileColumns;
     if (logits_stride < blocks) logits_stride = blocks;  // where a byte per block stands later on
     flag = logits + size_t{kStreamRows} * logits_stride * sizeof(float);
@@ -37,28 +37,29 @@ struct CaptionShared {
   }
 };
 
-// Until all texts have ended, one after another at worst.
-__host__ __device__ __forceinline__ int most_steps(const Caption& args) {
-  return static_cast<int>(args.search.max_steps * args.search.texts);
+// Until all sequences have ended, one after another at worst.
+__host__ __device__ __forceinline__ int most_steps(const PersistentDecode& args) {
+  return static_cast<int>(args.search.max_steps * args.search.sequences);
 }
 
 // What a block multiplies by, step after step.
 template <class W>
-struct CaptionProgram {
-  const Caption* args;
-  Place place;
+struct PersistentProgram {
+  const PersistentDecode* args;
+  BlockPosition position;
   HeadShare head;
 
   __device__ __forceinline__ int products_of_step() const { return 4 * args->decode.layers + head.products; }
   __device__ __forceinline__ Product operator()(int number) const {
     const int i = number % products_of_step(), layer = i / 4;
     if (layer >= args->decode.layers) return head_product(i - 4 * args->decode.layers);
-    if (i % 4 == 0) return Products<W>::qkv(args->decode, layer, place);
-    if (i % 4 == 1) return Products<W>::out(args->decode, layer, place);
-    return i % 4 == 2 ? Products<W>::fc1(args->decode, layer, place) : Products<W>::fc2(args->decode, layer, place);
+    if (i % 4 == 0) return Products<W>::qkv(args->decode, layer, position);
+    if (i % 4 == 1) return Products<W>::out(args->decode, layer, position);
+    return i % 4 == 2 ? Products<W>::fc1(args->decode, layer, position)
+                      : Products<W>::fc2(args->decode, layer, position);
   }
   __device__ __forceinline__ Product head_product(int i) const {
-    Product p = Products<W>::shared_out(args->head, 0, place);
+    Product p = Products<W>::shared_out(args->head, 0, position);
     p.first = head.first + head.tiles * i / head.products;
     p.count = head.first + head.tiles * (i + 1) / head.products - p.first;
     return p;
@@ -95,10 +96,10 @@ class GridBarrier {
 
 // The stream and the block of decoding are variables of the kernel: as members they would live in memory.
 template <class T, class W, class Stream, class Decoding>
-class CaptionBlock {
+class PersistentBlock {
  public:
-  __device__ __forceinline__ CaptionBlock(const Caption& args, unsigned char* shared, const CaptionProgram<W>& program,
-                                          Stream& stream, Decoding& decoding)
+  __device__ __forceinline__ PersistentBlock(const PersistentDecode& args, unsigned char* shared,
+                                             const PersistentProgram<W>& program, Stream& stream, Decoding& decoding)
       : args_(args),
         layout_(args.decode, args.head.columns, gridDim.x),
         logits_(reinterpret_cast<float*>(shared + layout_.logits)),
@@ -111,9 +112,9 @@ class CaptionBlock {
   __device__ __forceinline__ void run() {
     cluster_sync();  // the others have begun: their shared memory may be written
     wait_for_previous_kernel();
-    const auto texts = static_cast<uint32_t>(args_.search.settings->texts);
+    const auto sequences = static_cast<uint32_t>(args_.search.settings->sequences);
     for (int step = 0; step < most_steps(args_); ++step) {
-      if (!decode() || !choose(step) || *args_.search.num_ended >= texts) break;
+      if (!decode() || !choose(step) || *args_.search.num_ended >= sequences) break;
     }
     stream_.drain();
   }
@@ -121,7 +122,7 @@ class CaptionBlock {
  private:
   // Leaves the last layer's rows in shared memory.
   __device__ __forceinline__ bool decode() {
-    const Decode& decode = args_.decode;
+    const DecodeStep& decode = args_.decode;
     float* partials[2] = {decode.partials, decode.partials + int64_t{decode.heads} * decode.rows * decode.hidden};
     decode_.embed();
     for (int i = 0; i < decode.layers; ++i) {
@@ -153,9 +154,9 @@ class CaptionBlock {
       if (warp < rows) choose_of_parts(known_, warp, taken, args_.tokens, args_.log_probs, nothing);
       __syncthreads();
       const Choices choices{args_.choices, args_.tokens, args_.log_probs, nullptr, nullptr};
-      for (int item = warp; item < args_.search.items; item += kProductWarps) advance_item(args_.search, choices, item);
+      for (int slot = warp; slot < args_.search.slots; slot += kProductWarps) advance_slot(args_.search, choices, slot);
       __syncthreads();
-      tell(step);
+      publish(step);
     }
     return barrier_.wait();
   }
@@ -179,21 +180,21 @@ class CaptionBlock {
     }
   }
 
-  // The host, if it listens, the tokens of a step.
-  __device__ __forceinline__ void tell(int step) {
-    if (!args_.told) return;
+  // Gives the tokens of a step to the host, if it listens.
+  __device__ __forceinline__ void publish(int step) {
+    if (!args_.token_stream) return;
     const int rows = args_.decode.rows;
     for (int row = threadIdx.x; row < rows; row += blockDim.x)
-      args_.told[1 + step * rows + row] = args_.search.tokens[step * rows + row];
+      args_.token_stream[1 + step * rows + row] = args_.search.tokens[step * rows + row];
     __threadfence_system();
     __syncthreads();
-    if (threadIdx.x == 0) *static_cast<volatile int32_t*>(args_.told) = step + 1;
+    if (threadIdx.x == 0) *static_cast<volatile int32_t*>(args_.token_stream) = step + 1;
   }
 
-  const Caption& args_;
-  const CaptionShared layout_;
+  const PersistentDecode& args_;
+  const PersistentShared layout_;
   float* logits_;
-  const CaptionProgram<W> program_;
+  const PersistentProgram<W> program_;
   Stream& stream_;
   Decoding& decode_;
   GridBarrier barrier_;
@@ -201,34 +202,36 @@ class CaptionBlock {
 };
 
 template <class T, class W>
-__global__ void __launch_bounds__(kStreamThreads, 1) caption_kernel(const __grid_constant__ Caption args) {
+__global__ void __launch_bounds__(kStreamThreads, 1)
+    persistent_decode_kernel(const __grid_constant__ PersistentDecode args) {
   GITFAST_SHARED(unsigned char, shared);
-  using Stream = WeightStream<CaptionProgram<W>, kSlots>;
-  using Decoding = DecodeBlock<T, W, kSlots, Stream>;
-  const CaptionProgram<W> program{&args, place_of(args.decode), HeadShare(args.head.columns, blockIdx.x, gridDim.x)};
+  using Stream = WeightStream<PersistentProgram<W>, kStages>;
+  using Decoding = DecodeBlock<T, W, kStages, Stream>;
+  const PersistentProgram<W> program{&args, position_of(args.decode),
+                                     HeadShare(args.head.columns, blockIdx.x, gridDim.x)};
   Stream stream(reinterpret_cast<WeightChunk*>(shared), program, most_steps(args) * program.products_of_step());
   Decoding decoding(args.decode, shared, stream);
-  CaptionBlock<T, W, Stream, Decoding>(args, shared, program, stream, decoding).run();
+  PersistentBlock<T, W, Stream, Decoding>(args, shared, program, stream, decoding).run();
 }
 
-Launch launch_of(const Caption& args) {
+Launch launch_of(const PersistentDecode& args) {
   const int blocks = args.decode.heads * args.decode.cluster;
-  Launch launch{"caption_kernel", dim3(static_cast<unsigned>(blocks)), dim3(kStreamThreads),
-                CaptionShared(args.decode, args.head.columns, blocks).bytes, nullptr};
+  Launch launch{"persistent_decode_kernel", dim3(static_cast<unsigned>(blocks)), dim3(kStreamThreads),
+                PersistentShared(args.decode, args.head.columns, blocks).bytes, nullptr};
   launch.cluster = static_cast<unsigned>(args.decode.cluster);
   launch.cooperative = true;
   return launch;
 }
 
-int64_t blocks_of(const Caption& args) { return int64_t{args.decode.heads} * args.decode.cluster; }
+int64_t blocks_of(const PersistentDecode& args) { return int64_t{args.decode.heads} * args.decode.cluster; }
 
 // Whether a block's part of the head is not too much for choose_in_part.
-bool lanes_hold(const Caption& args) {
+bool lanes_hold(const PersistentDecode& args) {
   return (tiles_of(args.head.columns) / blocks_of(args) + 1) * kTileColumns <= kMostColumns;
 }
 
-void check_caption(const Caption& args) {
-  check_decode(args.decode);
+void check_persistent_decode(const PersistentDecode& args) {
+  check_decode_step(args.decode);
   check_weight(args.head, args.decode.dtype);
   const auto fail = [](const std::string& name, const std::string& expected, int64_t got) {
     throw Error(name + ": expected " + expected + ", got " + std::to_string(got));
@@ -242,22 +245,22 @@ void check_caption(const Caption& args) {
     fail("head", "at most " + std::to_string((kMostColumns - kTileColumns) * blocks_of(args)) + " tokens",
          args.head.columns);
   check_choices(args.choices, args.head.columns);
-  if (args.search.items * args.search.rows_per_item != args.decode.rows)
-    fail("rows", std::to_string(args.search.items * args.search.rows_per_item), args.decode.rows);
-  if (args.told && args.search.rows_per_item > 1) throw Error("told: beams change until the end");
-  if (args.told && args.search.texts > args.search.items)
-    fail("told", std::to_string(args.search.items) + " texts, all at once", args.search.texts);
+  if (args.search.slots * args.search.rows_per_slot != args.decode.rows)
+    fail("rows", std::to_string(args.search.slots * args.search.rows_per_slot), args.decode.rows);
+  if (args.token_stream && args.search.rows_per_slot > 1) throw Error("token_stream: beams change until the end");
+  if (args.token_stream && args.search.sequences > args.search.slots)
+    fail("token_stream", std::to_string(args.search.slots) + " sequences, all at once", args.search.sequences);
 }
 
 #ifdef __CUDACC__
 template <class T, class W>
-bool fits(const Caption& args) {
+bool fits(const PersistentDecode& args) {
   Launch launch = launch_of(args);
   int shared = 0, clusters = 0;
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, args.decode.device),
         "cudaDeviceGetAttribute");
   if (launch.shared_bytes > static_cast<size_t>(shared)) return false;
-  check(cudaFuncSetAttribute(caption_kernel<T, W>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+  check(cudaFuncSetAttribute(persistent_decode_kernel<T, W>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
         "cudaFuncSetAttribute");
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -268,18 +271,19 @@ bool fits(const Caption& args) {
   config.dynamicSmemBytes = launch.shared_bytes;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  check(cudaOccupancyMaxActiveClusters(&clusters, caption_kernel<T, W>, &config), "cudaOccupancyMaxActiveClusters");
+  check(cudaOccupancyMaxActiveClusters(&clusters, persistent_decode_kernel<T, W>, &config),
+        "cudaOccupancyMaxActiveClusters");
   return clusters >= args.decode.heads;
 }
 #endif
 
 }  // namespace
 
-int64_t caption_workspace(const Caption& args) {
+int64_t persistent_workspace(const PersistentDecode& args) {
   return PartChoices::bytes(args.decode.rows, blocks_of(args), args.choices);
 }
 
-bool can_caption(const Caption& args) {
+bool fits_persistent_decode(const PersistentDecode& args) {
   if (!lanes_hold(args)) return false;
 #ifdef __CUDACC__
   const DeviceScope device(args.decode.device);
@@ -297,13 +301,14 @@ bool can_caption(const Caption& args) {
 #endif
 }
 
-void caption(const Caption& args, CUstream_st* stream) {
-  check_caption(args);
+void persistent_decode(const PersistentDecode& args, CUstream_st* stream) {
+  check_persistent_decode(args);
   const DeviceScope device(args.decode.device);
   Launch launch = launch_of(args);
   launch.stream = stream;
   with_decode_types(args.decode, [&](auto types) {
-    launch_kernel(launch, caption_kernel<typename decltype(types)::Input, typename decltype(types)::Weight>, args);
+    launch_kernel(launch, persistent_decode_kernel<typename decltype(types)::Input, typename decltype(types)::Weight>,
+                  args);
   });
 }
 

@@ -1,4 +1,4 @@
-"""What the CUDA engine enqueues again and again, with graphs that only note what is asked of them."""
+"""Steps that the CUDA engine enqueues again and again, with graphs that only note what is asked of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from gitfast.engines.cuda.graphs import Repeated, captured
+from gitfast.engines.cuda.graphs import CapturedStep, capture
 
 
 class Stream:
@@ -45,28 +45,28 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_second_time_is_captured(noted: list[str]) -> None:
-    repeated = Repeated()
+    step = CapturedStep()
     for _ in range(3):
-        repeated(lambda: noted.append("work"), captured)
+        step(lambda: noted.append("work"), capture)
     assert noted == ["work", "begin", "work", "end", "replay", "replay"]
 
 
 def test_an_error_ends_the_capture_and_is_told(noted: list[str]) -> None:
-    repeated = Repeated()
-    repeated(lambda: noted.append("work"), captured)
+    step = CapturedStep()
+    step(lambda: noted.append("work"), capture)
 
     def fail() -> None:
         noted.append("failure")
         raise torch.OutOfMemoryError("tried to allocate 9 GiB")
 
     with pytest.raises(torch.OutOfMemoryError, match="9 GiB"):
-        repeated(fail, captured)
-    repeated(lambda: noted.append("work"), captured)
+        step(fail, capture)
+    step(lambda: noted.append("work"), capture)
     assert noted == ["work", "begin", "failure", "end", "begin", "work", "end", "replay"]
 
 
 def test_without_a_device_nothing_is_captured(noted: list[str]) -> None:
-    repeated = Repeated()
+    step = CapturedStep()
     for _ in range(3):
-        repeated(lambda: noted.append("work"), None)
+        step(lambda: noted.append("work"), None)
     assert noted == ["work"] * 3

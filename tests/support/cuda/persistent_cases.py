@@ -1,4 +1,4 @@
-"""Whole texts of a small random decoder: by one kernel, and step by step in float64 with the search of the host."""
+"""Decode whole sequences of a small random model: by one kernel, and step by step in float64, searched on the host."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ from gitfast.engines.search import native_options
 from gitfast.ops.cuda_search import Found, SearchSize, SearchState
 from gitfast.types import GenerationOptions
 
-from support.cuda.decode_cases import HEAD_DIM, VOCAB, DecodeCase, make_case
-
-EOS, BOS = 1, 2
+from support.cuda.decode_cases import BOS, EOS, HEAD_DIM, VOCAB, DecodeCase, decode, make_case
 
 
 @dataclass
-class CaptionCase:
+class PersistentCase:
     """One prompt of one token per image; a row per beam or sample."""
 
     model: DecodeCase
     images: int
     options: dict[str, Any]
-    told: Tensor | None = None
+    token_stream: Tensor | None = None
     barrier: Tensor | None = None
-    items: int | None = None  # texts searched for together, all without
+    slots: int | None = None  # sequences searched for together, all without
 
     @property
     def rows_per_prompt(self) -> int:
@@ -39,44 +37,26 @@ class CaptionCase:
         return self.options["num_beams"] > 1
 
     def run(self, module: ModuleType, *, first_count: int = 0) -> list[list[Found]]:
-        """By one kernel. ``first_count``: where the barrier's counter begins, which is zero for all to be well."""
+        """Search by one kernel. ``first_count``: where the barrier's counter begins, zero for all to be well."""
         K, step = self.rows_per_prompt, self.model.step
         samples = 1 if self.beams else K
-        items = self.items or self.images * samples
-        size = SearchSize(
-            self.images * samples,
-            samples,
-            items,
-            K // samples,
-            self.options["do_sample"],
-            self.options["max_new_tokens"] + 1,
-        )
+        slots, limit = self.slots or self.images * samples, self.options["max_new_tokens"]
+        size = SearchSize(self.images * samples, samples, slots, K // samples, self.options["do_sample"], limit + 1)
         state = SearchState(size, EOS, torch.device("cpu"))
         state.ask([[BOS]] * self.images, range(self.images), self.options)
         state.given.to_device()
-        module.start_search(state)
-        decoder, R = self.model.decoder(module), size.rows
+        module.start_search(state=state.arguments())
         choices = 2 * K if self.beams else 1 if not size.draws else self.options["top_k"] + 1
         layers, heads = len(self.model.layers), self.model.heads
-        slots = size.texts * size.rows_per_item * size.max_text
-        text = torch.full((layers, slots, heads, HEAD_DIM), torch.nan, dtype=self.model.dtype)
-        self.told = None if self.beams or items < size.texts else torch.zeros(1 + size.max_text * R, dtype=torch.int32)
+        entries = size.sequences * size.rows_per_slot * size.max_text
+        text = torch.full((layers, entries, heads, HEAD_DIM), torch.nan, dtype=self.model.dtype)
+        self.token_stream = None
+        if not self.beams and slots == size.sequences:
+            self.token_stream = torch.zeros(1 + size.max_text * size.rows, dtype=torch.int32)
         self.barrier = torch.tensor([first_count, 0], dtype=torch.int32)
-        decoder.caption(
-            state,
-            step["k_prefix"],
-            step["v_prefix"],
-            text,
-            text.clone(),
-            step["k_scale"],
-            step["v_scale"],
-            torch.full((decoder.workspace(R),), torch.nan),
-            torch.empty((R, choices), dtype=torch.int32),
-            torch.empty((R, choices)),
-            torch.empty(decoder.caption_workspace(R, choices), dtype=torch.uint8),
-            self.barrier,
-            self.told,
-        )
+        prefix = {name: step[name] for name in ("k_prefix", "v_prefix", "k_scale", "v_scale")}
+        decode(module, self.model, state, choices, self.barrier, self.token_stream, **prefix, k_text=text,
+               v_text=text.clone())  # fmt: skip
         if self.barrier[1]:
             return []
         state.found.to_host()
@@ -90,36 +70,36 @@ class CaptionCase:
         store = [torch.zeros(layers, 1000, heads, HEAD_DIM, dtype=model.dtype) for _ in range(2)]
         model.before = (store[0], store[1])
         head = model.head.unpack().double()
-        slots: list[list[int]] = [[] for _ in range(self.images)]
-        ids, items, used = [BOS] * self.images, list(range(self.images)), 0
+        entries: list[list[int]] = [[] for _ in range(self.images)]
+        ids, prompts, used = [BOS] * self.images, list(range(self.images)), 0
         while not search.done:
-            slots = [[*row, used + i] for i, row in enumerate(slots)]
-            used += len(slots)
-            lengths = torch.tensor([len(row) for row in slots], dtype=torch.int32)
+            entries = [[*row, used + i] for i, row in enumerate(entries)]
+            used += len(entries)
+            lengths = torch.tensor([len(row) for row in entries], dtype=torch.int32)
             model.step |= {
                 "ids": torch.tensor(ids, dtype=torch.int32),
-                "position_ids": lengths - 1,
+                "positions": lengths - 1,
                 "text_len": lengths,
-                "image": torch.tensor(items, dtype=torch.int32),
-                "slots": torch.tensor([row + [0] * (length - len(row)) for row in slots], dtype=torch.int32),
+                "image": torch.tensor(prompts, dtype=torch.int32),
+                "kv_index": torch.tensor([row + [0] * (length - len(row)) for row in entries], dtype=torch.int32),
             }
             x, keys, values = model.truth()
             for kept, new in zip(store, (keys, values), strict=True):
-                kept[:, [row[-1] for row in slots]] = new.to(model.dtype)
+                kept[:, [row[-1] for row in entries]] = new.to(model.dtype)
             logits = x.to(model.dtype).double() @ head.T + model.head_bias.double()
             search.advance(logits.float())
-            ids, items = list(search.tokens), list(search.items)
-            slots = [slots[parent] for parent in search.parents]
+            ids, prompts = list(search.tokens), list(search.items)
+            entries = [entries[parent] for parent in search.parents]
         return [[(ids, values, score, reason) for ids, values, score, reason in item] for item in search.results()]
 
 
-def make_caption(images: int, *, model: dict[str, Any] | None = None, **options: Any) -> CaptionCase:
+def make_persistent(images: int, *, model: dict[str, Any] | None = None, **options: Any) -> PersistentCase:
     """``model``: arguments of ``decode_cases.make_case``."""
     given = {"max_new_tokens": 6, "seed": 5} | options
     native = native_options(GenerationOptions(**given), EOS)
     longest = given["max_new_tokens"] + 1
     arguments: dict[str, Any] = {"dtype": torch.float16, "images": images, "longest": longest} | (model or {})
-    return CaptionCase(make_case(1, **arguments), images, native)
+    return PersistentCase(make_case(1, **arguments), images, native)
 
 
 def same(found: list[list[Found]], expected: list[list[Found]]) -> bool:

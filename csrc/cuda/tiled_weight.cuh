@@ -31,7 +31,7 @@ __device__ __forceinline__ uint32_t weight_pair(const WeightChunk& chunk, int i)
 }
 
 // Throws Error for a weight that no kernel takes with inputs of `dtype`.
-inline void check_weight(const PackedWeight& weight, DType dtype) {
+inline void check_weight(const TiledWeight& weight, DType dtype) {
   if (dtype != DType::f16 && dtype != DType::bf16)
     throw Error(std::string("x: expected float16 or bfloat16, got ") + dtype_name(dtype));
   if (weight.dtype != dtype && weight.dtype != DType::i8 && weight.dtype != DType::u8)
@@ -52,7 +52,7 @@ __host__ __device__ __forceinline__ int64_t tiles_of(int64_t columns) {
 
 // What the sum of a column's products stands for; `bias`, of T, may be null.
 template <class T>
-__device__ __forceinline__ float scale_and_bias(float sum, const PackedWeight& weight, const void* bias,
+__device__ __forceinline__ float scale_and_bias(float sum, const TiledWeight& weight, const void* bias,
                                                 int64_t column) {
   if (weight.scales) sum *= weight.scales[column];
   return bias ? sum + to_float(static_cast<const T*>(bias)[column]) : sum;
