@@ -137,7 +137,7 @@ def test_an_int8_prefix(
     [
         (torch.float32, 64, {}, "k_prefix: int8 is for float16 and bfloat16 only"),
         (torch.float16, 16, {}, "k_prefix: expected a head_dim of 64 for int8, got 16"),
-        (torch.float16, 64, {"k_scale": None}, "k_scale, v_scale: expected both or none of them"),
+        (torch.float16, 64, {"k_scale": None}, "k_scale, v_scale: expected all or none of them"),
         (torch.float16, 64, {"k_scale": None, "v_scale": None}, "k_prefix: expected dtype float16, got int8"),
         (torch.float16, 64, {"v_prefix": torch.zeros(1, 2, 5, 64).half()}, "v_prefix: expected dtype int8"),
         (torch.float16, 64, {"k_scale": torch.zeros(1, 2, 4)}, r"k_scale: expected shape \(B=1, H=2, P=5\)"),
@@ -263,7 +263,7 @@ def test_a_dtype_there_is_not(emulation: ModuleType) -> None:
 
 
 def test_sizes_of_a_workspace(emulation: ModuleType) -> None:
-    sizes = {"rows": 5, "tiles": 1, "heads": 12, "head_dim": 64}
+    sizes = {"rows": 5, "heads": 12, "head_dim": 64}
     assert emulation.attention_workspace(**sizes, splits=1) == 0
     assert emulation.attention_workspace(**sizes, splits=4) == COUNTERS + 4 * 5 * 12 * (64 + 4)
     for name in sizes:

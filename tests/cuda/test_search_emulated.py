@@ -176,10 +176,9 @@ def head(case: Case, emulation: ModuleType):
         tokens, drawn = (torch.empty(shape, dtype=torch.int32) for shape in ((rows, 1), (rows,)))
         log_probs, drawn_log_probs = torch.empty(rows, 1), torch.empty(rows)
         workspace = torch.empty(emulation.select_workspace(rows, vocab, 1), dtype=torch.uint8)
-        emulation.head_select(
-            x, weight.data, None, vocab, None, case.options["temperature"], tokens, log_probs, None, state.row_keys,
-            state.steps, drawn, drawn_log_probs, workspace,
-        )  # fmt: skip
+        draws = {"keys": state.row_keys, "step": state.steps, "drawn": drawn, "drawn_log_probs": drawn_log_probs}
+        chosen = {"tokens": tokens, "log_probs": log_probs, "temperature": case.options["temperature"]}
+        emulation.head_select(x=x, weight=weight.data, vocab_size=vocab, **chosen, **draws, workspace=workspace)
         return Selection(tokens, log_probs, drawn, None, drawn_log_probs)
 
     return choose
@@ -188,7 +187,7 @@ def head(case: Case, emulation: ModuleType):
 MANY_PROMPTS = [[1 + i % 7] * (1 + i % 4) for i in range(9)]
 
 
-@pytest.mark.parametrize("items", [1, 2, 5, 8])
+@pytest.mark.parametrize("slots", [1, 2, 5, 8])
 @pytest.mark.parametrize(
     ("options", "choices"),
     [
@@ -199,18 +198,18 @@ MANY_PROMPTS = [[1 + i % 7] * (1 + i % 4) for i in range(9)]
     ],
     ids=str,
 )
-def test_texts_that_wait_begin_where_others_ended(
-    emulation: ModuleType, order: str, items: int, options: dict[str, object], choices: int | None
+def test_sequences_that_wait_take_free_slots(
+    emulation: ModuleType, order: str, slots: int, options: dict[str, object], choices: int | None
 ) -> None:
-    case = make_case(300, MANY_PROMPTS, seed=items, eos_bias=5.0, **options)
+    case = make_case(300, MANY_PROMPTS, seed=slots, eos_bias=5.0, **options)
     if choices is None:
         case.language.table[:] = case.language.table.half()
     choose = head(case, emulation) if choices is None else case.likeliest(choices)
-    assert case.error(case.on_device(emulation, choose, items=items)) <= 1
+    assert case.error(case.on_device(emulation, choose, slots=slots)) <= 1
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_logits_that_are_no_numbers_end_their_item(emulation: ModuleType, order: str, num_beams: int) -> None:
+def test_logits_that_are_no_numbers_end_their_slot(emulation: ModuleType, order: str, num_beams: int) -> None:
     case = make_case(20, [[3], [4]], num_beams=num_beams, eos_bias=-9)
     likeliest = case.likeliest(max(1, 2 * num_beams - 1))
 
@@ -226,7 +225,7 @@ def test_logits_that_are_no_numbers_end_their_item(emulation: ModuleType, order:
 
 
 def test_a_row_that_does_not_exist_may_hold_anything(emulation: ModuleType) -> None:
-    """In the first step, all but the first of an item."""
+    """In the first step, all but the first of a slot."""
     case = make_case(20, num_beams=3, num_return_sequences=3)
     likeliest = case.likeliest(6)
 
@@ -247,7 +246,7 @@ def test_ties_go_to_the_lower_row_and_the_lower_token(emulation: ModuleType, ord
 
 
 def test_memory_bounds_a_limit_beyond_it(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the longest prompt leaves of a text is as much as was asked for."""
+    """A sequence gets as many tokens as the longest prompt leaves, and no more."""
     case = make_case(20, [[3]], num_beams=2, eos_bias=-9, max_new_tokens=5)
     asked = SearchState.ask
 
@@ -262,28 +261,30 @@ def test_memory_bounds_a_limit_beyond_it(emulation: ModuleType, monkeypatch: pyt
 def test_what_cannot_be_is_named(emulation: ModuleType) -> None:
     case = make_case(20, num_beams=3)
     state = case.state("cpu")
-    with pytest.raises(ValueError, match=r"prompts: expected 3 to 3 texts, got 1"):
+    with pytest.raises(ValueError, match=r"prompts: expected 3 to 3 sequences, got 1"):
         state.ask([[3]], [0], case.options)
     with pytest.raises(ValueError, match=r"prompts\[1\]: expected at most 12 tokens in all, got 4 tokens and 9 new"):
         state.ask([[3], [3, 3, 3, 3], [3]], [0, 0, 0], case.options)
     tokens, log_probs = torch.zeros(9, 6, dtype=torch.int32), torch.zeros(9, 6)
+    names = ("tokens", "log_probs", "drawn", "drawn_log_probs")
     for change, chosen, message in (
         ({}, (tokens[:8], log_probs[:8], None, None), r"tokens: expected shape \(9, choices\), got \(8, 6\)"),
         ({}, (tokens, log_probs[:, :5], None, None), r"log_probs: expected shape \(9, choices=6\), got \(9, 5\)"),
-        ({}, (tokens, log_probs, tokens[:, 0], None), "drawn, drawn_log_probs: expected both or none of them"),
-        ({"slots": state.slots.long()}, (tokens, log_probs, None, None), "slots: expected dtype int32, got int64"),
+        ({}, (tokens, log_probs, tokens[:, 0], None), "drawn, drawn_log_probs: expected all or none of them"),
+        ({"kv_index": state.kv_index.long()}, (tokens, log_probs, None, None), "kv_index: expected dtype int32, got"),
         (
-            {"texts_per_prompt": 9},
+            {"sequences_per_prompt": 9},
             (tokens, log_probs, None, None),
-            "texts_per_prompt: expected 3 in all, got 3 times 9",
+            "sequences_per_prompt: expected 3 in all, got 3 times 9",
         ),
-        ({"rows_per_item": 17}, (tokens, log_probs, None, None), r"tokens: expected shape \(max_steps, 51\)"),
+        ({"rows_per_slot": 17}, (tokens, log_probs, None, None), r"tokens: expected shape \(max_steps, 51\)"),
         ({"row_keys": torch.zeros(9, dtype=torch.int64)}, (tokens, log_probs, None, None), "row_keys: expected keys"),
     ):
         with pytest.MonkeyPatch.context() as patch:
             for name, value in change.items():
                 patch.setattr(state, name, value)
             with pytest.raises(ValueError, match=message):
-                emulation.advance_search(state, *chosen)
+                emulation.advance_search(state=state.arguments(), **dict(zip(names, chosen, strict=True)))
+    many = {"tokens": torch.zeros(9, 65, dtype=torch.int32), "log_probs": torch.zeros(9, 65)}
     with pytest.raises(ValueError, match="tokens: expected 1 to 64 choices per row, got 65"):
-        emulation.advance_search(state, torch.zeros(9, 65, dtype=torch.int32), torch.zeros(9, 65), None, None)
+        emulation.advance_search(state=state.arguments(), **many)
