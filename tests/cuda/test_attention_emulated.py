@@ -225,7 +225,7 @@ def test_large_scores_do_not_overflow(emulation: ModuleType) -> None:
          "workspace: expected rows that start at multiples of 16 bytes"),
         ({"scale": 0.0}, "scale: expected a positive number"),
         ({"v_text": None}, "k_text, v_text, kv_index, text_len: expected all or none"),
-        ({"k_new": torch.zeros(3, 2, 16, dtype=torch.bfloat16)}, "k_new, v_new: expected both"),
+        ({"k_new": torch.zeros(3, 2, 16, dtype=torch.bfloat16)}, "k_new, v_new: expected"),
         ({"v_prefix": torch.zeros(1, 2, 4, 16, dtype=torch.bfloat16)}, r"v_prefix: expected shape \(B=1, H=2, P=5"),
         ({"q": torch.zeros(3, 4, 16, dtype=torch.bfloat16)[:, ::2]}, "q: the elements of a row are strided"),
         ({"q": torch.zeros(3 * 33 + 1, dtype=torch.bfloat16)[1:].as_strided((3, 2, 16), (33, 16, 1))},
