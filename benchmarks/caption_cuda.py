@@ -3,8 +3,8 @@
     python benchmarks/caption_cuda.py [--shape git-base ...] [--batch 1 8 64] [--rounds 9] [--compiled] [--json FILE]
 
 All run the same random weights on the same pixels; none may end early. gitfast is given them as bytes, as its tasks
-give them, transformers and the reference engine normalised; "float32 pixels" is gitfast with those; "layers" and "text"
-are ways to decode few rows (docs/performance.md). Sides take turns within each round, ratios are taken round by round.
+give them, transformers and the reference engine normalised; "float32 pixels" is gitfast with those; "persistent"
+is a way to decode few rows (docs/performance.md). Sides take turns within each round, ratios are taken round by round.
 "step" is what a token more costs, "floor" what a caption costs at least at the rates of this device, measured in the
 same run (floors.py). Beside the speed stand the tokens equal to those of the reference engine in float32, up to the
 first that differs in each caption: beyond it texts go ways of their own. Of clips, transformers' differ: it adds the
@@ -43,9 +43,8 @@ ENGINES = {
     "bfloat16, int8 prefix": {"dtype": "bfloat16", "prefix_dtype": "int8"},
     "int8": {"dtype": "int8"},
     "float8": {"dtype": "float8"},
-    "bfloat16, layers": {"dtype": "bfloat16", "decode": "layers"},
-    "bfloat16, text": {"dtype": "bfloat16", "decode": "text"},
-    "float8, text": {"dtype": "float8", "decode": "text"},
+    "bfloat16, persistent": {"dtype": "bfloat16", "decode": "persistent"},
+    "float8, persistent": {"dtype": "float8", "decode": "persistent"},
 }
 MOST_ROWS = 8  # of the ways of decoding that are for few
 BATCHES = {"git-base": [1, 8, 64]}  # of the other shapes: 1

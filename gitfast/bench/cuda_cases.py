@@ -75,7 +75,8 @@ def _add_layer_norm(context: Context, rows: int, width: int, dtype: str) -> Oper
     bias, gamma, beta = (context.normal(width, dtype=dtype) for _ in range(3))
 
     def ours() -> Tensor:
-        context.kernels.add_layer_norm(x, bias, residual, gamma, beta, eps, out, context.stream())
+        norm = {"gamma": gamma, "beta": beta, "eps": eps}
+        context.kernels.add_layer_norm(x=x, bias=bias, residual=residual, **norm, out=out, stream=context.stream())
         return out
 
     def plain(x: Tensor, bias: Tensor, residual: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -111,10 +112,10 @@ def _activation(context: Context, models: Sequence[str], name: str) -> Iterator[
 
 def _bias_activation(context: Context, rows: int, width: int, name: str) -> Operands:
     x, out = (context.normal(rows, width, dtype="bfloat16") for _ in range(2))
-    bias, kernel = context.normal(width, dtype="bfloat16"), getattr(context.kernels, f"bias_{name}")
+    bias, kernel = context.normal(width, dtype="bfloat16"), context.kernels.bias_activation
 
     def ours() -> Tensor:
-        kernel(x, bias, out, context.stream())
+        kernel(x=x, bias=bias, activation=name, out=out, stream=context.stream())
         return out
 
     def plain(x: Tensor, bias: Tensor) -> Tensor:
@@ -154,7 +155,9 @@ def _embed_layer_norm(context: Context, rows: int, model: str) -> Operands:
     out = torch.empty(rows, width, dtype=torch.bfloat16, device=context.device)
 
     def ours() -> Tensor:
-        context.kernels.embed_layer_norm(ids, places, words, positions, gamma, beta, eps, out, context.stream())
+        rows = {"ids": ids, "position_ids": places, "words": words, "positions": positions}
+        norm = {"gamma": gamma, "beta": beta, "eps": eps}
+        context.kernels.embed_layer_norm(**rows, **norm, out=out, stream=context.stream())
         return out
 
     def plain(ids: Tensor, places: Tensor, words: Tensor, positions: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -190,35 +193,24 @@ def _prefix_attention(context: Context, shape: Attention) -> Operands:
     k, v = (context.normal(shape.images, size[0], shape.prefix, size[1], dtype="bfloat16") for _ in range(2))
     stored = tuple(context.normal(shape.text, total, *size, dtype="bfloat16") for _ in range(2)) if shape.text else None
     tile_rows: Literal[16, 64] = 64 if shape.rows > 16 else 16
-    arguments: list[Tensor] = [None] * 4
+    text: dict[str, Tensor] = {}
     int32 = {"dtype": torch.int32, "device": context.device}
     if stored:  # step by step, as decoding writes
-        slots = torch.arange(shape.text * total, **int32).view(shape.text, total).t().contiguous()
-        arguments = [*(t.flatten(0, 1) for t in stored), slots, torch.full((total,), shape.text, **int32)]
+        text = {name: t.flatten(0, 1) for name, t in zip(("k_text", "v_text"), stored, strict=True)}
+        text["kv_index"] = torch.arange(shape.text * total, **int32).view(shape.text, total).t().contiguous()
+        text["text_len"] = torch.full((total,), shape.text, **int32)
     images = [image for image in range(shape.images) for _ in range(shape.rows)]
     tiles, scale = attention_tiles(images, tile_rows).to(context.device), shape.head_dim**-0.5
 
     # Few tiles leave most of a GPU idle: there the prefix is shared by blocks as the engine shares it, by its length.
     splits = 1 if shape.images * shape.rows > 16 else prefix_splits(shape.prefix)
-    floats = context.kernels.attention_workspace(total, len(tiles), *size, splits)
+    floats = context.kernels.attention_workspace(total, *size, splits)
     workspace = torch.zeros(floats, device=context.device) if floats else None
 
     def ours() -> Tensor:
-        context.kernels.prefix_attention(
-            q,
-            tiles,
-            k,
-            v,
-            *arguments,
-            None,
-            None,
-            scale,
-            tile_rows,
-            out,
-            splits,
-            workspace,
-            stream=context.stream(),
-        )
+        work = {"tile_rows": tile_rows, "splits": splits, "workspace": workspace, "scale": scale}
+        prefix = {"k_prefix": k, "v_prefix": v, "tiles": tiles}
+        context.kernels.prefix_attention(q=q, **prefix, **text, **work, out=out, stream=context.stream())
         return out
 
     @lru_cache(maxsize=1)  # rows come in order
@@ -290,8 +282,9 @@ def _linear(context: Context, layer: Layer) -> Operands:
     out = context.torch.empty(layer.rows, layer.n, dtype=x.dtype, device=context.device)
 
     def ours() -> Tensor:
-        options = (bias, layer.activation, residual, out, True, context.stream())
-        context.kernels.linear(x, packed.data, packed.scales, *options)
+        weight = {"weight": packed.data, "weight_scales": packed.scales, "bias": bias}
+        rest = {"activation": layer.activation, "residual": residual, "overlap": True}
+        context.kernels.linear(x=x, **weight, **rest, out=out, stream=context.stream())
         return out
 
     def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -331,8 +324,9 @@ def _head_select(context: Context, layer: Layer, choices: int) -> Operands:
     )
 
     def ours() -> Tensor:
-        chosen = (tokens, log_probs, None, None, None, None, None, workspace, True, context.stream())
-        context.kernels.head_select(x, packed.data, packed.scales, vocab, bias, 1.0, *chosen)
+        head = {"weight": packed.data, "weight_scales": packed.scales, "vocab_size": vocab, "bias": bias}
+        chosen = {"tokens": tokens, "log_probs": log_probs, "workspace": workspace, "overlap": True}
+        context.kernels.head_select(x=x, **head, **chosen, stream=context.stream())
         return log_probs
 
     def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
