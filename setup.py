@@ -1,6 +1,7 @@
 """Builds ``gitfast._C`` with CMake and Ninja, and puts the bundled checkpoints into the package.
 
-Environment: ``GITFAST_CUDA`` (auto, on, off), ``CMAKE_CUDA_ARCHITECTURES``, and whatever CMake itself reads
+Environment: ``GITFAST_CUDA`` (auto: for ``CMAKE_CUDA_ARCHITECTURES``, else for the GPUs found here; on: for those,
+else for all that are supported; off), ``GITFAST_WERROR`` (on: stop at warnings), and whatever CMake itself reads
 (``CXX``, ``CUDACXX``, ``CMAKE_CXX_COMPILER_LAUNCHER``, ``CMAKE_BUILD_PARALLEL_LEVEL``).
 """
 
@@ -35,6 +36,7 @@ class BuildExtension(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DGITFAST_CUDA={os.environ.get('GITFAST_CUDA', 'auto')}",
+            f"-DGITFAST_WERROR={os.environ.get('GITFAST_WERROR', 'off')}",
         ]
         if architectures := os.environ.get("CMAKE_CUDA_ARCHITECTURES"):
             configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
