@@ -136,9 +136,6 @@ class AttendOptions(_Texts):
     prompt: str | None = Field(None, description="What the text follows, a question for example.")
 
 
-# Replies ------------------------------------------------------------------------------------------------------------
-
-
 class ErrorDetail(BaseModel):
     message: str
     type: str

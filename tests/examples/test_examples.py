@@ -23,7 +23,7 @@ EXPECTED = {
 
 
 def test_every_example_is_listed() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {*EXPECTED, "finetune.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*EXPECTED, "finetune.py", "service.py"}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
