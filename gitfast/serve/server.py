@@ -34,8 +34,8 @@ def serve(load: Callable[[], Model], settings: Settings, *, host: str, port: int
         EngineError: the address is not to be had.
         GitfastError, ValueError: what ``load`` raises.
     """
-    logs.configure()
     with _listen(host, port) as listener:
+        logs.configure()
         return _Process(load, settings, listener).run()
 
 

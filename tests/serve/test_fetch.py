@@ -191,6 +191,7 @@ def test_nobody_listens(make):
     assert refused(fetcher, "http://pictures.example:1/image").code == "url_not_fetched"
 
 
+@pytest.mark.slow
 def test_a_server_that_may_fetch_still_refuses_its_own_network(port):
     with running(["--allow-url-host", f"localhost:{port}"]) as server, server.client() as client:
         response = client.post("/v1/chat/completions", json=chat_body(f"http://localhost:{port}/image"))

@@ -6,8 +6,6 @@ import contextlib
 import json
 import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,7 +15,6 @@ import pytest
 from gitfast.cli import main
 
 from support.serving import (
-    ENVIRONMENT,
     SQUARES,
     Server,
     assert_error,
@@ -45,6 +42,7 @@ class TestStop:
             assert len(server.logs("stopped")) == 1
             assert "Traceback" not in "".join(server.stderr)
 
+    @pytest.mark.slow
     def test_ctrl_c(self):
         with running() as server:
             assert server.stop(signal.SIGINT) == 130
@@ -90,17 +88,16 @@ class TestStop:
 
 
 class TestStart:
+    @pytest.mark.slow
     def test_a_model_that_is_not_there(self):
         server = Server(["--model", "git-tinny"], wait=False)
         assert server.join() == 1
         assert server.stderr[-1].startswith("gitfast: git-tinny: not a folder")
 
-    def test_a_port_that_is_taken(self):
+    def test_a_port_that_is_taken(self, capsys):
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            arguments = [sys.executable, "-P", "-m", "gitfast", "serve", "--port", str(taken.getsockname()[1])]
-            done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 1
-        assert "cannot listen there: Address already in use" in done.stderr
+            assert main(["serve", "--port", str(taken.getsockname()[1])]) == 1
+        assert "cannot listen there: Address already in use" in capsys.readouterr().err
 
     @pytest.mark.parametrize("arguments", [["--port", "70000"], ["--timeout", "soon"], ["--max-queue", "-1"]])
     def test_arguments(self, arguments, capsys):
@@ -113,6 +110,7 @@ class TestStart:
         assert main(["serve", "--timeout", "0"]) == 1
         assert "timeout: expected a positive number" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_a_folder_is_served_by_its_last_name(self, tmp_path):
         folder = write_checkpoint(tmp_path / "secret-place" / "my-model")
         with running(["--model", folder]) as server, server.client() as client:

@@ -223,6 +223,7 @@ def test_a_phone_in_the_dark(open_page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.slow
 def test_clips(open_page):
     clip = next(EXAMPLES.glob("clips/*.gif"))
     with running(["--model", "git-tiny-video"]) as server:
@@ -234,6 +235,7 @@ def test_clips(open_page):
         screenshot(page, "page-clip")
 
 
+@pytest.mark.slow
 def test_a_key(open_page, browser):
     with running(["--api-key", "open sesame"]) as server:
         page = browser.new_page()

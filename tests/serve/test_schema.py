@@ -27,13 +27,14 @@ def operations(server):
     return [found.ok() for found in schema.get_all_operations()]
 
 
+@pytest.mark.parametrize("examples", [6, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name.lower())
-def test_every_route(operations, mode):
+def test_every_route(operations, mode, examples):
     assert len(operations) == 10
     for operation in operations:
 
         @hypothesis.settings(
-            max_examples=12,
+            max_examples=examples,
             deadline=None,
             derandomize=True,
             database=None,

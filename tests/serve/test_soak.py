@@ -80,7 +80,7 @@ def soak(server, requests: int, *, seed: int) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("warm_up", "requests", "growth"),
     [
-        pytest.param(160, 160, 40_000_000, id="short"),
+        pytest.param(80, 80, 40_000_000, id="short"),
         pytest.param(800, 2000, 24_000_000, id="long", marks=pytest.mark.slow),
     ],
 )
