@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ImageError,
         VideoError,
     )
+    from gitfast.inputs.limits import Limits
     from gitfast.inputs.processor import Processor
     from gitfast.loading import load
     from gitfast.model import Model
@@ -40,6 +41,7 @@ _MODULES = {
         "ImageError",
         "VideoError",
     ),
+    "gitfast.inputs.limits": ("Limits",),
     "gitfast.inputs.processor": ("Processor",),
     "gitfast.loading": ("load",),
     "gitfast.model": ("Model",),
@@ -60,6 +62,7 @@ __all__ = [
     "ImageError",
     "ImagePrefix",
     "Label",
+    "Limits",
     "Model",
     "Processor",
     "Result",

@@ -8,6 +8,7 @@ from pathlib import Path
 from gitfast.checkpoints import hub
 from gitfast.engines.caching import CachingEngine
 from gitfast.engines.registry import create_engine
+from gitfast.inputs.limits import DEFAULT_LIMITS, Limits
 from gitfast.inputs.processor import Preprocess, Processor
 from gitfast.model import Model
 
@@ -21,6 +22,7 @@ def load(
     num_threads: int | None = None,
     prefix_cache_bytes: int | None = None,
     preprocess: Preprocess = "hf",
+    limits: Limits = DEFAULT_LIMITS,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
@@ -39,7 +41,9 @@ def load(
         num_threads: Threads of the CPU engine; None takes ``GITFAST_NUM_THREADS`` or the processors there are.
         prefix_cache_bytes: Keep the encoding of images seen lately, up to this many bytes (7.3 MB for an image of
             git-base in float32); ``model.engine.cache_stats`` counts hits. None: keep none.
-        preprocess: "hf" as transformers, "original" as Microsoft's code (``ImageProcessor.original``).
+        preprocess: "hf" as transformers, "original" as Microsoft's code (``ImageProcessor.original``), "fast" as "hf"
+            with large JPEGs decoded at a fraction of their size: not exact (``ImageProcessor.fast``).
+        limits: What an image or a video may cost; see ``gitfast.Limits``.
         revision, cache_dir, local_files_only, token: As in huggingface_hub.
 
     Raises:
@@ -49,7 +53,7 @@ def load(
     checkpoint = hub.open_model(
         model, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
-    processor = Processor.from_folder(checkpoint.folder, checkpoint.config, preprocess=preprocess)
+    processor = Processor.from_folder(checkpoint.folder, checkpoint.config, preprocess=preprocess, limits=limits)
     chosen = create_engine(
         engine,
         checkpoint,
@@ -68,6 +72,7 @@ def load(
         "num_threads": num_threads,
         "prefix_cache_bytes": prefix_cache_bytes,
         "preprocess": preprocess,
+        "limits": limits,
         "revision": revision,
         "cache_dir": cache_dir,
         "local_files_only": local_files_only,

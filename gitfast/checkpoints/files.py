@@ -25,7 +25,7 @@ class FormatError(Exception):
     """What is wrong with a file's content, without its name: a reader adds that."""
 
 
-def open_regular(path: str | Path, error_type: type[GitfastError] = CheckpointError) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], error_type: type[GitfastError] = CheckpointError) -> BinaryIO:
     """Open a regular file for reading in binary.
 
     Raises:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gitfast.errors import ImageError
-from gitfast.inputs.image import load_image
+from gitfast.inputs.pictures import load_image
 
 _THUMBNAIL = 320  # pixels of the longer edge, shown at half of that
 _BARS = 20

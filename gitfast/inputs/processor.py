@@ -1,24 +1,29 @@
-"""What a checkpoint folder says about its inputs: pixels from images and clips, token ids from text, text from ids."""
+"""``Processor``: pixels from images and clips, token ids from text and text from ids, as a checkpoint folder says."""
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from gitfast import arguments
 from gitfast.checkpoints.config import GitConfig
-from gitfast.errors import CheckpointError, VideoError
-from gitfast.inputs import image as _image
-from gitfast.inputs import video as _video
-from gitfast.inputs.image import ImageLimits, ImageProcessor, ImageSource, map_in_threads
+from gitfast.errors import ArgumentError, CheckpointError, VideoError
+from gitfast.inputs.image import ImageProcessor
+from gitfast.inputs.limits import DEFAULT_LIMITS, Limits
+from gitfast.inputs.pictures import ImageSource
 from gitfast.inputs.tokenizer import Tokenizer
-from gitfast.inputs.video import Sampling, VideoLimits, VideoSource
+from gitfast.inputs.video import Sampling, VideoSource, read_clip
 
-Preprocess = Literal["hf", "original"]
+if TYPE_CHECKING:
+    import PIL.Image
+
+Preprocess = Literal["hf", "original", "fast"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +32,23 @@ class Processor:
 
     Attributes:
         num_frames: T, frames of one clip; None for a checkpoint of single images.
+        limits: What an input may cost, where a call does not say otherwise.
     """
 
     image_processor: ImageProcessor
     tokenizer: Tokenizer
     num_frames: int | None = None
+    limits: Limits = DEFAULT_LIMITS
 
     @classmethod
-    def from_folder(cls, folder: str | Path, config: GitConfig, *, preprocess: Preprocess = "hf") -> Processor:
+    def from_folder(
+        cls,
+        folder: str | Path,
+        config: GitConfig,
+        *,
+        preprocess: Preprocess = "hf",
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Processor:
         """Read a checkpoint folder.
 
         Args:
@@ -42,11 +56,16 @@ class Processor:
                 either of the latter (training scripts often save none) the published checkpoint's settings for this
                 configuration are taken, with a warning.
             config: The checkpoint's configuration.
-            preprocess: "hf" as the folder says, "original" as Microsoft's code did (``ImageProcessor.original``).
+            preprocess: "hf" as the folder says, "original" as Microsoft's code did (``ImageProcessor.original``),
+                "fast" as the folder says, with JPEGs decoded reduced (``ImageProcessor.fast``).
+            limits: What an input may cost.
 
         Raises:
             CheckpointError, ConfigError: a file is missing or damaged; the message names it.
+            ArgumentError: ``preprocess`` or ``limits`` are none.
         """
+        if not isinstance(limits, Limits):
+            raise ArgumentError(f"limits: expected gitfast.Limits, got {arguments.shown(limits)}")
         folder = Path(folder)
         tokenizer = Tokenizer.from_folder(folder)
         if tokenizer.vocab_size > config.vocab_size:
@@ -55,22 +74,26 @@ class Processor:
             )
         if preprocess == "original":
             image = ImageProcessor.original(config)
-        elif preprocess == "hf":
-            image = _read_image_settings(folder, config)
+        elif preprocess in ("hf", "fast"):
+            image = dataclasses.replace(_read_image_settings(folder, config), fast=preprocess == "fast")
         else:
-            raise ValueError(f"preprocess: expected 'hf' or 'original', got {preprocess!r}")
-        return cls(image_processor=image, tokenizer=tokenizer, num_frames=config.num_image_with_embedding)
+            raise ArgumentError(f"preprocess: expected 'hf', 'original' or 'fast', got {preprocess!r}")
+        if image.crop_size is None:
+            image = dataclasses.replace(image, min_edge=config.vision_config.patch_size)
+        return cls(
+            image_processor=image, tokenizer=tokenizer, num_frames=config.num_image_with_embedding, limits=limits
+        )
 
     def images(
         self,
         images: ImageSource | Sequence[ImageSource],
         *,
         exif: bool = True,
-        limits: ImageLimits = _image.DEFAULT_LIMITS,
+        limits: Limits | None = None,
         normalize: bool = True,
     ) -> np.ndarray:
         """Images -> float32 (B, 3, H, W); not normalised, uint8 (B, H, W, 3). See ``ImageProcessor.__call__``."""
-        return self.image_processor(images, exif=exif, limits=limits, normalize=normalize)
+        return self.image_processor(images, exif=exif, limits=limits or self.limits, normalize=normalize)
 
     def clips(
         self,
@@ -80,14 +103,15 @@ class Processor:
         sampling: Sampling = "uniform",
         seed: int = 0,
         exif: bool = True,
-        limits: VideoLimits = _video.DEFAULT_LIMITS,
+        limits: Limits | None = None,
     ) -> np.ndarray:
-        """Videos, each anything ``load_clip`` takes -> float32 (B, T, 3, H, W).
+        """Videos, each anything ``read_clip`` takes -> float32 (B, T, 3, H, W).
 
         Args:
             videos: The clips. A single one goes into a list: ``[frames]``, not ``frames``.
             num_frames: T; None takes the checkpoint's.
-            sampling, seed, exif, limits: As in ``load_clip``.
+            sampling, seed, exif: As in ``read_clip``.
+            limits: What a video may cost; None: the processor's.
 
         Raises:
             VideoError: a video is bad (the message gives its index), or the clips end in different shapes.
@@ -105,10 +129,21 @@ class Processor:
             raise VideoError(f"videos: expected clips of one shape, got {[clip.shape for clip in clips]}")
         return np.stack(clips)
 
-    def clip(self, video: VideoSource, num_frames: int, *, normalize: bool = True, **options: Any) -> np.ndarray:
-        """One video -> float32 (T, 3, H, W); not normalised, uint8 (T, H, W, 3). Options as in ``load_clip``."""
-        pictures = _video.load_clip(video, num_frames=num_frames, **options)
-        frames = map_in_threads(lambda picture: self.image_processor.preprocess(picture, normalize=normalize), pictures)
+    def clip(
+        self,
+        video: VideoSource,
+        num_frames: int,
+        *,
+        normalize: bool = True,
+        limits: Limits | None = None,
+        **options: Any,
+    ) -> np.ndarray:
+        """One video -> float32 (T, 3, H, W); not normalised, uint8 (T, H, W, 3). Options as in ``read_clip``."""
+
+        def prepare(picture: PIL.Image.Image) -> np.ndarray:
+            return self.image_processor.preprocess(picture, normalize=normalize)
+
+        frames = read_clip(video, prepare, num_frames=num_frames, limits=limits or self.limits, **options)
         if len({frame.shape for frame in frames}) > 1:
             sizes = [frame.shape[1:] if normalize else frame.shape[:2] for frame in frames]
             raise VideoError(f"frames end in different sizes: {sizes}")

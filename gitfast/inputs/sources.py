@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from gitfast import arguments
-from gitfast.errors import ArgumentError, ImageError
-from gitfast.inputs.image import describe_source
+from gitfast.errors import ArgumentError, GitfastError, ImageError
+from gitfast.inputs.files import describe_source, is_stateless
+from gitfast.inputs.limits import DEFAULT_LIMITS
+from gitfast.inputs.pictures import detach
 from gitfast.inputs.processor import Processor
-from gitfast.inputs.video import DEFAULT_LIMITS, Sampling, looks_like_video
+from gitfast.inputs.video import Sampling, looks_like_video
+from gitfast.types import ImagePrefix
 
 _NO_CLIPS = "the model reads single images, not clips: pass images, or load a video model such as git-base-vatex"
 
@@ -26,7 +29,7 @@ class ClipSampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        limit = DEFAULT_LIMITS.max_frames
+        limit = DEFAULT_LIMITS.max_clip_frames
         if self.num_frames is not None and arguments.integer("num_frames", self.num_frames, minimum=1) > limit:
             raise ArgumentError(f"num_frames: expected at most {limit}, got {self.num_frames}")
         arguments.integer("sampling_seed", self.seed)
@@ -77,11 +80,26 @@ def read_input(processor: Processor, source: Any, clips: ClipSampling, *, normal
     )
 
 
+def detached(processor: Processor, source: Any) -> Any:
+    """Return the source as threads may read it beside others, an error if it cannot be read, or None.
+
+    None is for files and PIL images given to a video model: their frames are sought, so they are read one by one.
+    """
+    if isinstance(source, (ImagePrefix, GitfastError)) or is_stateless(source) or hasattr(source, "dtype"):
+        return source
+    if processor.num_frames is not None or isinstance(source, (list, tuple)):
+        return None
+    try:
+        return detach(source, processor.limits)
+    except ImageError as error:
+        return error
+
+
 def _read_image(processor: Processor, source: Any, normalize: bool) -> np.ndarray:
     if isinstance(source, (list, tuple)):
         raise ImageError(f"a list of {len(source)}: {_NO_CLIPS}")
-    if isinstance(source, np.ndarray) and source.ndim == 4:
-        raise ImageError(f"image array of shape {source.shape}: {_NO_CLIPS}")
+    if getattr(source, "ndim", 0) == 4:
+        raise ImageError(f"image array of shape {tuple(source.shape)}: {_NO_CLIPS}")
     try:
         return processor.images([source], normalize=normalize)[0]
     except ImageError:
@@ -91,4 +109,4 @@ def _read_image(processor: Processor, source: Any, normalize: bool) -> np.ndarra
 
 
 def _is_frame(value: Any) -> bool:
-    return hasattr(value, "convert") or (isinstance(value, np.ndarray) and value.ndim == 3)
+    return hasattr(value, "convert") or getattr(value, "ndim", 0) == 3

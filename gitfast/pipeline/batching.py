@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import os
 import time
 from collections.abc import Generator, Iterable, Sequence, Sized
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ import numpy as np
 
 from gitfast.engines.base import Engine, normalization_of, rows_at_once_of
 from gitfast.errors import GitfastError, ImageError
-from gitfast.inputs.image import map_in_threads
 from gitfast.inputs.processor import Processor
-from gitfast.inputs.sources import read_input
+from gitfast.inputs.reading import map_in_threads
+from gitfast.inputs.sources import detached, read_input
 from gitfast.pipeline.iterators import grouped, map_ahead, prefetch
 from gitfast.pipeline.options import Batching
 from gitfast.results import Result, Timings
@@ -28,7 +27,13 @@ Prompts = Sequence[list[int]]  # of one source
 _MAX_ROWS = 64  # sequences decoded together: bounds the keys and values of their text
 _WINDOW = 4  # times the rows decoded at once are handed over together: only the last of them leave places empty
 _WINDOW_BYTES = 2 << 30  # of their prefixes; one batch may have more
-_STATELESS = (str, os.PathLike, bytes, np.ndarray, GitfastError)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Pixels of an input with a state, such as a file or a PIL image, which two threads must not read at once."""
+
+    pixels: np.ndarray | ImagePrefix | GitfastError
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ def encode(
     rectangles = processor.image_processor.crop_size is None  # without a crop, images keep their aspect ratio
 
     def read_one(source: Any) -> np.ndarray | ImagePrefix | GitfastError:
+        if isinstance(source, _Read):
+            return source.pixels
         if isinstance(source, (ImagePrefix, GitfastError)):  # an error: of an input that could not be found
             return source
         try:
@@ -70,11 +77,14 @@ def encode(
         except ImageError as error:
             return error
 
+    def alone_first(source: Any) -> Any:
+        """What threads may read: in its place what cannot be read beside others, read already."""
+        ready = detached(processor, source)
+        return _Read(read_one(source)) if ready is None else ready
+
     def read(batch: list[Any]) -> tuple[list[np.ndarray | ImagePrefix | GitfastError], float]:
         begin = time.perf_counter()
-        # PIL images and file objects have state, and one may be listed twice: not to be read by two threads.
-        stateless = all(isinstance(source, _STATELESS) for source in batch)
-        pixels = map_in_threads(read_one, batch) if stateless else [read_one(source) for source in batch]
+        pixels = map_in_threads(read_one, [alone_first(source) for source in batch])
         return pixels, time.perf_counter() - begin
 
     batch_size = batching.batch_size or default_batch_size(engine)
@@ -86,7 +96,7 @@ def encode(
             ahead = rows_at_once_of(engine) is not None
             yield from prefetch(read, groups) if ahead else map(read, groups)
             return
-        single = map_ahead(read_one, sources, batching.workers, ahead=2 * batch_size)
+        single = map_ahead(read_one, map(alone_first, sources), batching.workers, ahead=2 * batch_size)
         with contextlib.closing(single):
             begin = time.perf_counter()
             for group in grouped(single, batch_size):

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from gitfast.errors import GitfastError
-from gitfast.inputs.image import ImageLimits, open_image
+from gitfast.inputs.limits import Limits
+from gitfast.inputs.pictures import open_image
 from gitfast.model import Model
 from gitfast.results import Result
 from gitfast.serve import tracing
@@ -84,11 +85,11 @@ class Inference:
         """Images are refused by what their header says, before any is decoded; clips have the model's own limits."""
         if self.model.config.is_video:
             return
-        limits = ImageLimits(max_encoded_bytes=self.settings.max_image_bytes, max_pixels=self.settings.max_pixels)
+        limits = Limits(max_image_bytes=self.settings.max_image_bytes, max_pixels=self.settings.max_pixels)
         for i, file in enumerate(files):
-            if len(file) > limits.max_encoded_bytes:
+            if len(file) > limits.max_image_bytes:
                 raise invalid(
-                    f"image[{i}]: {len(file)} bytes; at most {limits.max_encoded_bytes} are allowed",
+                    f"image[{i}]: {len(file)} bytes; at most {limits.max_image_bytes} are allowed",
                     f"image[{i}]",
                     code="invalid_image",
                 )

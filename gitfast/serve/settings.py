@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from gitfast.inputs.image import DEFAULT_LIMITS
+from gitfast.inputs.limits import DEFAULT_LIMITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Settings:
     max_body_bytes: int = 64_000_000
     max_buffered_bytes: int = 1_000_000_000
     max_images: int = 16
-    max_image_bytes: int = DEFAULT_LIMITS.max_encoded_bytes
+    max_image_bytes: int = DEFAULT_LIMITS.max_image_bytes
     max_pixels: int = DEFAULT_LIMITS.max_pixels
     max_texts: int = 64
     max_labels: int = 1000

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from gitfast.inputs.image import ImageLimits, load_image
+from gitfast.inputs.limits import Limits
+from gitfast.inputs.pictures import load_image
 from gitfast.inputs.tokenizer import StreamDecoder, Tokenizer
 from gitfast.model import Model
 from gitfast.results import Result
@@ -193,7 +194,7 @@ def _view(model: Model, file: bytes, settings: Settings) -> tuple[list[float], t
 
     A crop of an image that is smaller than it is reaches beyond the image.
     """
-    limits = ImageLimits(max_encoded_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
+    limits = Limits(max_image_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
     image = load_image(file, limits=limits)
     processor, patch = model.processor.image_processor, model.config.vision_config.patch_size
     height, width, _ = processor.preprocess(image, normalize=False).shape

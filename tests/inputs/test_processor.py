@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gitfast.checkpoints.config import GitConfig
-from gitfast.errors import CheckpointError, VideoError
+from gitfast.errors import ArgumentError, CheckpointError, VideoError
 from gitfast.inputs.image import ImageProcessor
 from gitfast.inputs.processor import Processor
 
@@ -49,8 +49,10 @@ def test_settings_of_a_folder(folder: Path) -> None:
     assert Processor.from_folder(folder, config).image_processor.crop_size == (40, 40)
     original = Processor.from_folder(folder, config, preprocess="original")
     assert original.image_processor == ImageProcessor.original(config)
-    with pytest.raises(ValueError, match="preprocess: expected 'hf' or 'original', got 'fast'"):
-        Processor.from_folder(folder, config, preprocess="fast")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="preprocess: expected 'hf', 'original' or 'fast', got 'slow'"):
+        Processor.from_folder(folder, config, preprocess="slow")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"limits: expected gitfast\.Limits, got a value of type dict"):
+        Processor.from_folder(folder, config, limits={"max_pixels": 9})  # type: ignore[arg-type]
     small = GitConfig(vocab_size=7, bos_token_id=2, eos_token_id=3)
     with pytest.raises(CheckpointError, match="the model only 7"):
         Processor.from_folder(folder, small)

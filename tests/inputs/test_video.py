@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gitfast.errors import ImageError, VideoError
-from gitfast.inputs import video
-from gitfast.inputs.image import ImageLimits
-from gitfast.inputs.video import VideoLimits, load_clip, sample_indices
+from gitfast.inputs import video_files
+from gitfast.inputs.limits import Limits
+from gitfast.inputs.video import load_clip, sample_indices
 
 STEP = 6  # grey levels between neighbouring frames: more than lossy codecs change a flat frame
 
@@ -196,22 +196,22 @@ def test_rotated_videos_come_upright(angle: int, turns: int) -> None:
 
 def test_fewer_frames_than_packets(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode_video(grey_frames(12))
-    monkeypatch.setattr(video, "_count_packets", lambda file, limits, name: 100)
+    monkeypatch.setattr(video_files, "_count_packets", lambda file, limits, name: 100)
     assert frame_numbers(load_clip(data)) == [1, 3, 5, 7, 9, 11]
 
 
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        (VideoLimits(max_seconds=2.9), "lasts 3.0 s; at most 2.9 s"),
-        (VideoLimits(max_source_frames=29), "more than 29 frames"),
-        (VideoLimits(max_encoded_bytes=1000), "more than 1000 bytes"),
-        (VideoLimits(max_frames=5), "at most 5 frames are kept, got 6"),
-        (VideoLimits(frame=ImageLimits(max_pixels=64 * 48 - 1)), "64 x 48 pixels; at most 3071"),
+        (Limits(max_video_seconds=2.9), "lasts 3.0 s; at most 2.9 s"),
+        (Limits(max_video_frames=29), "more than 29 frames"),
+        (Limits(max_video_bytes=1000), "more than 1000 bytes"),
+        (Limits(max_clip_frames=5), "at most 5 frames are kept, got 6"),
+        (Limits(max_frame_pixels=64 * 48 - 1), "64 x 48 pixels; at most 3071"),
     ],
     ids=str,
 )
-def test_limits_of_video_files(limits: VideoLimits, message: str, tmp_path: Path) -> None:
+def test_limits_of_video_files(limits: Limits, message: str, tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     path.write_bytes(encode_video(grey_frames(30)))
     with pytest.raises(VideoError, match=message) as caught:
@@ -223,7 +223,7 @@ def test_frames_that_grow_on_the_way() -> None:
     """The header's size is within the limit; the decoder itself must refuse what comes later."""
     small = encode_video(grey_frames(12), "mpegts", "mpeg2video", 25)
     large = encode_video(grey_frames(12, 480, 640), "mpegts", "mpeg2video", 25)
-    limits = VideoLimits(frame=ImageLimits(max_pixels=100_000))
+    limits = Limits(max_frame_pixels=100_000)
     assert len(load_clip(small + small, limits=limits)) == 6
     with pytest.raises(VideoError):
         load_clip(small + large, limits=limits)
@@ -232,9 +232,9 @@ def test_frames_that_grow_on_the_way() -> None:
 def test_limits_of_animations() -> None:
     data = encode_animation(grey_frames(12), "GIF")
     with pytest.raises(VideoError, match="more than 11 frames"):
-        load_clip(data, limits=VideoLimits(max_source_frames=11))
+        load_clip(data, limits=Limits(max_video_frames=11))
     with pytest.raises(VideoError, match="at most 3071 are allowed"):
-        load_clip(data, limits=VideoLimits(frame=ImageLimits(max_pixels=3071)))
+        load_clip(data, limits=Limits(max_pixels=3071))
 
 
 def hostile_files() -> dict[str, bytes]:
@@ -297,7 +297,7 @@ def test_playlists_are_not_followed(tmp_path: Path) -> None:
     ("source", "message"),
     [
         ("no/video.mp4", "no/video.mp4: No such file or directory"),
-        (".", "Is a directory"),
+        (".", "expected a regular file, got a folder"),
         ("http://example.com/cat.mp4", "URLs are never fetched"),
         ("rtsp://example.com/live", "URLs are never fetched"),
         (7, "expected a path.* got int"),
