@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gitfast.checkpoints.config import GitConfig, GitVisionConfig
+from gitfast.checkpoints.names import CanonicalNames
 from gitfast.errors import CheckpointError
 
 # Keys and values of one decoder layer, each (rows, H, tokens, head_dim).
@@ -347,6 +348,12 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100)
 
 
+def _tied_names(model: nn.Module) -> set[str]:
+    """Names of parameters that have another name before."""
+    first = {name for name, _ in model.named_parameters()}
+    return {name for name, _ in model.named_parameters(remove_duplicate=False)} - first
+
+
 @torch.no_grad()
 def initialize(model: nn.Module, std: float = 0.02) -> None:
     """Draw fresh weights as transformers does: normal of ``std``, zero biases and padding row, unit norms."""
@@ -368,8 +375,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray | Tensor]) -
         CheckpointError: tensors are missing, unexpected or mis-shaped; the message lists all of them.
     """
     own, problems = model.state_dict(), []
-    given = {name.replace("img_temperal_embedding", "img_temporal_embedding"): x for name, x in weights.items()}
-    problems += [f"missing {name}" for name in own.keys() - given.keys()]
+    given = dict(CanonicalNames(weights))
+    tied = _tied_names(model)
+    problems += [f"missing {name}" for name in own.keys() - given.keys() - tied]
     for name in given.keys() - {n for n in given if n.endswith("position_ids")}:
         if name not in own:
             problems.append(f"unexpected {name}")
@@ -379,5 +387,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray | Tensor]) -
         raise CheckpointError("weights: " + "; ".join(sorted(problems)))
     with torch.no_grad():
         for name, target in own.items():
+            if name in tied and name not in given:  # the same memory as a tensor that is given
+                continue
             x = given[name]
             target.copy_(x if isinstance(x, Tensor) else torch.from_numpy(np.array(x)))  # a copy: x may be read-only

@@ -18,6 +18,7 @@ import numpy as np
 from gitfast.checkpoints.config import GitConfig, GitVisionConfig
 from gitfast.checkpoints.files import is_folder, is_there, read_json
 from gitfast.checkpoints.microsoft_keys import config_from_shapes, is_microsoft, rename_microsoft
+from gitfast.checkpoints.names import canonical_name
 from gitfast.checkpoints.pickle_reader import read_pickle
 from gitfast.checkpoints.safetensors_reader import read_safetensors
 from gitfast.checkpoints.state_dict import without_wrappers
@@ -112,7 +113,7 @@ def _named_tensors(path: Path) -> tuple[dict[str, StoredTensor], bool]:
         raise CheckpointError(f"{path}: {error}") from error
     tensors: dict[str, StoredTensor] = {}
     for full_name, tensor in stored.items():
-        name = _canonical_name(full_name)
+        name = canonical_name(full_name)
         if _is_ignored(name):
             continue
         if name in tensors:
@@ -176,10 +177,6 @@ def _linear(name: str, outputs: int, inputs: int) -> dict[str, Shape]:
 
 def _norm(name: str, width: int) -> dict[str, Shape]:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _canonical_name(name: str) -> str:
-    return name.replace("git.img_temperal_embedding.", "git.img_temporal_embedding.")
 
 
 def _is_ignored(name: str) -> bool:

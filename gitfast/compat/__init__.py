@@ -12,6 +12,7 @@ import importlib.metadata
 import re
 
 from gitfast.compat.outputs import CausalLMOutput, GenerateOutput, ModelOutput
+from gitfast.compat.pipelines import pipeline
 
 OLDEST_TRANSFORMERS = (5, 23)
 
@@ -46,4 +47,5 @@ __all__ = [
     "GitVisionConfig",
     "GitVisionModel",
     "ModelOutput",
+    "pipeline",
 ]

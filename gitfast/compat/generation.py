@@ -119,7 +119,7 @@ def generate(model: Any, inputs: Tensor | None, config: Any, arguments: dict[str
             _say(f"generate runs in PyTorch, not on the native engine: {why}")
         if ours or not hasattr(model, "their_generate"):
             return _generate_with_forward(model, settings, given, tensors, ours)
-        return _generate_theirs(model, config, {**arguments, **tensors})
+        return _generate_theirs(model, config, settings, {**arguments, **tensors})
     return _generate_natively(model, settings, tensors, ours)
 
 
@@ -144,7 +144,10 @@ def _settings(model: Any, config: Any, given: Mapping[str, Any]) -> tuple[dict[s
         values = {} if source is None else source if isinstance(source, Mapping) else source.to_dict()
         settings |= {name: value for name, value in values.items() if value is not None and name in defaults}
     settings |= {name: value for name, value in given.items() if name in defaults}
-    known = set(inspect.signature(model.forward).parameters) | {"interpolate_pos_encoding"}
+    known = {
+        *inspect.signature(model.forward).parameters,
+        *inspect.signature(native.own_class(model).forward).parameters,
+    }
     extra = given.keys() - defaults.keys() - OURS
     if unknown := sorted(name for name in extra if name not in known and not _is_setting(model, name)):
         raise TypeError(f"generate: unknown options {', '.join(unknown)}")
@@ -177,13 +180,23 @@ def _ids(value: Any) -> list[int]:
     return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
-def _generate_theirs(model: Any, config: Any, arguments: dict[str, Any]) -> Any:
+def _generate_theirs(model: Any, config: Any, settings: dict[str, Any], arguments: dict[str, Any]) -> Any:
     """transformers' search; rows that have ended are filled with the padding token, after beams too."""
     output = model.their_generate(generation_config=config, **arguments)
-    if isinstance(output, Tensor) or not hasattr(output, "sequences"):
-        return output
-    output.engine = "reference"
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    if settings["num_beams"] > 1 and settings["pad_token_id"] is not None:
+        ids = arguments.get("input_ids")
+        start = 0 if arguments.get("inputs_embeds") is not None else 1 if ids is None else ids.shape[1]
+        _fill_ended(sequences[:, start:], _ids(settings["eos_token_id"]), settings["pad_token_id"])
+    if not isinstance(output, Tensor):
+        output.engine = "reference"
     return output
+
+
+def _fill_ended(rows: Tensor, ends: list[int], pad: int) -> None:
+    """Write ``pad`` behind the first end-of-sequence token of every row of new tokens."""
+    ended = torch.isin(rows, torch.tensor(ends, device=rows.device))
+    rows[ended.cumsum(-1) - ended.int() > 0] = pad
 
 
 def _generate_natively(model: Any, settings: dict[str, Any], tensors: dict[str, Any], ours: dict[str, Any]) -> Any:
@@ -195,7 +208,17 @@ def _generate_natively(model: Any, settings: dict[str, Any], tensors: dict[str, 
         interpolate = bool(tensors.get("interpolate_pos_encoding"))
         prefixes = list(engine.encode(pixels.detach().float().numpy(), interpolate_positions=interpolate))
     rows = [prefixes[r % len(prefixes)] for r in range(len(prompts))]
-    return _result(model, settings, ids, engine.generate(rows, prompts, options), "cpu", options)
+    if options.do_sample and options.seed is None:
+        found = [_drawn(engine, *row, options) for row in zip(rows, prompts, strict=True)]
+    else:
+        found = engine.generate(rows, prompts, options)
+    return _result(model, settings, ids, found, "cpu", options)
+
+
+def _drawn(engine: Any, prefix: Any, prompt: list[int], options: GenerationOptions) -> list[Generation]:
+    """Samples of one row, of a seed of its own: rows of one image and prompt differ, and torch's seed decides."""
+    seed = int(torch.randint(0, 2**62, ()))
+    return engine.generate([prefix], [prompt], dataclasses.replace(options, seed=seed))[0]
 
 
 def _generate_with_forward(
@@ -233,9 +256,11 @@ def _generate_with_forward(
         caches = [cache for _, cache in found]
         return torch.stack([logits for logits, _ in found]).float().cpu()
 
+    sizes = {"vocab_size": model.config.vocab_size, "eos_token_id": _ids(settings["eos_token_id"])[0]}
     with torch.no_grad():
-        eos = _ids(settings["eos_token_id"])[0]
-        found = generate_with(step, prompts, options, vocab_size=model.config.vocab_size, eos_token_id=eos)
+        if options.do_sample and options.seed is None:  # torch.manual_seed decides
+            options = dataclasses.replace(options, seed=int(torch.randint(0, 2**62, ())))
+        found = generate_with(step, prompts, options, **sizes)
     return _result(model, settings, ids, found, "reference", options)
 
 
@@ -278,8 +303,6 @@ def _options(settings: dict[str, Any], ours: dict[str, Any], length: int, positi
     if not settings["do_sample"]:
         for name in ("temperature", "top_k", "top_p", "min_p"):
             values.pop(name, None)
-    elif ours.get("seed") is None:  # torch.manual_seed decides
-        values["seed"] = int(torch.randint(0, 2**62, ()))
     return GenerationOptions(**{**values, **ours})
 
 

@@ -4,7 +4,7 @@ They are transformers' models (``PreTrainedModel``, ``GenerationMixin``), so tha
 pipelines work. What is added: models by every name that ``gitfast.load`` knows, ``generate`` on the native engine, and
 the places where transformers 5.23 is wrong about GIT (each has a test):
 
-- published video checkpoints keep their temporal embeddings, which their files spell ``img_temperal_embedding``;
+- published video checkpoints keep their temporal embeddings, which their files spell otherwise;
 - text positions count text only when image tokens are cached, and padded rows see the image tokens there are, not
   those the configuration would make;
 - the loss is aligned with the text whatever the number of image tokens; ``inputs_embeds`` is not written to.
@@ -27,6 +27,7 @@ from transformers.models.git.modeling_git import GitPreTrainedModel
 from gitfast.checkpoints import hub
 from gitfast.checkpoints.adapter import is_adapter
 from gitfast.checkpoints.checkpoint import WEIGHT_FILES, open_checkpoint, read_tensors
+from gitfast.checkpoints.names import canonical_name
 from gitfast.compat import generation
 from gitfast.compat.rows import check_images, check_labels, check_text, visible_keys
 
@@ -85,7 +86,7 @@ def _renamed(cls: type, folder: Path) -> bool:
     if file is None:
         open_checkpoint(folder)  # says what is missing
     names = read_tensors(file)
-    if any("img_temperal_embedding" in name for name in names) or not any("embeddings." in name for name in names):
+    if any(canonical_name(name) != name for name in names) or not any("embeddings." in name for name in names):
         return True
     return issubclass(cls, GitVisionModel) and any(name.startswith("git.") for name in names)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
@@ -22,15 +24,18 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the engine computes 
 _SAMPLES = 32  # values read of each tensor to see changes that autograd's version counters do not
 
 
-def native_config(config: Any, eos_token_id: int | None = None) -> GitConfig:
+def native_config(config: Any) -> GitConfig:
     """A model's configuration as the engines take it; token ids that are null or lists do not matter to them."""
     values = config.to_dict()
     for name, fallback in (("bos_token_id", 0), ("eos_token_id", 0), ("pad_token_id", 0)):
         if not isinstance(values.get(name), int):
             values[name] = fallback
-    if eos_token_id is not None:
-        values["eos_token_id"] = eos_token_id
     return GitConfig.from_dict(values)
+
+
+def own_class(model: Any) -> Any:
+    """The class of ``gitfast.compat`` that a model is, or is a subclass of."""
+    return next(c for c in type(model).__mro__ if c.__module__.startswith("gitfast.compat"))
 
 
 def obstacle(model: Any) -> str | None:
@@ -39,7 +44,7 @@ def obstacle(model: Any) -> str | None:
         return f"needs a float32, float16 or bfloat16 model on the CPU, got {model.dtype} on {model.device}"
     if model.training:
         return "needs a model in evaluation mode: model.eval()"
-    own = next(c for c in type(model).__mro__ if c.__module__.startswith("gitfast.compat"))
+    own = own_class(model)
     for name in _GUARDED:
         if getattr(type(model), name, None) is not getattr(own, name, None):
             return f"{type(model).__name__} overrides {name}"
@@ -121,14 +126,19 @@ def engine_of(model: Any, eos_token_id: int) -> CpuEngine:
     state = _state(model)
     if model._native is None or model._native[1] != state:
         model._native = None  # its memory is free before the new one is built
-        weights = {name: x.detach().float().numpy() for name, x in model.state_dict().items()}
+        weights = {name: _array(x.detach()) for name, x in model.state_dict().items()}
         try:
             engine = CpuEngine.from_weights(native_config(model.config), weights)
         except ValueError as error:
             raise EngineError(f"cpu engine: {error}") from error
         model._native = (engine, state)
-    engine = model._native[0]
-    return CpuEngine(dataclasses.replace(engine.config, eos_token_id=eos_token_id), engine._native)
+    engine = copy.copy(model._native[0])  # the same weights
+    engine.config = dataclasses.replace(engine.config, eos_token_id=eos_token_id)
+    return engine
+
+
+def _array(x: torch.Tensor) -> np.ndarray:
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def _state(model: nn.Module) -> tuple[Any, ...]:

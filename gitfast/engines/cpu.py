@@ -10,6 +10,7 @@ import numpy as np
 from gitfast import _C
 from gitfast._C import Prefix as CpuPrefix
 from gitfast.checkpoints.config import GitConfig
+from gitfast.checkpoints.names import CanonicalNames
 from gitfast.engines.base import EngineStats
 from gitfast.engines.search import generations, native_options
 from gitfast.errors import CheckpointError
@@ -64,7 +65,7 @@ class CpuEngine:
         threads, chosen = _C.choose_num_threads(num_threads), _C.choose_isa(isa)
         try:
             native = _C.CpuEngine(
-                dataclasses.asdict(config), _TemporalNames(weights), dtype, threads, chosen, two_stage_head
+                dataclasses.asdict(config), CanonicalNames(weights), dtype, threads, chosen, two_stage_head
             )
             return cls(config, native)
         except KeyError as error:
@@ -141,16 +142,3 @@ class CpuEngine:
     def attend(self, prefix: ImagePrefix, sequence: Sequence[int]) -> np.ndarray:
         """Attention of every token of ``sequence`` to the image tokens, float32 (len, P): ``base.Attend``."""
         return self._native.attend(prefix, sequence)
-
-
-class _TemporalNames:
-    """Finds temporal embeddings under either published spelling of their name."""
-
-    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
-        self._weights = weights
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        try:
-            return self._weights[name]
-        except KeyError:
-            return self._weights[name.replace("img_temporal_embedding", "img_temperal_embedding")]

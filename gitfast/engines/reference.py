@@ -81,6 +81,8 @@ class ReferenceEngine:
         """
         if len(prefixes) != len(prompts):
             raise ValueError(f"prompts: expected one per prefix ({len(prefixes)}), got {len(prompts)}")
+        for r, prompt in enumerate(prompts):
+            self._check_length(f"prompts[{r}]", len(prompt), options.max_new_tokens)
         caches: list[list[KeysValues]] = []  # of the rows of the last step; never written to, so beams may share one
 
         def step(ids: Sequence[Sequence[int]], parents: Sequence[int] | None, items: Sequence[int]) -> Tensor:
@@ -98,6 +100,8 @@ class ReferenceEngine:
         """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""
         if len(prefixes) != len(sequences):
             raise ValueError(f"sequences: expected one per prefix ({len(prefixes)}), got {len(sequences)}")
+        for r, ids in enumerate(sequences):
+            self._check_length(f"sequences[{r}]", len(ids))
         scores = []
         for prefix, ids in zip(prefixes, sequences, strict=True):
             logits = self._text_rows(prefix, ids).logits[0, :-1]
@@ -120,6 +124,13 @@ class ReferenceEngine:
             means.append(weights[0, :, :, : prefix.num_tokens].float().mean(0))
             x = layer(x, (keys, values), allowed)
         return torch.stack(means).mean(0).cpu().numpy()
+
+    def _check_length(self, name: str, tokens: int, new_tokens: int = 0) -> None:
+        """Every token that is read has a position; the last that is generated is not read."""
+        limit = self.config.max_position_embeddings
+        if tokens + max(0, new_tokens - 1) > limit:
+            more = f" and {new_tokens} new ones" if new_tokens else ""
+            raise ValueError(f"{name}: {tokens} tokens{more} exceed the model's {limit} text positions")
 
     @property
     def _device(self) -> torch.device:

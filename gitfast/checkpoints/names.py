@@ -1,0 +1,30 @@
+"""The one name that published files and classes spell differently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def canonical_name(name: str) -> str:
+    """A tensor's name as the models have it: published files write ``img_temperal_embedding``."""
+    return name.replace("img_temperal_embedding", "img_temporal_embedding")
+
+
+class CanonicalNames(Mapping[str, T]):
+    """Tensors by their canonical names; each is read when it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, T]) -> None:
+        self._tensors = tensors
+        self._names = {canonical_name(name): name for name in tensors}
+
+    def __getitem__(self, name: str) -> T:
+        return self._tensors[self._names.get(name, name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
