@@ -479,6 +479,7 @@ class TestEndings:
             pytest.param(10, "overwrite", marks=pytest.mark.slow),
         ],
     )
+    @pytest.mark.timeout(1200)
     def test_kills_change_nothing(self, many, undisturbed, checkpoint_folder, tmp_path, kills, output):
         rng = random.Random(kills)
         out, errors = tmp_path / "out", tmp_path / "errors.jsonl"

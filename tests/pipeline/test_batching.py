@@ -93,3 +93,27 @@ def test_timings_are_those_of_the_batch(checkpoint_folder, image_files):
     first, second, third = model.caption(image_files[:3], batch_size=2)
     assert first.timings == second.timings != third.timings
     assert first == single, "timings do not make results differ"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(engine, processor, workers):
+    shared = random_image(0)
+    images = [shared, b"not an image", *map(random_image, range(20)), shared]
+    for options in ({"batch_size": 4}, {"batch_size": 50}):
+        expected = generate(engine, processor, images, on_error="return", **options)
+        batches, engine.encoded = engine.encoded, []
+        assert generate(engine, processor, images, on_error="return", workers=workers, **options) == expected
+        assert engine.encoded == batches
+        engine.encoded = []
+    results = pipeline.generate(
+        engine, processor, images, [[[2]]] * 23, GenerationOptions(), Batching(workers=workers), show_prompt=False
+    )
+    next(results)
+    with pytest.raises(gitfast.ImageError, match=r"images\[1\]"):
+        next(results)
+
+
+@pytest.mark.parametrize("workers", [0, 257, "2", 1.5])
+def test_wrong_numbers_of_workers(workers):
+    with pytest.raises(ValueError, match="workers"):
+        Batching(workers=workers)

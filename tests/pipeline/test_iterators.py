@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gitfast.pipeline.iterators import grouped, prefetch
+from gitfast.pipeline.iterators import grouped, map_ahead, prefetch
 
 SOON = 30  # seconds until a test that waits for another thread fails
 
@@ -139,3 +139,42 @@ class TestPrefetch:
         with pytest.raises(KeyboardInterrupt):
             next(values)
         assert prefetch_threads() == []
+
+
+class TestMapAhead:
+    @pytest.mark.parametrize("threads", [1, 3])
+    @pytest.mark.parametrize("ahead", [0, 1, 5, 100])
+    def test_in_order(self, threads, ahead):
+        assert list(map_ahead(lambda x: x * x, range(20), threads, ahead)) == [x * x for x in range(20)]
+        assert list(map_ahead(lambda x: x, [], threads, ahead)) == []
+
+    def test_a_bounded_number_is_taken(self):
+        taken = itertools.count()
+        values = map_ahead(lambda x: x, (next(taken) for _ in range(100)), 2, 3)
+        assert next(values) == 0
+        assert next(taken) == 4
+        values.close()
+
+    def test_several_are_computed_at_once(self):
+        together = threading.Barrier(3)
+        assert list(map_ahead(lambda x: together.wait(30) >= 0, range(6), 3, 2)) == [True] * 6
+
+    def test_errors_in_their_place(self):
+        def items():
+            yield from (4, 2, 0, 1)
+            raise KeyError("gone")
+
+        values = map_ahead(lambda x: 4 // x, items(), 2, 10)
+        assert [next(values), next(values)] == [1, 2]
+        with pytest.raises(ZeroDivisionError):
+            next(values)
+        values = map_ahead(lambda x: x, items(), 2, 10)
+        assert [next(values) for _ in range(4)] == [4, 2, 0, 1]
+        with pytest.raises(KeyError):
+            next(values)
+
+    def test_closing_leaves_no_thread(self):
+        values = map_ahead(lambda x: x, itertools.count(), 3, 5)
+        next(values)
+        values.close()
+        assert not [t for t in threading.enumerate() if t.name.startswith("gitfast-prefetch")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ class KeySet:
     """64-bit keys of results that exist: those read from a file, sorted, and those added since."""
 
     def __init__(self) -> None:
-        self._old = array("q")
+        self._old = np.zeros(0, np.int64)
         self._new: set[int] = set()
 
     def add(self, key: int) -> None:
@@ -20,15 +20,23 @@ class KeySet:
 
     def load(self, keys: array[int]) -> None:
         """Take all keys of ``keys``, which becomes this set's own."""
-        values = np.frombuffer(keys, np.int64)
-        values.sort()
-        self._old = keys
+        self._old = np.frombuffer(keys, np.int64) if keys else np.zeros(0, np.int64)
+        self._old.sort()
 
     def __contains__(self, key: int) -> bool:
-        if key in self._new:
-            return True
-        place = bisect_left(self._old, key)
-        return place < len(self._old) and self._old[place] == key
+        return key in self._new or bool(self.contains([key])[0])
 
-    def __len__(self) -> int:
-        return len(self._old) + len(self._new)
+    def contains(self, keys: Sequence[int]) -> np.ndarray:
+        """Tell for many keys at once: bool (len,)."""
+        wanted = np.fromiter(keys, np.int64, len(keys))
+        if not len(self._old):
+            found = np.zeros(len(keys), bool)
+        else:
+            places = np.minimum(np.searchsorted(self._old, wanted), len(self._old) - 1)
+            found = self._old[places] == wanted
+        if self._new:
+            found |= np.fromiter(self._among_new(keys), bool, len(keys))
+        return found
+
+    def _among_new(self, keys: Iterable[int]) -> Iterable[bool]:
+        return (key in self._new for key in keys)

@@ -5,8 +5,9 @@ Names are str as Python has them: bytes that are no UTF-8 are lone surrogates (`
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-import zlib
 
 # What moves a terminal's cursor, ends a line, turns the direction of text, or is no character.
 _UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -32,7 +33,8 @@ def unescape(field: str) -> str:
 
 def shard_of(name: str, count: int) -> int:
     """Assign a name to one of ``count`` shards, 0 to count - 1, the same on every machine and in every order."""
-    return zlib.crc32(name.encode("utf-8", "surrogateescape")) % count
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % count
 
 
 def _escape(match: re.Match[str]) -> str:

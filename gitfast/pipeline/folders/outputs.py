@@ -47,8 +47,8 @@ class ItemOutputError(OutputError):
 class Output(Protocol):
     """What takes the results of a run. ``name`` is that of an ``Item``."""
 
-    def has(self, name: str) -> bool:
-        """Tell whether all results of an input are there, so that it need not be read."""
+    def has(self, names: Sequence[str]) -> Sequence[bool]:
+        """Tell for inputs whether all results of each are there, so that it need not be read."""
         ...
 
     def problem(self, item: Item) -> GitfastError | None:
@@ -83,8 +83,8 @@ class StreamOutput:
         self._format = format_item
         self._before = before
 
-    def has(self, name: str) -> bool:
-        return False
+    def has(self, names: Sequence[str]) -> Sequence[bool]:
+        return [False] * len(names)
 
     def problem(self, item: Item) -> GitfastError | None:
         return None
@@ -158,9 +158,9 @@ class LineFile:
         if self._fresh:
             self._file.truncate(0)
         keys, self._size = array("q"), 0
-        for offset, line in _lines(self._file, self._written_path, self._records):
-            keys.append(self._key(line, offset))
-            self._size = offset + len(line) + 1
+        for offset, lines in _lines(self._file, self._written_path, self._records):
+            keys.extend(_keys(self._records, lines, offset, self._written_path))
+            self._size = offset + sum(map(len, lines)) + len(lines)
         self.keys.load(keys)
         with _naming(self._written_path):
             if self._file.seek(0, os.SEEK_END) < self._size:  # the last line lacks its end
@@ -170,14 +170,11 @@ class LineFile:
         if self._existing in ("append", "prepend") and os.path.exists(self.path):
             self._old = _OldLines(self.path, self._records)
 
-    def _key(self, line: bytes, offset: int) -> int:
-        try:
-            return self._records.key(line)
-        except RecordError as error:
-            raise OutputError(f"{self._written_path}: the line at byte {offset} is no result: {error}") from None
-
-    def has(self, name: str) -> bool:
-        return all(self._records.key_of(name, question) in self.keys for question in self._questions)
+    def has(self, names: Sequence[str]) -> Sequence[bool]:
+        found = np.ones(len(names), bool)
+        for question in self._questions:
+            found &= self.keys.contains(self._records.keys_of(names, question))
+        return found.tolist()
 
     def problem(self, item: Item) -> GitfastError | None:
         return None
@@ -233,12 +230,11 @@ class _OldLines:
         keys, offsets = array("q"), array("q")
         with _naming(path):
             self._file = open(path, "rb")  # noqa: SIM115, for as long as the output
-        for offset, line in _lines(self._file, path, records):
-            try:
-                keys.append(records.key(line))
-            except RecordError as error:
-                raise OutputError(f"{path}: the line at byte {offset} is no result: {error}") from None
-            offsets.append(offset)
+        for offset, lines in _lines(self._file, path, records):
+            keys.extend(_keys(records, lines, offset, path))
+            for line in lines:
+                offsets.append(offset)
+                offset += len(line) + 1
         order = np.argsort(np.frombuffer(keys, np.int64), kind="stable") if keys else np.zeros(0, np.int64)
         self._keys = np.frombuffer(keys, np.int64)[order] if keys else order
         self._offsets = np.frombuffer(offsets, np.int64)[order] if keys else order
@@ -252,9 +248,9 @@ class _OldLines:
 
     def others(self, keys: KeySet) -> Iterator[bytes]:
         """The lines whose keys are not among ``keys``, in their order."""
-        for _, line in _lines(self._file, self._path, self._records):
-            if self._records.key(line) not in keys:
-                yield line
+        for _, lines in _lines(self._file, self._path, self._records):
+            known = keys.contains(list(self._records.keys(lines)))
+            yield from (line for line, is_known in zip(lines, known, strict=True) if not is_known)
 
 
 class SidecarFiles:
@@ -297,7 +293,10 @@ class SidecarFiles:
             stem = parts[-1]
         return os.path.join(self._folder, stem) + self._extension
 
-    def has(self, name: str) -> bool:
+    def has(self, names: Sequence[str]) -> Sequence[bool]:
+        return [self._has(name) for name in names]
+
+    def _has(self, name: str) -> bool:
         target = self.target(name)
         if self._names.setdefault(hash(target), hash(name)) != hash(name):
             return False  # ``problem`` says why
@@ -380,8 +379,8 @@ def joined(old: str, new: str, existing: Existing, separator: str) -> str:
     return f"{old}{separator}{new}" if existing == "append" else f"{new}{separator}{old}"
 
 
-def _lines(file: IO[bytes], path: str, records: Records) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file but for one that breaks off: (offset, line without its end).
+def _lines(file: IO[bytes], path: str, records: Records) -> Iterator[tuple[int, list[bytes]]]:
+    """The lines of a file but for one that breaks off, many at a time: (offset of the first, lines without ends).
 
     Raises:
         OutputError: it cannot be read, or ends in something that is no beginning of a line.
@@ -391,13 +390,27 @@ def _lines(file: IO[bytes], path: str, records: Records) -> Iterator[tuple[int, 
         file.seek(0)
         while block := file.read(_SCAN_BYTES):
             *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                yield offset, line
-                offset += len(line) + 1
+            if lines:
+                yield offset, lines
+                offset += sum(map(len, lines)) + len(lines)
     if records.is_whole(rest):
-        yield offset, rest
+        yield offset, [rest]
     elif rest.strip(b"\0") and not records.may_begin(rest, offset):  # NUL bytes: what a crash of the machine leaves
         raise OutputError(f"{path}: its end, at byte {offset}, is no result")
+
+
+def _keys(records: Records, lines: list[bytes], offset: int, path: str) -> list[int]:
+    """The keys of lines that begin at ``offset``; the error about a bad one says where it is."""
+    try:
+        return list(records.keys(lines))
+    except RecordError:
+        for line in lines:
+            try:
+                records.key(line)
+            except RecordError as error:
+                raise OutputError(f"{path}: the line at byte {offset} is no result: {error}") from None
+            offset += len(line) + 1
+        raise
 
 
 def _write_whole(target: str, data: bytes) -> None:

@@ -45,8 +45,8 @@ class ParquetFile:
             self._export()
         self._lines = LineFile(self._lines_path, _Records(), questions, existing=existing, separator=separator)
 
-    def has(self, name: str) -> bool:
-        return self._lines.has(name)
+    def has(self, names: Sequence[str]) -> Sequence[bool]:
+        return self._lines.has(names)
 
     def problem(self, item: Item) -> GitfastError | None:
         return None
@@ -115,6 +115,9 @@ class _Records(JsonRecords):
 
     def key_of(self, name: str, question: str | None) -> int:
         return super().key_of(_valid(name), question)
+
+    def keys_of(self, names: Sequence[str], question: str | None) -> list[int]:
+        return super().keys_of([_valid(name) for name in names], question)
 
 
 def _valid(name: str) -> str:

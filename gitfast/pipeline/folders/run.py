@@ -110,19 +110,27 @@ class Run:
         self._taken: deque[Item] = deque()  # their results are to come
         self._names: set[int] = set()
 
-    def skip(self, name: str) -> bool:
-        """Tell whether an input need not be read: it is done, or failed in an earlier run."""
-        if self.output.has(name):
-            self.counts.done_before += 1
-        elif self.errors is not None and self.errors.has(name):
-            self.counts.failed_before += 1
-        elif not self.unique and hash(name) in self._names:
-            pass
-        else:
-            if not self.unique:
-                self._names.add(hash(name))
-            return False
-        return True
+    def skip(self, names: Sequence[str]) -> Sequence[bool]:
+        """Tell which inputs need not be read: they are done, or failed in an earlier run."""
+        skipped = self.output.has(names)
+        self.counts.done_before += sum(skipped)
+        if self.errors is None and self.unique:
+            return skipped
+        failed = self.errors.has(names) if self.errors is not None else [False] * len(names)
+        return [
+            is_done or self._failed_before(has_failed) or self._is_twice(name)
+            for name, is_done, has_failed in zip(names, skipped, failed, strict=True)
+        ]
+
+    def _failed_before(self, has_failed: bool) -> bool:
+        self.counts.failed_before += has_failed
+        return has_failed
+
+    def _is_twice(self, name: str) -> bool:
+        if self.unique or hash(name) in self._names:
+            return not self.unique
+        self._names.add(hash(name))
+        return False
 
     def process(self, items: Iterable[Item]) -> bool:
         """Compute and write all. Returns whether they came to their end; a stop and ``fail_fast`` end before.

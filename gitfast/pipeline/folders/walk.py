@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -20,6 +20,7 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpe
 
 _MAX_NAMED = 10  # folders that cannot be read, named in a report; the others are counted
 _TEMPORARY = re.compile(r"\..*gitfast-.*part\Z")  # what runs that were killed leave
+_FILES_AT_ONCE = 1024  # asked about together
 _READ_BYTES = 1 << 16
 _MAX_NAME_BYTES = 1 << 16  # of a line in a list of files; Linux takes paths of 4,096
 
@@ -89,7 +90,7 @@ class Walk:
         image_column: Of parquet files; None: the only one that can be.
         ignored: Full paths of files in folders that are neither inputs nor worth counting: outputs of this run.
         ignored_suffix: Files in folders with it are not worth counting, either.
-        skip: Tells by name which inputs to pass by. It is asked before an input is read.
+        skip: Tells by their names which inputs to pass by. It is asked before an input is read, once for each.
     """
 
     paths: Sequence[str]
@@ -103,24 +104,29 @@ class Walk:
     image_column: str | None = None
     ignored: frozenset[str] = frozenset()
     ignored_suffix: str | None = None
-    skip: Callable[[str], bool] = lambda _: False
+    skip: Callable[[Sequence[str]], Sequence[bool]] = lambda names: [False] * len(names)
     report: WalkReport = field(default_factory=WalkReport)
 
     def __post_init__(self) -> None:
         self._suffixes = tuple(self.suffixes)
+        self._ignored_names = {os.path.basename(path) for path in self.ignored}
 
     def __iter__(self) -> Iterator[Item]:
         root = self.root
+        for paths in self._listed():
+            for path, skipped in zip(paths, self.skip(paths), strict=True):
+                if not skipped:
+                    yield from self._items_of(path, root)
+
+    def _listed(self) -> Iterator[list[str]]:
+        """The paths that are given, some at a time."""
         for path in self.paths:
             if os.path.lexists(path) or not glob.has_magic(path):
-                yield from self._items_of(path, root)
+                yield [path]
             else:
-                matches = sorted(glob.glob(path, recursive=self.recursive))
-                for match in matches or [path]:
-                    yield from self._items_of(match, None)
+                yield sorted(glob.glob(path, recursive=self.recursive)) or [path]
         if self.files_from is not None:
-            for path in read_names(self.files_from, null=self.null):
-                yield from self._items_of(path, None)
+            yield from read_names(self.files_from, null=self.null)
 
     def count(self) -> int | None:
         """Number of inputs, those to be skipped too; None where only reading, or two walks, would tell."""
@@ -158,28 +164,27 @@ class Walk:
         return None
 
     def _items_of(self, path: str, root: str | None) -> Iterator[Item]:
+        """The items of a path that is not to be skipped itself."""
         try:
             mode = os.stat(path).st_mode
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = getattr(error, "strerror", None) or "not a valid path"
-            yield from self._wanted(path, lambda: Item(path, path, ImageError(f"{path}: {reason}")))
-            return
+            mode = 0
+            source: str | GitfastError = ImageError(f"{path}: {reason}")
+        else:
+            source = path if stat.S_ISREG(mode) else ImageError(f"{path}: not a regular file")
         if stat.S_ISDIR(mode):
             yield from self._files_in(path, "" if root == path else path)
-        elif not stat.S_ISREG(mode):
-            yield from self._wanted(path, lambda: Item(path, path, ImageError(f"{path}: not a regular file")))
-        elif path.lower().endswith(SHARD_SUFFIXES):
+        elif stat.S_ISREG(mode) and path.lower().endswith(SHARD_SUFFIXES):
             yield from self._shard_items(path)
-        else:
-            yield from self._wanted(path, lambda: Item(path, path, path))
+        elif self._is_here(path):
+            yield Item(path, path, source)
 
-    def _wanted(self, name: str, make: Callable[[], Item]) -> Iterator[Item]:
-        """The item of that name, unless it is another shard's or to be skipped."""
-        if not (self._is_elsewhere(name) or self.skip(name)):
-            yield make()
+    def _is_wanted(self, name: str) -> bool:
+        return self._is_here(name) and not self.skip([name])[0]
 
-    def _is_elsewhere(self, name: str) -> bool:
-        return self.shard is not None and shard_of(name, self.shard[1]) != self.shard[0]
+    def _is_here(self, name: str) -> bool:
+        return self.shard is None or shard_of(name, self.shard[1]) == self.shard[0]
 
     def _files_in(self, folder: str, prefix: str) -> Iterator[Item]:
         """The files of a folder in the order of their paths; ``prefix`` is the folder in their names."""
@@ -201,47 +206,63 @@ class Walk:
             entered.append(key)
 
         enter(folder, prefix)
-        shard, skip = self.shard, self.skip
         while stack:
             path, prefix, names = stack[-1]
             if not names:
                 stack.pop()
                 entered.pop()
-                continue
-            entry = names.pop()
-            name = f"{prefix}/{entry}" if prefix and not prefix.endswith("/") else prefix + entry
-            if entry.endswith("/"):
-                enter(os.path.join(path, entry[:-1]), name[:-1])
-            elif not ((shard is not None and shard_of(name, shard[1]) != shard[0]) or skip(name)):
+            elif names[-1].endswith("/"):
+                entry = names.pop()[:-1]
+                enter(os.path.join(path, entry), _under(prefix, entry))
+            else:
+                yield from self._files_among(path, prefix, _pop_files(names))
+
+    def _files_among(self, path: str, prefix: str, entries: list[str]) -> Iterator[Item]:
+        """The items of some files in a folder, those to be skipped left out."""
+        if self.shard is not None:
+            entries = [entry for entry in entries if self._is_here(_under(prefix, entry))]
+        start = _under(prefix, "")
+        names = [start + entry for entry in entries] if start else entries
+        for name, entry, skipped in zip(names, entries, self.skip(names), strict=True):
+            if not skipped:
                 file = os.path.join(path, entry)
                 yield Item(name, file, file)
 
     def _list(self, folder: str) -> list[str]:
         """Names in a folder that are to be visited, the last first; those of folders end with a separator."""
         names: list[str] = []
-        report = self.report
+        suffixes, ignored, kind_of = self._suffixes, self._ignored_names, self._kind_of
         with os.scandir(folder) as entries:
             for entry in entries:
-                kind = self._kind_of(entry)
+                name = entry.name
+                # First what a million of have; everything else in full.
+                if not entry.is_symlink() and entry.is_file() and name.endswith(suffixes) and name not in ignored:
+                    names.append(name)
+                    continue
+                kind = kind_of(entry)
                 if kind == "input":
-                    names.append(entry.name)
+                    names.append(name)
                 elif kind == "folder":
-                    names.append(entry.name + "/")
-                elif kind == "other":
-                    report.skipped[os.path.splitext(entry.name)[1].lower()[:20] or "(none)"] += 1
-                elif kind == "irregular":
-                    report.irregular += 1
-                elif kind == "link":
-                    report.linked_folders += 1
+                    names.append(name + "/")
+                else:
+                    self._count_passed(name, kind)
         names.sort(reverse=True)
         return names
+
+    def _count_passed(self, name: str, kind: str) -> None:
+        if kind == "other":
+            self.report.skipped[os.path.splitext(name)[1].lower()[:20] or "(none)"] += 1
+        elif kind == "irregular":
+            self.report.irregular += 1
+        elif kind == "link":
+            self.report.linked_folders += 1
 
     def _kind_of(self, entry: os.DirEntry[str]) -> Literal["input", "folder", "other", "irregular", "link", "ignored"]:
         try:
             if entry.is_file():
-                if self.ignored and os.path.abspath(entry.path) in self.ignored:
-                    return "ignored"
                 name = entry.name
+                if name in self._ignored_names and os.path.abspath(entry.path) in self.ignored:
+                    return "ignored"
                 if name.lower().endswith(self._suffixes):
                     return "input"
                 is_output = self.ignored_suffix is not None and name.endswith(self.ignored_suffix)
@@ -256,32 +277,45 @@ class Walk:
 
     def _shard_items(self, path: str) -> Iterator[Item]:
         def wanted(member: str) -> bool:
-            name = f"{path}/{member}"
-            return not (self._is_elsewhere(name) or self.skip(name))
+            return self._is_wanted(f"{path}/{member}")
 
         for member, source in read_shard(path, self.suffixes, wanted, self.image_column):
             name = f"{path}/{member}" if member else path
             yield Item(name, name, source, in_shard=True)
 
 
-def read_names(file: Readable, *, null: bool = False) -> Iterator[str]:
-    """Read paths from a binary file: one a line, or separated by NUL bytes where there is one in the first read."""
+def _under(prefix: str, entry: str) -> str:
+    """The name of what is in a folder named ``prefix``."""
+    return f"{prefix}/{entry}" if prefix and not prefix.endswith("/") else prefix + entry
+
+
+def _pop_files(names: list[str]) -> list[str]:
+    """Take files from the end of names, some at most, up to the next folder."""
+    files: list[str] = []
+    while names and len(files) < _FILES_AT_ONCE and not names[-1].endswith("/"):
+        files.append(names.pop())
+    return files
+
+
+def read_names(file: Readable, *, null: bool = False) -> Iterator[list[str]]:
+    """Read paths from a binary file, as many together as a read gives.
+
+    They are one a line, or separated by NUL bytes where there is one in the first read.
+    """
     rest = file.read(_READ_BYTES)
     separator = b"\0" if null or b"\0" in rest else b"\n"
     while rest:
         *names, rest = rest.split(separator)
-        yield from _decoded(names, separator)
+        yield _decoded(names, separator)
         if len(rest) > _MAX_NAME_BYTES:
             raise ImageError(f"list of files: a name of more than {_MAX_NAME_BYTES} bytes")
         if not (more := file.read(_READ_BYTES)):
-            yield from _decoded([rest], separator)
+            yield _decoded([rest], separator)
             return
         rest += more
 
 
-def _decoded(names: Iterable[bytes], separator: bytes) -> Iterator[str]:
-    for name in names:
-        if separator == b"\n":
-            name = name.removesuffix(b"\r")
-        if name:
-            yield os.fsdecode(name)
+def _decoded(names: list[bytes], separator: bytes) -> list[str]:
+    if separator == b"\n":
+        names = [name.removesuffix(b"\r") for name in names]
+    return [os.fsdecode(name) for name in names if name]
