@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import difflib
 from collections.abc import Callable
 from typing import Any, get_args
 
 from gitfast import Model, load
 from gitfast.engines.registry import DTYPES, ENGINES
+from gitfast.inputs.limits import Limits
 from gitfast.inputs.processor import Preprocess
+
+_FACTORS = {"K": 10**3, "M": 10**6, "G": 10**9}
+_LIMITS: dict[str, Any] = dataclasses.asdict(Limits())  # int or float
 
 
 def add_command(
@@ -48,6 +54,15 @@ def add_model_arguments(parser: argparse.ArgumentParser, default: str | None) ->
         help="resize and crop as transformers (hf), or as Microsoft's code (original)",
     )
     group.add_argument("--threads", type=positive, metavar="N", help="threads of the cpu engine (default: all CPUs)")
+    group.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        type=limit,
+        metavar="NAME=N",
+        help="what one input may cost, as max_pixels=200M; may be repeated. Names are the fields of gitfast.Limits: "
+        + ", ".join(f"{name} ({_short(value)})" for name, value in _LIMITS.items()),
+    )
 
 
 def positive(text: str) -> int:
@@ -66,6 +81,38 @@ def _integer(text: str, minimum: int, expected: str) -> int:
     return int(text)
 
 
+def limit(text: str) -> tuple[str, int | float]:
+    """Parse NAME=N, where N may end in K, M or G: thousands, millions or billions."""
+    name, _, number = text.partition("=")
+    name = name.replace("-", "_")
+    if name not in _LIMITS:
+        near = difflib.get_close_matches(name, _LIMITS, n=1)
+        raise argparse.ArgumentTypeError(f"no limit {name!r}; {f'did you mean {near[0]}?' if near else 'see --help'}")
+    factor = _FACTORS.get(number[-1:].upper(), 1)
+    try:
+        value: Any = float(number.rstrip("kKmMgG") if factor > 1 else number) * factor
+        if isinstance(_LIMITS[name], int):
+            value = int(value)
+        Limits(**{name: value})
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{name}: expected a positive number such as 200M, got {number!r}") from None
+    return name, value
+
+
+def _short(value: int | float) -> str:
+    for letter, factor in reversed(_FACTORS.items()):
+        if value >= factor and value % factor == 0:
+            return f"{value // factor:g}{letter}"
+    return f"{value:g}" if value < 10**6 else f"{value / 10**6:.0f}M"
+
+
 def load_model(args: argparse.Namespace) -> Model:
     """Load the model that the arguments of ``add_model_arguments`` name."""
-    return load(args.model, engine=args.engine, dtype=args.dtype, num_threads=args.threads, preprocess=args.preprocess)
+    return load(
+        args.model,
+        engine=args.engine,
+        dtype=args.dtype,
+        num_threads=args.threads,
+        preprocess=args.preprocess,
+        limits=Limits(**dict(args.limit)),
+    )

@@ -410,6 +410,33 @@ class TestText:
         assert [other["text"] for other in record["alternatives"]] == [other.text for other in expected.alternatives]
 
 
+class TestLimits:
+    def test_they_bound_what_is_read(self, run, photos):
+        (photos / "bad.png").unlink()
+        assert run(photos / "0.png")[0] == 0
+        code, _, messages = run(photos / "0.png", "--limit", "max-pixels=1K")
+        assert code == 1
+        assert "40 x 36 pixels; at most 1000 are allowed" in messages
+        assert run(photos / "0.png", "--limit", "max_pixels=1440")[0] == 0
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("max_pixel=5", "did you mean max_pixels"),
+            ("max_pixels=many", "max_pixels: expected a positive number such as 200M, got 'many'"),
+            ("max_pixels=0", "expected a positive"),
+            ("max_pixels=1e400", "expected a positive"),
+            ("max_aspect_ratio=nan", "expected a positive"),
+            ("max_pixels", "expected a positive"),
+        ],
+    )
+    def test_wrong_ones_are_named(self, text, message, capsys):
+        with pytest.raises(SystemExit) as end:
+            main(["caption", "x", "--limit", text])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+
+
 class TestUsage:
     @pytest.mark.parametrize(
         "arguments",
