@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from gitfast.checkpoints.config import GitConfig, GitVisionConfig
     from gitfast.errors import (
         ArgumentError,
+        CancelledError,
         CheckpointError,
         ConfigError,
+        DeadlineError,
         EngineError,
         GitfastError,
         ImageError,
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from gitfast.loading import load
     from gitfast.model import Model
     from gitfast.results import Label, Result, Timings
-    from gitfast.types import GenerationOptions, ImagePrefix
+    from gitfast.types import CancelToken, GenerationOptions, ImagePrefix
 
 __version__ = "0.1.0"
 
@@ -34,8 +36,10 @@ _MODULES = {
     "gitfast.checkpoints.config": ("GitConfig", "GitVisionConfig"),
     "gitfast.errors": (
         "ArgumentError",
+        "CancelledError",
         "CheckpointError",
         "ConfigError",
+        "DeadlineError",
         "EngineError",
         "GitfastError",
         "ImageError",
@@ -46,14 +50,17 @@ _MODULES = {
     "gitfast.loading": ("load",),
     "gitfast.model": ("Model",),
     "gitfast.results": ("Label", "Result", "Timings"),
-    "gitfast.types": ("GenerationOptions", "ImagePrefix"),
+    "gitfast.types": ("CancelToken", "GenerationOptions", "ImagePrefix"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "ArgumentError",
+    "CancelToken",
+    "CancelledError",
     "CheckpointError",
     "ConfigError",
+    "DeadlineError",
     "EngineError",
     "GenerationOptions",
     "GitConfig",

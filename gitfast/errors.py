@@ -36,3 +36,11 @@ class ArgumentError(GitfastError, ValueError, TypeError):
 
 class EvaluationError(GitfastError, ValueError):
     """A file of captions, references, questions or answers cannot be read, or does not hold what it should."""
+
+
+class CancelledError(GitfastError):
+    """A call was ended by its ``CancelToken``."""
+
+
+class DeadlineError(GitfastError, TimeoutError):
+    """The time of a call's ``CancelToken`` ran out."""

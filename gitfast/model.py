@@ -11,7 +11,7 @@ import numpy as np
 
 from gitfast import arguments
 from gitfast.checkpoints.config import GitConfig
-from gitfast.engines.base import Engine, attend_of
+from gitfast.engines.base import Engine
 from gitfast.errors import ArgumentError, EngineError
 from gitfast.inputs.image import ImageSource
 from gitfast.inputs.processor import Processor
@@ -312,11 +312,12 @@ class Model:
         ids = self.processor.tokenizer.encode(arguments.text("text", text))
         if not ids:
             raise ArgumentError("text: expected at least one token, got an empty text")
-        attend = attend_of(self.engine)
-        if attend is None:
+        if not self.engine.attends:
             raise EngineError(f"{self.engine.name} engine: keeps no attention; the cpu and reference engines do")
         before = self._prompt("prompt", prompt)
-        weights = attend(self._encode_one(source, self._batching(options, ReadingOptions)), [*before, *ids[:-1]])
+        weights = self.engine.attend(
+            self._encode_one(source, self._batching(options, ReadingOptions)), [*before, *ids[:-1]]
+        )
         return weights[len(before) - 1 :]
 
     def stream(

@@ -4,7 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from gitfast import _C
+
+
+class CancelToken:
+    """Ends calls that were given it as ``cancel=``: when ``cancel`` is called, or when its time runs out.
+
+    A call then raises ``CancelledError`` or ``DeadlineError`` within one step of decoding, or one layer of encoding.
+    One token may be given to any number of calls, and may be used from any thread.
+    """
+
+    def __init__(self, timeout: float | None = None) -> None:
+        """``timeout``: seconds from now on; None: no limit.
+
+        Raises:
+            TypeError, ValueError: ``timeout`` is no number, or negative.
+        """
+        from gitfast import _C  # when first needed: importing gitfast loads no native code
+
+        if isinstance(timeout, bool) or not (timeout is None or hasattr(timeout, "__float__")):
+            raise TypeError(f"timeout: expected seconds or None, got {timeout!r}")
+        self._flag = _C.CancelFlag(None if timeout is None else float(timeout))
+
+    def cancel(self) -> None:
+        """End the calls. Returns at once; they end within one step."""
+        self._flag.cancel()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether calls end: ``cancel`` was called, or the time ran out."""
+        return self._flag.cancelled or self._flag.late
+
+    def check(self) -> None:
+        """Raise what a call would: ``CancelledError``, ``DeadlineError``, or nothing."""
+        self._flag.check()
+
+
+def cancel_flag(cancel: CancelToken | None) -> _C.CancelFlag | None:
+    """What native calls take; ``TypeError`` for anything but a token or None."""
+    if cancel is None:
+        return None
+    if not isinstance(cancel, CancelToken):
+        raise TypeError(f"cancel: expected a CancelToken or None, got {type(cancel).__name__}")
+    return cancel._flag
 
 
 @runtime_checkable
@@ -55,7 +100,7 @@ class GenerationOptions:
     top_k: int = 0  # 0: off
     top_p: float = 1.0
     min_p: float = 0.0
-    seed: int | None = None
+    seed: int | None = None  # None: draws differ from row to row and from call to call
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     ban_last_token: bool = False  # Microsoft's search never repeats the token before
@@ -80,5 +125,8 @@ class Generation:
     finish_reason: FinishReason
 
 
-# Called after every step with (row, new token ids), the end-of-sequence token too; returning False stops all rows.
+# Called on the caller's thread with (row, new token ids) after every step, the end-of-sequence token included: joined,
+# they are the tokens of the row's best generation. With beams or several samples no token is final before the end: the
+# row's calls are empty, one for each step, and the last one has all tokens. A row whose callback returns something
+# false other than None (False, 0) ends as it stands, and is told no more; the others go on.
 TokenCallback = Callable[[int, Sequence[int]], bool | None]

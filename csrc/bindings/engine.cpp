@@ -1,13 +1,25 @@
 #include "cpu/engine.h"
 
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <mutex>
+
 #include "arrays.h"
 #include "bindings.h"
+#include "cpu/arguments.h"
 #include "formats.h"
+#include "gil.h"
 #include "options.h"
 
 namespace gitfast::bindings {
 namespace {
 
+using cpu::CancelFlag;
+using cpu::CancelFlagPtr;
+using cpu::Control;
+using cpu::Decoding;
 using cpu::Engine;
 using cpu::PixelBatch;
 using cpu::Prefix;
@@ -48,66 +60,73 @@ std::unique_ptr<Engine> make_engine(const py::dict& config, const py::object& we
   const ModelConfig model = model_config(config);
   const cpu::Isa chosen = cpu::choose_isa(isa);
   py::object held;  // the array behind the last view
+  WithoutGil released;
   const WeightSource source = [&](const std::string& name) {
-    py::gil_scoped_acquire acquire;
-    held = py::none();  // before the next one is made
-    held = weights[py::str(name)];
-    return view_of(as_array(held, name.c_str()), name.c_str());
+    TensorView view;
+    released.with_gil([&] {
+      held = py::none();  // before the next one is made
+      held = weights[py::str(name)];
+      view = view_of(as_array(held, name.c_str()), name.c_str());
+    });
+    return view;
   };
-  py::gil_scoped_release release;
   return std::make_unique<Engine>(model, source, format, num_threads, chosen, two_stage_head);
 }
 
-// Iterates over a sequence; an element lives until the next one is asked for.
-py::iterator elements(const py::handle& object, const std::string& name, const char* of) {
-  if (!py::isinstance<py::sequence>(object) && !py::isinstance<py::array>(object))
-    throw py::type_error(name + ": expected a sequence of " + of + ", got " + std::string(py::repr(object)));
-  return py::iter(object);
-}
-
-// A sequence of sequences of token ids.
-TokenLists token_lists(const py::object& object, const std::string& name) {
-  TokenLists out;
-  for (const py::handle row : elements(object, name, "token id sequences")) {
-    const std::string where = name + "[" + std::to_string(out.size()) + "]";
-    std::vector<int32_t>& ids = out.emplace_back();
-    for (const py::handle item : elements(row, where, "token ids")) {
-      const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(item.ptr()));
-      if (!index) {
-        PyErr_Clear();
-        throw py::type_error(where + ": expected integers, got " + std::string(py::repr(item)));
-      }
-      int overflow = 0;
-      const long long id = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
-      if (overflow || id < INT32_MIN || id > INT32_MAX)
-        throw Error(where + ": token id " + std::string(py::str(index)) + " is outside the vocabulary");
-      ids.push_back(static_cast<int32_t>(id));
-    }
-  }
-  return out;
+PrefixPtr prefix_of(const py::handle& prefix, const std::string& name) {
+  if (!prefix.is_none() && !py::isinstance<Prefix>(prefix))
+    throw py::type_error(name + ": expected a prefix of this engine or None, got " + type_name(prefix));
+  return prefix.cast<std::shared_ptr<Prefix>>();
 }
 
 std::vector<PrefixPtr> prefix_list(const py::object& object) {
+  if (!py::isinstance<py::sequence>(object))
+    throw py::type_error("prefixes: expected a sequence of prefixes, got " + std::string(py::repr(object)));
   std::vector<PrefixPtr> out;
-  for (const py::handle prefix : elements(object, "prefixes", "prefixes")) {
-    if (!prefix.is_none() && !py::isinstance<Prefix>(prefix))
-      throw py::type_error("prefixes[" + std::to_string(out.size()) +
-                           "]: expected a prefix of this engine or None, got " +
-                           std::string(py::str(py::type::handle_of(prefix).attr("__name__"))));
-    out.push_back(prefix.cast<std::shared_ptr<Prefix>>());
-  }
+  for (const py::handle prefix : object)
+    out.push_back(prefix_of(prefix, "prefixes[" + std::to_string(out.size()) + "]"));
   return out;
 }
 
-// Lets Ctrl-C end a native call.
-void poll_signals() {
-  py::gil_scoped_acquire acquire;
-  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+// How a call made by this thread ends early: by `cancel`, or by Ctrl-C, which Python hands to its main thread alone.
+// The others need not wait for the GIL to ask.
+Control control_of(const CancelFlagPtr& cancel, WithoutGil*& gil) {
+  Control control;
+  control.cancel = cancel;
+  const py::object main_thread = py::module_::import("threading").attr("main_thread")();
+  if (main_thread.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident())
+    control.poll = [&gil] {
+      gil->with_gil([] {
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      });
+    };
+  return control;
 }
 
-PixelBatch pixel_batch(const Array& pixels, bool interpolate_positions) {
-  pixels.floats().contiguous();
-  const TensorView& t = pixels.view();
+// Runs work(control) without the GIL, which `gil` gives back for a while.
+template <class Run>
+auto native_call(const CancelFlagPtr& cancel, WithoutGil*& gil, const Run& work) {
+  const Control control = control_of(cancel, gil);
+  WithoutGil released;
+  gil = &released;
+  return work(control);
+}
+
+template <class Run>
+auto native_call(const CancelFlagPtr& cancel, const Run& work) {
+  WithoutGil* gil = nullptr;
+  return native_call(cancel, gil, work);
+}
+
+// None goes on; anything else goes on if it is true.
+bool goes_on(const py::object& answer) {
+  if (answer.is_none()) return true;
+  const int truth = PyObject_IsTrue(answer.ptr());
+  if (truth < 0) throw py::error_already_set();
+  return truth != 0;
+}
+
+PixelBatch pixel_batch(const TensorView& t, const Check& check, bool interpolate_positions) {
   Dim B("B"), T("T"), C(3), H("H"), W("W");
   PixelBatch p;
   p.interpolate_positions = interpolate_positions;
@@ -116,15 +135,20 @@ PixelBatch pixel_batch(const Array& pixels, bool interpolate_positions) {
                 " dimensions");
   p.temporal = t.ndim == 5;
   if (p.temporal)
-    pixels.check().shape({&B, &T, &C, &H, &W});
+    check.shape({&B, &T, &C, &H, &W});
   else
-    pixels.check().shape({&B, &C, &H, &W});
+    check.shape({&B, &C, &H, &W});
   p.data = t.ptr<float>();
   p.images = B.value;
   p.frames = p.temporal ? T.value : 1;
   p.height = H.value;
   p.width = W.value;
   return p;
+}
+
+PixelBatch pixel_batch(const Array& pixels, bool interpolate_positions) {
+  pixels.floats().contiguous();
+  return pixel_batch(pixels.view(), pixels.check(), interpolate_positions);
 }
 
 py::tuple keys_values(const Prefix& p, int64_t layer) {
@@ -137,49 +161,42 @@ py::tuple keys_values(const Prefix& p, int64_t layer) {
   return py::make_tuple(k, v);
 }
 
-py::list encode(const Engine& engine, const py::object& pixel_values, bool interpolate_positions) {
+py::list encode(const Engine& engine, const py::object& pixel_values, bool interpolate_positions,
+                const std::shared_ptr<CancelFlag>& cancel) {
   const Array pixels(pixel_values, "pixel_values");
   const PixelBatch batch = pixel_batch(pixels, interpolate_positions);
-  std::vector<PrefixPtr> prefixes;
-  {
-    py::gil_scoped_release release;
-    prefixes = engine.encode(batch, poll_signals);
-  }
+  const std::vector<PrefixPtr> prefixes =
+      native_call(cancel, [&](const Control& control) { return engine.encode(batch, control); });
   py::list out;  // pybind11 knows no pointers to const; the bound class offers no way to change a prefix
   for (const PrefixPtr& p : prefixes) out.append(std::const_pointer_cast<Prefix>(p));
   return out;
 }
 
 py::list generate(const Engine& engine, const py::object& prefixes, const py::object& prompts, const py::dict& options,
-                  const py::object& on_token) {
+                  const py::object& on_token, const std::shared_ptr<CancelFlag>& cancel) {
   const search::SearchOptions native = search_options(options);
   const std::vector<PrefixPtr> rows = prefix_list(prefixes);
   const TokenLists ids = token_lists(prompts, "prompts");
-  Engine::OnToken report;
+  if (!on_token.is_none() && !PyCallable_Check(on_token.ptr()))
+    throw py::type_error("on_token: expected a function or None, got " + std::string(py::repr(on_token)));
+  WithoutGil* gil = nullptr;
+  cpu::OnTokens report;
   if (!on_token.is_none())
-    report = [&](int32_t row, int32_t token) {
-      py::gil_scoped_acquire acquire;
-      py::list tokens;
-      tokens.append(token);
-      const py::object answer = on_token(row, tokens);
-      return answer.is_none() || answer.cast<bool>();
+    report = [&](int32_t row, const std::vector<int32_t>& tokens) {
+      bool go_on = true;
+      gil->with_gil([&] { go_on = goes_on(on_token(row, py::cast(tokens))); });
+      return go_on;
     };
-  std::vector<std::vector<search::Result>> results;
-  {
-    py::gil_scoped_release release;
-    results = engine.generate(rows, ids, native, report, poll_signals);
-  }
-  return result_lists(results);
+  return result_lists(native_call(
+      cancel, gil, [&](const Control& control) { return engine.generate(rows, ids, native, report, control); }));
 }
 
-py::list score(const Engine& engine, const py::object& prefixes, const py::object& sequences) {
+py::list score(const Engine& engine, const py::object& prefixes, const py::object& sequences,
+               const std::shared_ptr<CancelFlag>& cancel) {
   const std::vector<PrefixPtr> rows = prefix_list(prefixes);
   const TokenLists ids = token_lists(sequences, "sequences");
-  std::vector<std::vector<float>> scores;
-  {
-    py::gil_scoped_release release;
-    scores = engine.score(rows, ids, poll_signals);
-  }
+  const std::vector<std::vector<float>> scores =
+      native_call(cancel, [&](const Control& control) { return engine.score(rows, ids, control); });
   py::list out;
   for (const std::vector<float>& s : scores)
     out.append(py::array_t<float>(static_cast<py::ssize_t>(s.size()), s.data()));
@@ -187,14 +204,11 @@ py::list score(const Engine& engine, const py::object& prefixes, const py::objec
 }
 
 // Per sequence its logits (tokens, V), views of one array.
-py::list logits(const Engine& engine, const py::object& prefixes, const py::object& sequences) {
+py::list logits(const Engine& engine, const py::object& prefixes, const py::object& sequences,
+                const std::shared_ptr<CancelFlag>& cancel) {
   const std::vector<PrefixPtr> rows = prefix_list(prefixes);
   const TokenLists ids = token_lists(sequences, "sequences");
-  cpu::Buffer values;
-  {
-    py::gil_scoped_release release;
-    values = engine.logits(rows, ids, poll_signals);
-  }
+  cpu::Buffer values = native_call(cancel, [&](const Control& control) { return engine.logits(rows, ids, control); });
   const int64_t vocab = engine.config().vocab_size;
   const auto tokens = static_cast<py::ssize_t>(values.bytes() / sizeof(float)) / vocab;
   const py::array all = take(std::move(values), {tokens, vocab});
@@ -211,24 +225,90 @@ py::list logits(const Engine& engine, const py::object& prefixes, const py::obje
 py::array attend(const Engine& engine, const py::object& prefix, const py::object& sequence) {
   const PrefixPtr image = prefix_list(py::make_tuple(prefix)).front();
   const std::vector<int32_t> ids = token_lists(py::make_tuple(sequence), "sequences").front();
-  cpu::Buffer out;
-  {
-    py::gil_scoped_release release;
-    out = engine.attend(image, ids);
-  }
+  cpu::Buffer out = native_call(nullptr, [&](const Control&) { return engine.attend(image, ids); });
   return take(std::move(out), {static_cast<py::ssize_t>(ids.size()), image->tokens});
 }
 
-py::array features(const Engine& engine, const py::object& pixel_values, bool interpolate_positions) {
+py::array features(const Engine& engine, const py::object& pixel_values, bool interpolate_positions,
+                   const std::shared_ptr<CancelFlag>& cancel) {
   const Array pixels(pixel_values, "pixel_values");
   const PixelBatch batch = pixel_batch(pixels, interpolate_positions);
-  cpu::Buffer out;
-  {
-    py::gil_scoped_release release;
-    out = engine.features(batch);
-  }
+  cpu::Buffer out = native_call(cancel, [&](const Control& control) { return engine.features(batch, control); });
   const VisionConfig& c = engine.config().vision;
   return take(std::move(out), {batch.images, batch.frames * frame_tokens(c, batch), c.hidden_size});
+}
+
+// The running batch of one caller. Threads take turns.
+class OwnDecoding {
+  template <class Fn>
+  auto exclusively(const Fn& fn) {
+    if (cpu::fork_count() != forks_)
+      throw Error("decoding: begun before a fork, and goes on in the parent process alone");
+    const WithoutGil released;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return fn();
+  }
+
+ public:
+  explicit OwnDecoding(const Engine& engine) : engine_(engine), decoding_(engine.decoding()) {}
+
+  int64_t add(const py::object& prefix, const py::object& prompt, const py::dict& options) {
+    const search::SearchOptions native = search_options(options);
+    const PrefixPtr own = prefix_of(prefix, "prefix");
+    const search::Tokens ids = token_list(prompt, "prompt");
+    return exclusively([&] {
+      const search::RulesPtr rules = search::make_rules(native, static_cast<int32_t>(engine_.config().vocab_size));
+      engine_.check_prompt(own, ids, native);
+      return decoding_->generate(own, ids, rules);
+    });
+  }
+  bool cancel(int64_t handle) {
+    return exclusively([&] { return decoding_->cancel(handle); });
+  }
+  py::list step() {
+    const std::vector<Decoding::Event> events = exclusively([&] { return decoding_->step(); });
+    py::list out;
+    for (const Decoding::Event& event : events) {
+      py::list tokens;
+      if (event.token >= 0) tokens.append(event.token);
+      py::object results = py::none(), error = py::none();
+      if (event.error)
+        error = exception_of(event.error);
+      else if (event.done)
+        results = result_lists({event.results})[0];
+      out.append(py::make_tuple(event.handle, tokens, results, error));
+    }
+    return out;
+  }
+  int64_t size() {
+    return exclusively([&] { return decoding_->sequences(); });
+  }
+
+ private:
+  static py::object exception_of(const std::exception_ptr& error) {
+    try {
+      std::rethrow_exception(error);
+    } catch (const Error& e) {
+      return py::reinterpret_borrow<py::object>(PyExc_ValueError)(e.what());
+    } catch (const std::bad_alloc& e) {
+      return py::reinterpret_borrow<py::object>(PyExc_MemoryError)(e.what());
+    } catch (const std::exception& e) {
+      return py::reinterpret_borrow<py::object>(PyExc_RuntimeError)(e.what());
+    }
+  }
+
+  const Engine& engine_;
+  const int forks_ = cpu::fork_count();
+  std::mutex mutex_;
+  std::unique_ptr<Decoding> decoding_;
+};
+
+std::shared_ptr<CancelFlag> make_cancel_flag(std::optional<double> timeout) {
+  if (!timeout) return std::make_shared<CancelFlag>();
+  constexpr double kLongest = 1e9;  // seconds: more is never reached, and would overflow the clock
+  if (!(*timeout >= 0)) throw Error("timeout: expected None or 0 or more seconds, got " + std::to_string(*timeout));
+  const std::chrono::duration<double> time(std::min(*timeout, kLongest));
+  return std::make_shared<CancelFlag>(cpu::Clock::now() + std::chrono::duration_cast<cpu::Clock::duration>(time));
 }
 
 py::dict stats(const Engine& engine) {
@@ -241,13 +321,60 @@ py::dict stats(const Engine& engine) {
 
 }  // namespace
 
+// The checks of the CPU engine, for engines in Python. `shape` is (B, 3, H, W) or (B, T, 3, H, W).
+static void check_pixels(const std::vector<int64_t>& shape, bool interpolate_positions, int64_t image_size,
+                         int64_t patch_size, int64_t num_frames) {
+  TensorView t;
+  t.ndim = static_cast<int>(std::min<size_t>(shape.size(), TensorView::kMaxDims));
+  std::copy_n(shape.begin(), t.ndim, t.shape);
+  cpu::check_pixels(pixel_batch(t, Check(t, "pixel_values"), interpolate_positions),
+                    {image_size, patch_size, num_frames});
+}
+
+static void check_texts(const py::object& texts, const std::string& name, int64_t new_tokens, int64_t vocab_size,
+                        int64_t max_positions) {
+  cpu::check_texts(token_lists(texts, name), name.c_str(), new_tokens, {vocab_size, max_positions});
+}
+
 void bind_engine(py::module_& m) {
   using py::arg;
+  m.def("check_pixels", &check_pixels, arg("shape"), arg("interpolate_positions"), arg("image_size"), arg("patch_size"),
+        arg("num_frames"));
+  m.def("check_texts", &check_texts, arg("texts"), arg("name"), arg("new_tokens"), arg("vocab_size"),
+        arg("max_positions"));
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    const auto raise = [](const char* type, const std::exception& error) {
+      const py::object errors = py::module_::import("gitfast.errors");
+      PyErr_SetString(errors.attr(type).ptr(), error.what());
+    };
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const cpu::Cancelled& error) {
+      raise("CancelledError", error);
+    } catch (const cpu::DeadlinePassed& error) {
+      raise("DeadlineError", error);
+    }
+  });
+
+  py::class_<CancelFlag, std::shared_ptr<CancelFlag>>(m, "CancelFlag", "What gitfast.CancelToken sets.")
+      .def(py::init(&make_cancel_flag), arg("timeout") = py::none())
+      .def("cancel", &CancelFlag::cancel)
+      .def("check", &CancelFlag::check)
+      .def_property_readonly("cancelled", &CancelFlag::cancelled)
+      .def_property_readonly("late", &CancelFlag::late);
+
   py::class_<Prefix, std::shared_ptr<Prefix>>(m, "Prefix", "Keys and values of one image in every decoder layer.")
       .def_property_readonly("num_tokens", [](const Prefix& p) { return p.tokens; })
       .def_property_readonly("nbytes", &Prefix::bytes)
       .def("keys_values", keys_values, arg("layer"), "K and V of a layer, each (heads, tokens, head_dim).");
 
+  py::class_<OwnDecoding>(m, "Decoding", "See gitfast.engines.base.Decoding.")
+      .def("add", &OwnDecoding::add, arg("prefix"), arg("prompt"), arg("options"))
+      .def("cancel", &OwnDecoding::cancel, arg("handle"))
+      .def("step", &OwnDecoding::step)
+      .def("__len__", &OwnDecoding::size);
+
+  const auto never = py::none();
   py::class_<Engine>(m, "CpuEngine")
       .def(py::init(&make_engine), arg("config"), arg("weights"), arg("dtype") = "float32", arg("num_threads") = 0,
            arg("isa") = "", arg("two_stage_head") = false)
@@ -256,12 +383,14 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("num_threads", &Engine::num_threads)
       .def_property_readonly("nbytes", &Engine::bytes)
       .def_property_readonly("stats", stats)
-      .def("encode", encode, arg("pixel_values"), arg("interpolate_positions") = false)
-      .def("features", features, arg("pixel_values"), arg("interpolate_positions") = false)
-      .def("generate", generate, arg("prefixes"), arg("prompts"), arg("options"), arg("on_token") = py::none())
-      .def("score", score, arg("prefixes"), arg("sequences"))
+      .def("encode", encode, arg("pixel_values"), arg("interpolate_positions") = false, arg("cancel") = never)
+      .def("features", features, arg("pixel_values"), arg("interpolate_positions") = false, arg("cancel") = never)
+      .def("generate", generate, arg("prefixes"), arg("prompts"), arg("options"), arg("on_token") = py::none(),
+           arg("cancel") = never)
+      .def("score", score, arg("prefixes"), arg("sequences"), arg("cancel") = never)
+      .def("logits", logits, arg("prefixes"), arg("sequences"), arg("cancel") = never)
       .def("attend", attend, arg("prefix"), arg("sequence"))
-      .def("logits", logits, arg("prefixes"), arg("sequences"));
+      .def("decoding", [](const Engine& e) { return std::make_unique<OwnDecoding>(e); }, py::keep_alive<0, 1>());
 }
 
 }  // namespace gitfast::bindings

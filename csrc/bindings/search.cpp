@@ -52,19 +52,11 @@ double number(const py::handle& value, const std::string& name) {
   return out;
 }
 
-Tokens tokens(const py::handle& value, const std::string& name) {
-  if (!py::isinstance<py::sequence>(value) && !py::isinstance<py::array>(value)) reject(name, "token ids", value);
-  if (py::isinstance<py::str>(value) || py::isinstance<py::bytes>(value)) reject(name, "token ids", value);
-  Tokens out;
-  for (const py::handle token : value) out.push_back(integer<int32_t>(token, name));
-  return out;
-}
-
-std::vector<Tokens> token_lists(const py::handle& value, const std::string& name) {
-  if (!py::isinstance<py::sequence>(value)) reject(name, "sequences of token ids", value);
-  std::vector<Tokens> out;
-  for (const py::handle row : value) out.push_back(tokens(row, name + "[" + std::to_string(out.size()) + "]"));
-  return out;
+// What has elements in an order; text and bytes have them too, but are no ids.
+bool is_sequence(const py::handle& value) {
+  if (py::isinstance<py::array>(value)) return py::reinterpret_borrow<py::array>(value).ndim() > 0;
+  return py::isinstance<py::sequence>(value) && !py::isinstance<py::str>(value) && !py::isinstance<py::bytes>(value) &&
+         !PyByteArray_Check(value.ptr()) && !PyMemoryView_Check(value.ptr());
 }
 
 // The fields of a dict, each asked for once by name; what nobody asked for is an unknown option.
@@ -74,7 +66,8 @@ class Fields {
 
   template <class T>
   void read(const char* name, T& out) {
-    const py::object value = take(name);
+    constexpr bool kList = std::is_same_v<T, Tokens> || std::is_same_v<T, std::vector<Tokens>>;
+    const py::object value = kList ? take(name) : take_given(name);
     if (!value) return;
     if constexpr (std::is_same_v<T, bool>) {
       if (!py::isinstance<py::bool_>(value)) reject(name, "True or False", value);
@@ -84,19 +77,24 @@ class Fields {
     } else if constexpr (std::is_floating_point_v<T>) {
       out = number(value, name);
     } else if constexpr (std::is_same_v<T, Tokens>) {
-      out = tokens(value, name);
+      out = token_list(value, name);
     } else {
       out = token_lists(value, name);
     }
   }
-  void read(const char* name, std::optional<int32_t>& out) {
-    if (const py::object value = take(name)) out = integer<int32_t>(value, name);
+  template <class T>
+  void read(const char* name, std::optional<T>& out) {
+    if (const py::object value = take(name)) out = integer<T>(value, name);
   }
   // The value of a field, or null where it is absent or None.
   py::object take(const char* name) {
+    py::object value = take_given(name);
+    return value && value.is_none() ? py::object() : value;
+  }
+  // Or null where it is absent.
+  py::object take_given(const char* name) {
     known_.insert(name);
-    if (!dict_.contains(name) || dict_[name].is_none()) return {};
-    return dict_[name];
+    return dict_.contains(name) ? py::object(dict_[name]) : py::object();
   }
   void reject_unknown() const {
     for (const auto& [name, value] : dict_)
@@ -126,6 +124,14 @@ void read_forms(Fields& fields, SearchOptions& o) {
   }
 }
 
+void stop(Search& search, std::optional<int32_t> item) {
+  if (!item) return search.stop();
+  const auto items = static_cast<int32_t>(search.num_items());
+  if (*item < 0 || *item >= items)
+    throw Error("item: expected 0 to " + std::to_string(items - 1) + ", got " + std::to_string(*item));
+  search.stop(*item);
+}
+
 void advance(Search& search, const py::object& object) {
   const Array logits(object, "logits");
   Dim R(search.num_rows()), V(search.vocab_size());
@@ -136,6 +142,26 @@ void advance(Search& search, const py::object& object) {
 }
 
 }  // namespace
+
+Tokens token_list(const py::handle& value, const std::string& name) {
+  if (!is_sequence(value)) reject(name, "token ids", value);
+  Tokens out;
+  for (const py::handle token : value) {
+    try {
+      out.push_back(integer<int32_t>(token, name));
+    } catch (const Error&) {
+      throw Error(name + ": token id " + std::string(py::str(token)) + " is outside the vocabulary");
+    }
+  }
+  return out;
+}
+
+std::vector<Tokens> token_lists(const py::handle& value, const std::string& name) {
+  if (!is_sequence(value)) reject(name, "sequences of token ids", value);
+  std::vector<Tokens> out;
+  for (const py::handle row : value) out.push_back(token_list(row, name + "[" + std::to_string(out.size()) + "]"));
+  return out;
+}
 
 SearchOptions search_options(const py::dict& dict) {
   SearchOptions o;
@@ -186,19 +212,25 @@ py::list result_lists(const std::vector<std::vector<search::Result>>& results) {
 static std::vector<int64_t> sample_keys(const py::dict& options, const py::object& prompts) {
   const SearchOptions o = search_options(options);
   std::vector<int64_t> keys;
-  for (const Tokens& prompt : token_lists(prompts, "prompts"))
+  for (const Tokens& prompt : token_lists(prompts, "prompts")) {
+    const uint64_t seed = search::seed_of_item(o);
     for (int32_t sample = 0; sample < o.num_return_sequences; ++sample)
-      keys.push_back(static_cast<int64_t>(
-          search::sample_key(o.seed, prompt.data(), prompt.size(), static_cast<uint64_t>(sample))));
+      keys.push_back(
+          static_cast<int64_t>(search::sample_key(seed, prompt.data(), prompt.size(), static_cast<uint64_t>(sample))));
+  }
   return keys;
 }
 
 // Throws as the constructor of Search does, and makes none.
 static void check_search(const py::dict& options, const py::object& prompts, int32_t vocab_size) {
-  search::check(search_options(options), token_lists(prompts, "prompts"), vocab_size);
+  search::check(search_options(options), vocab_size);
+  search::check_prompts(token_lists(prompts, "prompts"), vocab_size);
 }
 
 static std::vector<float> length_norms(const py::dict& options, int32_t longest) {
+  constexpr int32_t kLongest = 1 << 20;  // no model has as many positions
+  if (longest < 0 || longest > kLongest)
+    throw Error("longest: expected 0 to " + std::to_string(kLongest) + ", got " + std::to_string(longest));
   const SearchOptions o = search_options(options);
   std::vector<float> norms;
   for (int32_t length = 0; length <= longest; ++length) norms.push_back(search::length_norm(o, length));
@@ -210,7 +242,7 @@ void bind_search(py::module_& m) {
   using py::arg;
   py::class_<Search>(m, "Search", "Logits in, tokens out; see gitfast.search.")
       .def(py::init([](const py::dict& options, const py::object& prompts, int32_t vocab_size) {
-             return Search(search_options(options), token_lists(prompts, "prompts"), vocab_size);
+             return Search(search::make_rules(search_options(options), vocab_size), token_lists(prompts, "prompts"));
            }),
            arg("options"), arg("prompts"), arg("vocab_size"))
       .def_property_readonly("done", &Search::done)
@@ -220,7 +252,7 @@ void bind_search(py::module_& m) {
       .def_property_readonly("parents", &Search::parents)
       .def_property_readonly("items", &Search::items)
       .def("advance", advance, arg("logits"))
-      .def("stop", &Search::stop)
+      .def("stop", stop, arg("item") = py::none())
       .def("results", [](const Search& s) { return result_lists(s.results()); });
   m.def("check_search", &check_search, arg("options"), arg("prompts"), arg("vocab_size"));
   m.def("sample_keys", &sample_keys, arg("options"), arg("prompts"));

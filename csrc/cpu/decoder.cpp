@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "self_attention.h"
 
@@ -37,52 +38,75 @@ PackedLinear drop_columns(const PackedLinear& w, int64_t columns) {
 
 }  // namespace
 
-std::vector<std::shared_ptr<Prefix>> make_prefixes(Compute& compute, const ModelConfig& config, const DecoderWeights& w,
-                                                   Buffer& tokens, int64_t images, int64_t num_tokens) {
-  const int64_t d = config.hidden_size, rows = images * num_tokens;
-  std::vector<std::shared_ptr<Prefix>> prefixes;
+PrefixPass::PrefixPass(Compute& compute, const ModelConfig& config, const DecoderWeights& weights, Buffer tokens,
+                       int64_t images, int64_t num_tokens)
+    : compute_(compute),
+      config_(config),
+      weights_(weights),
+      rows_(images * num_tokens),
+      x_(std::move(tokens)),
+      qkv_(float_buffer(rows_ * 3 * config.hidden_size)),
+      context_(float_buffer(rows_ * config.hidden_size)),
+      wide_(float_buffer(rows_ * config.intermediate_size)),
+      groups_(static_cast<size_t>(images)) {
   for (int64_t b = 0; b < images; ++b) {
-    prefixes.push_back(std::make_shared<Prefix>());
-    prefixes.back()->tokens = num_tokens;
+    prefixes_.push_back(std::make_shared<Prefix>());
+    prefixes_.back()->tokens = num_tokens;
     for (int64_t layer = 0; layer < config.num_layers; ++layer)
-      prefixes.back()->layers.emplace_back(config.num_heads, num_tokens, config.head_dim(), w.keys_values);
+      prefixes_.back()->layers.emplace_back(config.num_heads, num_tokens, config.head_dim(), weights.keys_values);
   }
-
-  float* x = tokens.floats();
-  Buffer qkv = float_buffer(rows * 3 * d), context = float_buffer(rows * d);
-  Buffer wide = float_buffer(rows * config.intermediate_size);
-  std::vector<KeyValues*> groups(prefixes.size());
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    const DecoderLayer& l = w.layers[static_cast<size_t>(layer)];
-    for (size_t b = 0; b < prefixes.size(); ++b) groups[b] = &prefixes[b]->layers[static_cast<size_t>(layer)];
-    const bool last = layer + 1 == config.num_layers;
-    const int64_t unused = last && d % kPanel == 0 ? d : 0;  // the queries of the last layer
-    const PackedLinear product = drop_columns(l.qkv.view, unused);
-    compute.linear(x, rows, product, qkv.floats());
-    store_keys_values(compute, qkv.floats() + d - unused, qkv.floats() + 2 * d - unused, product.n, groups);
-    if (last) break;
-    self_attention(compute, qkv.floats(), product.n, groups, context.floats());
-    finish_layer(compute, l, rows, context.floats(), wide.floats(), x);
-  }
-  return prefixes;
 }
 
-TextState::TextState(const ModelConfig& config, int64_t max_slots, int64_t max_tokens, int64_t max_prefix,
-                     int num_threads)
-    : config_(config),
-      max_slots_(max_slots),
-      max_tokens_(max_tokens),
-      keys_(float_buffer(config.num_layers * max_slots * config.hidden_size)),
-      values_(float_buffer(config.num_layers * max_slots * config.hidden_size)),
-      hidden_(float_buffer(max_tokens * config.hidden_size)),
-      qkv_(float_buffer(max_tokens * 3 * config.hidden_size)),
-      context_(float_buffer(max_tokens * config.hidden_size)),
-      wide_(float_buffer(max_tokens * config.intermediate_size)),
-      scratch_floats_(attention_scratch_floats(config.head_dim(), max_prefix, config.max_positions)),
-      scratch_(float_buffer(scratch_floats_ * num_threads)) {
-  tiles_.reserve(static_cast<size_t>(max_tokens) + 1);
-  slots_.reserve(static_cast<size_t>(max_tokens));
-  lengths_.reserve(static_cast<size_t>(max_tokens));
+void PrefixPass::run_layer() {
+  const auto layer = static_cast<size_t>(next_++);
+  const DecoderLayer& l = weights_.layers[layer];
+  const int64_t d = config_.hidden_size;
+  for (size_t b = 0; b < prefixes_.size(); ++b) groups_[b] = &prefixes_[b]->layers[layer];
+  const int64_t unused = !layers_left() && d % kPanel == 0 ? d : 0;  // the queries of the last layer
+  const PackedLinear product = drop_columns(l.qkv.view, unused);
+  compute_.linear(x_.floats(), rows_, product, qkv_.floats());
+  store_keys_values(compute_, qkv_.floats() + d - unused, qkv_.floats() + 2 * d - unused, product.n, groups_);
+  if (!layers_left()) return;
+  self_attention(compute_, qkv_.floats(), product.n, groups_, context_.floats());
+  finish_layer(compute_, l, rows_, context_.floats(), wide_.floats(), x_.floats());
+}
+
+void TextState::reserve(int64_t slots, int64_t used, int64_t tokens, int64_t prefix) {
+  const ModelConfig& c = config_;
+  const int64_t d = c.hidden_size;
+  if (slots > max_slots_) {
+    Buffer keys = float_buffer(c.num_layers * slots * d), values = float_buffer(c.num_layers * slots * d);
+    for (int64_t layer = 0; used > 0 && layer < c.num_layers; ++layer) {
+      std::copy_n(keys_.floats() + layer * max_slots_ * d, used * d, keys.floats() + layer * slots * d);
+      std::copy_n(values_.floats() + layer * max_slots_ * d, used * d, values.floats() + layer * slots * d);
+    }
+    keys_ = std::move(keys);
+    values_ = std::move(values);
+    max_slots_ = slots;
+  }
+  if (tokens > max_tokens_) {
+    Buffer hidden = float_buffer(tokens * d), qkv = float_buffer(tokens * 3 * d), context = float_buffer(tokens * d);
+    wide_ = float_buffer(tokens * c.intermediate_size);
+    hidden_ = std::move(hidden);
+    qkv_ = std::move(qkv);
+    context_ = std::move(context);
+    tiles_.reserve(static_cast<size_t>(tokens) + 1);
+    slots_.reserve(static_cast<size_t>(tokens));
+    lengths_.reserve(static_cast<size_t>(tokens));
+    max_tokens_ = tokens;
+  }
+  if (prefix > max_prefix_) {
+    const int64_t floats = attention_scratch_floats(c.head_dim(), prefix, c.max_positions);
+    scratch_ = float_buffer(floats * num_threads_);
+    scratch_floats_ = floats;
+    max_prefix_ = prefix;
+  }
+}
+
+size_t TextState::bytes() const {
+  size_t total = 0;
+  for (const Buffer* b : {&keys_, &values_, &hidden_, &qkv_, &context_, &wide_, &scratch_}) total += b->bytes();
+  return total;
 }
 
 const float* TextState::forward(Compute& compute, const DecoderWeights& w, const std::vector<TextToken>& tokens) {
@@ -91,7 +115,7 @@ const float* TextState::forward(Compute& compute, const DecoderWeights& w, const
   plan(tokens);
   embed(compute, w, tokens);
   float* x = hidden_.floats();
-  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+  for (int64_t layer = 0; layer < config_.get().num_layers; ++layer) {
     const DecoderLayer& l = w.layers[static_cast<size_t>(layer)];
     compute.linear(x, n, l.qkv.view, qkv_.floats());
     append(compute, layer, n);
@@ -119,7 +143,7 @@ void TextState::plan(const std::vector<TextToken>& tokens) {
 
 // hidden = norm(word + position)
 void TextState::embed(const Compute& compute, const DecoderWeights& w, const std::vector<TextToken>& tokens) {
-  const int64_t d = config_.hidden_size;
+  const int64_t d = config_.get().hidden_size;
   float* x = hidden_.floats();
   for (const TextToken& token : tokens) {
     const float* position = w.positions.floats() + token.position * d;
@@ -133,7 +157,7 @@ void TextState::embed(const Compute& compute, const DecoderWeights& w, const std
 // Writes the new tokens' keys and values into their slots.
 void TextState::append(const Compute& compute, int64_t layer, int64_t num_tokens) {
   constexpr int64_t kTokensPerPart = 16;  // fewer cost less than waking a thread
-  const int64_t d = config_.hidden_size;
+  const int64_t d = config_.get().hidden_size;
   const auto bytes = static_cast<size_t>(d) * sizeof(float);
   compute.parallel(num_tokens, kTokensPerPart, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
@@ -146,7 +170,8 @@ void TextState::append(const Compute& compute, int64_t layer, int64_t num_tokens
 }
 
 void TextState::attend(const Compute& compute, int64_t layer, const std::vector<TextToken>& tokens) {
-  const int64_t d = config_.hidden_size, heads = config_.num_heads, hd = config_.head_dim();
+  const ModelConfig& c = config_;
+  const int64_t d = c.hidden_size, heads = c.num_heads, hd = c.head_dim();
   const auto num_tiles = static_cast<int64_t>(tiles_.size()) - 1;
   compute.parallel(num_tiles * heads, 1, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t i = begin; i < end; ++i) {

@@ -1,17 +1,13 @@
-// The CPU engine: a whole GIT model, one call per encode and per batch of captions. No torch, no Python.
+// The CPU engine: a whole GIT model. Calls from any threads share one running batch. No torch, no Python.
 #pragma once
 
-#include <atomic>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
 
-#include "decoder.h"
 #include "isa.h"
 #include "model.h"
-#include "prefix.h"
-#include "rows.h"
+#include "running_batch.h"
 #include "search/search.h"
 #include "threads.h"
 #include "two_stage_head.h"
@@ -20,31 +16,11 @@
 
 namespace gitfast::cpu {
 
-using PrefixPtr = std::shared_ptr<const Prefix>;
-using TokenLists = std::vector<std::vector<int32_t>>;
-
-// Calls are thread-safe: each has its own workspace, and the regions of the thread pool take turns. A row's result
-// does not depend on the other rows of its call. Bad input throws Error before any work is done.
+// Calls are thread-safe. A row's result does not depend on the other rows of its call, nor on other calls. Bad input
+// throws Error before any work is done.
 class Engine {
  public:
-  // Called now and then during long work, on the calling thread; what it throws ends the call.
-  using Poll = std::function<void()>;
-  // A row's new token, after every step; returning false ends the generation of all rows as they stand.
-  using OnToken = std::function<bool(int32_t row, int32_t token)>;
-
-  // Work done so far.
-  struct Stats {
-    std::atomic<int64_t> encoded_images{0};  // images and clips
-    std::atomic<int64_t> prefill_tokens{0};
-    std::atomic<int64_t> decode_steps{0};
-  };
-
-  // Some whole rows that ran together.
-  struct Chunk {
-    const Row* rows;
-    const std::vector<TextToken>& tokens;  // of all its rows, one after another
-    const float* hidden;                   // (tokens, D)
-  };
+  using Stats = RunningBatch::Stats;  // of the work done so far
 
   // Reads every weight once from `source` and stores the matrices in `format`; the vision encoder of int8 has bf16, for
   // it is bound by arithmetic. `num_threads` 0 chooses. `two_stage_head`: greedy search reads an int8 copy of the head
@@ -53,22 +29,28 @@ class Engine {
          bool two_stage_head);
 
   // One prefix per image or clip.
-  std::vector<PrefixPtr> encode(const PixelBatch& pixels, const Poll& poll) const;
+  std::vector<PrefixPtr> encode(const PixelBatch& pixels, const Control& control) const;
 
   // Vision features (images, frames * N, Dv), which the projection reads.
-  Buffer features(const PixelBatch& pixels) const;
+  Buffer features(const PixelBatch& pixels, const Control& control) const;
 
   // Row r continues prompts[r] on prefixes[r] (null: text only). Per row, the sequences found, best first.
   std::vector<std::vector<search::Result>> generate(const std::vector<PrefixPtr>& prefixes, const TokenLists& prompts,
-                                                    const search::SearchOptions& options, const OnToken& on_token,
-                                                    const Poll& poll) const;
+                                                    const search::SearchOptions& options, const OnTokens& on_tokens,
+                                                    const Control& control) const;
 
   // Log-probability of every token of sequences[r] but the first, given those before it.
   std::vector<std::vector<float>> score(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences,
-                                        const Poll& poll) const;
+                                        const Control& control) const;
 
   // Logits at every token, (tokens of all sequences, V), sequence after sequence.
-  Buffer logits(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences, const Poll& poll) const;
+  Buffer logits(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences, const Control& control) const;
+
+  // A running batch of the caller's own, apart from that of the calls above. The engine must outlive it.
+  std::unique_ptr<Decoding> decoding() const { return std::make_unique<Decoding>(text_model()); }
+  // Throws Error where these cannot go into `decoding()`: generate, one row.
+  void check_prompt(const PrefixPtr& prefix, const std::vector<int32_t>& prompt,
+                    const search::SearchOptions& options) const;
 
   // Attention of every token of `ids` to the tokens of the prefix, (tokens, P): softmax weights over prefix and text,
   // averaged over heads and layers, those on text left out. In attend.cpp.
@@ -82,16 +64,11 @@ class Engine {
   const Stats& stats() const { return stats_; }
 
  private:
-  void check_pixels(const PixelBatch& pixels) const;
   // `name` is the argument that holds `ids`; each row must leave room for `new_tokens` more.
   void check_text(const std::vector<PrefixPtr>& prefixes, const TokenLists& ids, const char* name,
                   int64_t new_tokens) const;
-  // Runs the rows' whole texts; `last` takes the hidden states (rows, D) of their last tokens.
-  void prefill(Compute& compute, const std::vector<Row>& rows, TextState& state, SlotLists& slots,
-               std::vector<TextToken>& tokens, float* last, const Poll& poll) const;
-  // Runs whole sequences, a bounded number of tokens at a time.
-  void run_sequences(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences, const Poll& poll,
-                     const std::function<void(Compute&, const Chunk&)>& use) const;
+  TextModel text_model() const;
+  RunningBatch& batch() const;
 
   const ModelConfig config_;
   const uint64_t id_;
@@ -102,6 +79,7 @@ class Engine {
   const DecoderWeights decoder_;
   std::optional<TwoStageHead> quick_head_;
   mutable Stats stats_;
+  mutable PerProcess<RunningBatch> batch_;
 };
 
 }  // namespace gitfast::cpu

@@ -41,10 +41,9 @@ struct Awake {
   ~Awake() { awake.fetch_sub(1, std::memory_order_relaxed); }
 };
 
-// How many forks lie between the first process and this one. A child starts with no thread but its own.
-std::atomic<int> fork_count{0};
+std::atomic<int> forks{0};
 void count_fork() {
-  fork_count.fetch_add(1);
+  forks.fetch_add(1);
   awake.store(0);
 }
 [[maybe_unused]] const int kForkHandler = pthread_atfork(nullptr, nullptr, count_fork);
@@ -165,15 +164,14 @@ class BlockedSignals {
 
 }  // namespace
 
-// The threads and everything they touch. A forked child has none of the threads and finds the locks in any state, so
-// it leaves its parent's crew untouched, for good, and makes another.
+int fork_count() { return forks.load(); }
+
+// The threads and everything they touch.
 class ThreadPool::Crew {
  public:
-  explicit Crew(int num_threads) : num_threads_(num_threads), forks_(fork_count.load()), offers_(num_threads) {}
+  explicit Crew(int num_threads) : num_threads_(num_threads), offers_(num_threads) {}
 
   ~Crew() { stop(); }
-
-  bool of_this_process() const { return forks_ == fork_count.load(); }
 
   void run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn) {
     if (working_for == this) return fn(0, n, working_as);
@@ -252,7 +250,6 @@ class ThreadPool::Crew {
   static thread_local int working_as;
 
   const int num_threads_;
-  const int forks_;
   std::mutex callers_;  // held by the one caller whose job runs
   std::vector<std::thread> threads_;
   std::vector<Offer> offers_;  // offers_[i] is for worker i; the caller's part 0 needs none
@@ -271,21 +268,10 @@ ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
   if (num_threads < 1) throw Error("num_threads: expected at least 1, got " + std::to_string(num_threads));
 }
 
-ThreadPool::~ThreadPool() {
-  Crew* crew = crew_.load();
-  if (crew && crew->of_this_process()) delete crew;
-}
-
-ThreadPool::Crew& ThreadPool::crew() {
-  Crew* found = crew_.load(std::memory_order_acquire);
-  if (found && found->of_this_process()) return *found;
-  auto fresh = std::make_unique<Crew>(num_threads_);
-  if (crew_.compare_exchange_strong(found, fresh.get())) return *fresh.release();
-  return *found;  // another thread was faster
-}
+ThreadPool::~ThreadPool() = default;
 
 void ThreadPool::parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn) {
-  if (n > 0) crew().run(n, grain, fn);
+  if (n > 0) crew_.get([this] { return std::make_unique<Crew>(num_threads_); }).run(n, grain, fn);
 }
 
 }  // namespace gitfast::cpu

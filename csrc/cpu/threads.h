@@ -6,6 +6,8 @@
 #include <functional>
 #include <string>
 
+#include "fork.h"
+
 namespace gitfast::cpu {
 
 class ThreadPool {
@@ -26,10 +28,9 @@ class ThreadPool {
 
  private:
   class Crew;
-  Crew& crew();
 
   const int num_threads_;
-  std::atomic<Crew*> crew_{nullptr};  // made at the first call, and again in a forked child
+  PerProcess<Crew> crew_;
 };
 
 // `requested` if positive, else GITFAST_NUM_THREADS, else usable_cpus().

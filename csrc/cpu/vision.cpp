@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "positions.h"
-#include "prefix.h"
 #include "self_attention.h"
 
 namespace gitfast::cpu {
@@ -65,31 +65,41 @@ void add_temporal(const PixelBatch& in, int64_t n, int64_t d, const float* tempo
 
 }  // namespace
 
-Buffer vision_features(Compute& compute, const VisionConfig& config, const VisionWeights& w, const PixelBatch& in) {
-  const int64_t d = config.hidden_size, n = frame_tokens(config, in), rows = in.num_frames() * n;
-  Buffer x = embed(compute, config, w, in);
-  compute.norm(x.floats(), rows, w.pre_norm, x.floats());
-
-  Buffer normed = float_buffer(rows * d), wide = float_buffer(rows * std::max(3 * d, config.intermediate_size));
-  std::vector<KeyValues> frames;
-  std::vector<KeyValues*> groups;
-  frames.reserve(static_cast<size_t>(in.num_frames()));
+VisionPass::VisionPass(Compute& compute, const VisionConfig& config, const VisionWeights& weights, const PixelBatch& in)
+    : compute_(compute),
+      config_(config),
+      weights_(weights),
+      shape_(in),
+      frame_tokens_(frame_tokens(config, in)),
+      rows_(in.num_frames() * frame_tokens_),
+      x_(embed(compute, config, weights, in)),
+      normed_(float_buffer(rows_ * config.hidden_size)),
+      wide_(float_buffer(rows_ * std::max(3 * config.hidden_size, config.intermediate_size))) {
+  compute.norm(x_.floats(), rows_, weights.pre_norm, x_.floats());
+  frames_.reserve(static_cast<size_t>(in.num_frames()));
   for (int64_t f = 0; f < in.num_frames(); ++f)
-    groups.push_back(&frames.emplace_back(config.num_heads, n, config.head_dim(), w.keys_values));
+    groups_.push_back(&frames_.emplace_back(config.num_heads, frame_tokens_, config.head_dim(), weights.keys_values));
+}
 
-  for (const VisionLayer& l : w.layers) {
-    compute.norm(x.floats(), rows, l.attention_norm, normed.floats());
-    compute.linear(normed.floats(), rows, l.qkv.view, wide.floats());
-    store_keys_values(compute, wide.floats() + d, wide.floats() + 2 * d, 3 * d, groups);
-    self_attention(compute, wide.floats(), 3 * d, groups, normed.floats());
-    compute.linear(normed.floats(), rows, l.out.view, x.floats(), Activation::none, x.floats());
-    compute.norm(x.floats(), rows, l.mlp_norm, normed.floats());
-    compute.linear(normed.floats(), rows, l.fc1.view, wide.floats(), Activation::quick_gelu);
-    compute.linear(wide.floats(), rows, l.fc2.view, x.floats(), Activation::none, x.floats());
-  }
-  compute.norm(x.floats(), rows, w.post_norm, x.floats());
-  if (in.temporal) add_temporal(in, n, d, w.temporal.floats(), x.floats());
-  return x;
+void VisionPass::run_layer() {
+  const VisionLayer& l = weights_.layers[next_++];
+  const int64_t d = config_.hidden_size;
+  float *x = x_.floats(), *normed = normed_.floats(), *wide = wide_.floats();
+  compute_.norm(x, rows_, l.attention_norm, normed);
+  compute_.linear(normed, rows_, l.qkv.view, wide);
+  store_keys_values(compute_, wide + d, wide + 2 * d, 3 * d, groups_);
+  self_attention(compute_, wide, 3 * d, groups_, normed);
+  compute_.linear(normed, rows_, l.out.view, x, Activation::none, x);
+  compute_.norm(x, rows_, l.mlp_norm, normed);
+  compute_.linear(normed, rows_, l.fc1.view, wide, Activation::quick_gelu);
+  compute_.linear(wide, rows_, l.fc2.view, x, Activation::none, x);
+}
+
+Buffer VisionPass::finish() {
+  compute_.norm(x_.floats(), rows_, weights_.post_norm, x_.floats());
+  if (shape_.temporal)
+    add_temporal(shape_, frame_tokens_, config_.hidden_size, weights_.temporal.floats(), x_.floats());
+  return std::move(x_);
 }
 
 Buffer project(Compute& compute, const VisionWeights& w, const Buffer& features, int64_t rows) {

@@ -19,10 +19,11 @@ float length_norm(const SearchOptions& options, int32_t length) {
   return static_cast<float>(std::clamp<double>(std::pow(base, options.length_penalty), FLT_MIN, FLT_MAX));
 }
 
-BeamItem::BeamItem(const SearchOptions& options, const Processors& processors, Tokens prompt)
-    : options_(options),
-      processors_(processors),
-      num_beams_(static_cast<size_t>(options.num_beams)),
+BeamItem::BeamItem(const Rules& rules, Tokens prompt)
+    : options_(rules.options),
+      processors_(rules.processors),
+      vocab_size_(rules.vocab_size),
+      num_beams_(static_cast<size_t>(rules.options.num_beams)),
       prompt_length_(prompt.size()),
       running_(1),
       finished_(num_beams_) {
@@ -47,7 +48,8 @@ void BeamItem::advance(const float* logits, int64_t row_stride, const Normalizer
 // The 2 K best of K * V. Of these at most K end in EOS, which leaves K that go on.
 bool BeamItem::find_candidates(const float* logits, int64_t row_stride, const Normalizer* normalizers, bool rules_hold,
                                BeamScratch& scratch) {
-  const auto vocab_size = static_cast<int64_t>(scratch.scores.size());
+  const int64_t vocab_size = vocab_size_;
+  scratch.scores.resize(static_cast<size_t>(vocab_size));
   const auto beams = static_cast<int64_t>(num_beams_);
   float* scores = scratch.scores.data();
   scratch.top_k.start(2 * beams, beams * vocab_size);

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "logits.h"
-#include "processors.h"
+#include "rules.h"
 #include "search.h"
 #include "top_k.h"
 
@@ -16,15 +16,13 @@ float length_norm(const SearchOptions& options, int32_t length);
 
 // Buffers that all items share.
 struct BeamScratch {
-  explicit BeamScratch(int32_t vocab_size) : scores(static_cast<size_t>(vocab_size)) {}
-
   std::vector<float> scores;  // (V)
   TopK top_k;
 };
 
 class BeamItem {
  public:
-  BeamItem(const SearchOptions& options, const Processors& processors, Tokens prompt);
+  BeamItem(const Rules& rules, Tokens prompt);
 
   bool done() const { return done_; }
   int32_t num_rows() const { return static_cast<int32_t>(running_.size()); }
@@ -66,6 +64,7 @@ class BeamItem {
 
   const SearchOptions& options_;
   const Processors& processors_;
+  const int32_t vocab_size_;
   const size_t num_beams_;
   const size_t prompt_length_;
   int32_t new_tokens_ = 0;

@@ -81,7 +81,7 @@ void check_allowed(const SearchOptions& o, int32_t vocab_size) {
 
 }  // namespace
 
-void check(const SearchOptions& o, const std::vector<Tokens>& prompts, int32_t vocab_size) {
+void check(const SearchOptions& o, int32_t vocab_size) {
   require(vocab_size >= 2, "vocab_size", "at least 2", vocab_size);
   check_lengths(o);
   check_rows(o);
@@ -96,6 +96,9 @@ void check(const SearchOptions& o, const std::vector<Tokens>& prompts, int32_t v
     check_tokens(o.bad_words[i], vocab_size, at("bad_words_ids", i));
   }
   check_allowed(o, vocab_size);
+}
+
+void check_prompts(const std::vector<Tokens>& prompts, int32_t vocab_size) {
   for (size_t i = 0; i < prompts.size(); ++i) {
     if (prompts[i].empty()) throw Error(at("prompts", i) + ": expected at least one token id, got none");
     check_tokens(prompts[i], vocab_size, at("prompts", i));

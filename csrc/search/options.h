@@ -5,7 +5,10 @@
 
 namespace gitfast::search {
 
-// Throws Error naming the first option, or prompt, that cannot be.
-void check(const SearchOptions& options, const std::vector<Tokens>& prompts, int32_t vocab_size);
+// Throws Error naming the first option that cannot be.
+void check(const SearchOptions& options, int32_t vocab_size);
+
+// Throws Error naming the first prompt that cannot be.
+void check_prompts(const std::vector<Tokens>& prompts, int32_t vocab_size);
 
 }  // namespace gitfast::search

@@ -34,7 +34,7 @@ class Processors {
   void allow_only(const History& history, float* scores) const;
   void force(int32_t token, float* scores) const;
 
-  const SearchOptions options_;
+  const SearchOptions& options_;  // of the Rules that hold this
   const Trie allowed_;
   const int32_t vocab_size_;
   bool active_;

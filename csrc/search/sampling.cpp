@@ -14,11 +14,10 @@ uint64_t sample_key(uint64_t seed, const int32_t* prompt, size_t prompt_length, 
   return mix(bits ^ sample);
 }
 
-Sampler::Sampler(const SearchOptions& options, int32_t vocab_size)
-    : options_(options), scores_(static_cast<size_t>(vocab_size)), weights_(static_cast<size_t>(vocab_size)) {}
-
-int32_t Sampler::draw(const float* scores, double u) {
-  const size_t n = scores_.size();
+int32_t Sampler::draw(const float* scores, int32_t vocab_size, double u) {
+  const auto n = static_cast<size_t>(vocab_size);
+  scores_.resize(n);
+  weights_.resize(n);
   const auto temperature = static_cast<float>(options_.temperature);
   const float top = largest(scores, static_cast<int64_t>(n));
   for (size_t i = 0; i < n; ++i) scores_[i] = (scores[i] - top) / temperature;

@@ -16,16 +16,17 @@ uint64_t sample_key(uint64_t seed, const int32_t* prompt, size_t prompt_length, 
 // Temperature, top-k, top-p and min-p, in transformers' order and with its rules.
 class Sampler {
  public:
-  Sampler(const SearchOptions& options, int32_t vocab_size);
+  // `options` must outlive this.
+  explicit Sampler(const SearchOptions& options) : options_(options) {}
 
-  // The token at quantile u of those kept, in order of token id. Scores are logits, at least one of them finite.
-  int32_t draw(const float* scores, double u);
+  // The token at quantile u of those kept, in order of token id. Scores (V) are logits, at least one of them finite.
+  int32_t draw(const float* scores, int32_t vocab_size, double u);
 
  private:
   float least_of_top_k();
   float least_of_top_p(float least);
 
-  const SearchOptions options_;
+  const SearchOptions& options_;
   std::vector<float> scores_;   // less the largest, over the temperature
   std::vector<float> weights_;  // exp(score)
   std::vector<TopK::Entry> sorted_;

@@ -1,30 +1,44 @@
 #include "search.h"
 
+#include <random>
+
 #include "beam.h"
 #include "logits.h"
-#include "options.h"
-#include "processors.h"
+#include "rules.h"
 #include "sampling.h"
 #include "single.h"
 #include "tensor.h"
 
 namespace gitfast::search {
 
+uint64_t seed_of_item(const SearchOptions& options) {
+  if (options.seed || !options.do_sample) return options.seed.value_or(0);
+  std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
+
+RulesPtr make_rules(const SearchOptions& options, int32_t vocab_size) {
+  return std::make_shared<const Rules>(options, vocab_size);
+}
+
+const SearchOptions& options_of(const Rules& rules) { return rules.options; }
+
 // With beams, an item is one BeamItem; otherwise it is num_return_sequences Singles, neighbours in `singles`.
 struct Search::Impl {
-  Impl(const SearchOptions& o, std::vector<Tokens> prompts, int32_t vocab)
-      : options(o),
-        vocab_size(vocab),
-        processors(o, vocab),
-        sampler(o, vocab),
-        scratch(static_cast<size_t>(vocab)),
-        beam_scratch(vocab) {
+  Impl(RulesPtr shared, std::vector<Tokens> prompts)
+      : rules(std::move(shared)),
+        options(rules->options),
+        num_items(static_cast<int32_t>(prompts.size())),
+        sampler(options) {
     for (Tokens& prompt : prompts) {
       items.push_back(static_cast<int32_t>(items.size()));
-      if (options.num_beams > 1)
-        beams.emplace_back(options, processors, std::move(prompt));
-      else
-        for (int32_t sample = 0; sample < options.num_return_sequences; ++sample) singles.emplace_back(prompt, sample);
+      if (options.num_beams > 1) {
+        beams.emplace_back(*rules, std::move(prompt));
+        continue;
+      }
+      const uint64_t seed = seed_of_item(options);
+      for (int32_t sample = 0; sample < options.num_return_sequences; ++sample)
+        singles.emplace_back(prompt, seed, sample);
     }
   }
 
@@ -32,7 +46,7 @@ struct Search::Impl {
     normalizers.clear();
     for (size_t r = 0; r < items.size(); ++r) {
       const auto row = static_cast<int64_t>(r);
-      normalizers.push_back(normalizer(logits + row * row_stride, vocab_size, row));
+      normalizers.push_back(normalizer(logits + row * row_stride, rules->vocab_size, row));
     }
     items.clear();
     parents.clear();
@@ -60,13 +74,13 @@ struct Search::Impl {
   // In the first step the samples of an item share its only row.
   void advance_singles(const float* logits, int64_t row_stride) {
     const auto per_item = static_cast<size_t>(options.num_return_sequences);
-    int32_t row = 0;
+    int32_t next_row = 0;
     for (size_t i = 0; i < singles.size(); ++i) {
       Single& single = singles[i];
       if (single.done()) continue;
-      const int32_t own = first_step ? static_cast<int32_t>(i / per_item) : row++;
-      single.advance(options, processors, sampler, logits + own * row_stride, normalizers[static_cast<size_t>(own)],
-                     scratch);
+      const int32_t own = next_row;
+      if (!first_step || (i + 1) % per_item == 0) ++next_row;
+      single.advance(*rules, sampler, logits + own * row_stride, normalizers[static_cast<size_t>(own)], scratch);
       if (!single.done()) add_row(i / per_item, own, single.token());
     }
   }
@@ -85,6 +99,27 @@ struct Search::Impl {
     tokens.clear();
   }
 
+  void stop(int32_t item) {
+    const auto i = static_cast<size_t>(item), per_item = static_cast<size_t>(options.num_return_sequences);
+    if (options.num_beams > 1) beams.at(i).stop();
+    for (size_t s = i * per_item; options.num_beams == 1 && s < (i + 1) * per_item; ++s) singles.at(s).stop();
+    size_t kept = 0;
+    for (size_t r = 0; r < items.size(); ++r) {
+      if (items[r] == item) continue;
+      items[kept] = items[r];
+      if (!first_step) {
+        parents[kept] = parents[r];
+        tokens[kept] = tokens[r];
+      }
+      ++kept;
+    }
+    items.resize(kept);
+    if (!first_step) {
+      parents.resize(kept);
+      tokens.resize(kept);
+    }
+  }
+
   std::vector<std::vector<Result>> results() const {
     std::vector<std::vector<Result>> out;
     for (const BeamItem& item : beams) out.push_back(item.results());
@@ -95,9 +130,9 @@ struct Search::Impl {
     return out;
   }
 
-  const SearchOptions options;
-  const int32_t vocab_size;
-  const Processors processors;
+  const RulesPtr rules;
+  const SearchOptions& options;
+  const int32_t num_items;
   Sampler sampler;
   std::vector<float> scratch;
   BeamScratch beam_scratch;
@@ -109,9 +144,9 @@ struct Search::Impl {
   std::vector<int32_t> parents, items;
 };
 
-Search::Search(const SearchOptions& options, std::vector<Tokens> prompts, int32_t vocab_size) {
-  check(options, prompts, vocab_size);
-  impl_ = std::make_unique<Impl>(options, std::move(prompts), vocab_size);
+Search::Search(RulesPtr rules, std::vector<Tokens> prompts) {
+  check_prompts(prompts, rules->vocab_size);
+  impl_ = std::make_unique<Impl>(std::move(rules), std::move(prompts));
 }
 
 Search::~Search() = default;
@@ -119,7 +154,8 @@ Search::Search(Search&&) noexcept = default;
 Search& Search::operator=(Search&&) noexcept = default;
 
 bool Search::done() const { return impl_->items.empty(); }
-int32_t Search::vocab_size() const { return impl_->vocab_size; }
+int32_t Search::vocab_size() const { return impl_->rules->vocab_size; }
+int32_t Search::num_items() const { return impl_->num_items; }
 int32_t Search::num_rows() const { return static_cast<int32_t>(impl_->items.size()); }
 const Tokens& Search::tokens() const { return impl_->tokens; }
 const std::vector<int32_t>& Search::parents() const { return impl_->parents; }
@@ -131,6 +167,7 @@ void Search::advance(const float* logits, int64_t row_stride) {
 }
 
 void Search::stop() { impl_->stop(); }
+void Search::stop(int32_t item) { impl_->stop(item); }
 
 std::vector<std::vector<Result>> Search::results() const { return impl_->results(); }
 

@@ -18,7 +18,8 @@
 //    transformers goes on with copies of score -1e9. An item may so return fewer than num_return_sequences.
 //  - Where the rules leave no token at all, they give way: the constraint `allowed` alone holds, and without one the
 //    sequence ends with EOS.
-//  - Samples are drawn by counter from (seed, prompt, sample, step), by inversion in order of token id.
+//  - Samples are drawn by counter from (seed, prompt, sample, step), by inversion in order of token id. Without a seed
+//    every item takes one of its own, so that equal prompts differ.
 #pragma once
 
 #include <cstddef>
@@ -38,7 +39,7 @@ enum class EarlyStopping : uint8_t { no, yes, never };
 //   paper: ((5 + length) / 6) ** length_penalty (Wu et al. 2016), length counting prompt and new tokens, without EOS.
 enum class LengthPenaltyForm : uint8_t { transformers, paper };
 
-// Same names and meanings as GenerationOptions in gitfast/engines/base.py.
+// Same names and meanings as GenerationOptions in gitfast/types.py.
 struct SearchOptions {
   int32_t max_new_tokens = 50;
   int32_t min_new_tokens = 0;
@@ -52,7 +53,7 @@ struct SearchOptions {
   int32_t top_k = 0;
   double top_p = 1.0;
   double min_p = 0.0;
-  uint64_t seed = 0;
+  std::optional<uint64_t> seed;  // none: at random, for each item
   double repetition_penalty = 1.0;
   int32_t no_repeat_ngram_size = 0;
   bool ban_last_token = false;
@@ -74,17 +75,29 @@ struct Result {
   FinishReason reason = FinishReason::length;
 };
 
+// Options that were checked, and what is made of them once: shared by all searches that follow them.
+struct Rules;
+using RulesPtr = std::shared_ptr<const Rules>;
+
+// Throws Error naming the option that cannot be.
+RulesPtr make_rules(const SearchOptions& options, int32_t vocab_size);
+const SearchOptions& options_of(const Rules& rules);
+
+// The seed of one item: that of the options, or one at random.
+uint64_t seed_of_item(const SearchOptions& options);
+
 class Search {
  public:
-  // Throws Error naming the option that cannot be. `prompts[i]` are the ids item i starts from (never empty).
-  Search(const SearchOptions& options, std::vector<Tokens> prompts, int32_t vocab_size);
+  // `prompts[i]` are the ids item i starts from: never empty, or Error names them.
+  Search(RulesPtr rules, std::vector<Tokens> prompts);
   ~Search();
   Search(Search&&) noexcept;
   Search& operator=(Search&&) noexcept;
 
   bool done() const;
   int32_t vocab_size() const;
-  int32_t num_rows() const;  // rows of the step whose logits `advance` expects
+  int32_t num_items() const;  // prompts
+  int32_t num_rows() const;   // rows of the step whose logits `advance` expects
   // Logits (num_rows(), V), rows `row_stride` floats apart. Values of -inf are probabilities of zero; NaN, +inf, or
   // nothing but -inf throws Error naming the row, and leaves the search as it was.
   void advance(const float* logits, int64_t row_stride);
@@ -93,6 +106,7 @@ class Search {
   const std::vector<int32_t>& items() const;    // per next row: the item it belongs to
 
   void stop();                                       // ends every item as it stands (FinishReason::length)
+  void stop(int32_t item);                           // ends that one
   std::vector<std::vector<Result>> results() const;  // per item, best first (samples: in order of drawing)
 
  private:

@@ -77,11 +77,11 @@ def loaded_facts(model: Model) -> dict[str, Any]:
     blank = np.zeros((1, *frames, 3, edge, edge), np.float32)
     for _ in range(2):  # what serves images again and again is made the second time
         (prefix,) = engine.encode(blank)
-    plans: list[Any] = getattr(engine, "plans", list)()
+    plans = engine.plans()
     return {
         "engine": engine.name,
-        "dtype": getattr(engine, "dtype", None),
-        "weight_bytes": getattr(engine, "nbytes", None),
+        "dtype": engine.dtype,
+        "weight_bytes": engine.nbytes,
         "prefix_bytes": prefix.nbytes,
         "plans": [{"for": plan.label, "captured": plan.captured, "bytes": plan.nbytes} for plan in plans],
     }

@@ -8,81 +8,150 @@ and its encoder run.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from gitfast.types import Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
+from gitfast.errors import EngineError
+from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
 
 
-class Attend(Protocol):
-    """Attention of every token of ``sequence`` to the image tokens, float32 (len, P).
+class Engine(abc.ABC):
+    """Computes a model. Calls are thread-safe.
 
-    These are softmax weights over image tokens and text together, averaged over all heads and layers, each alike. The
-    weights on text are left out, so that a row sums to the image's share of them.
+    Attributes:
+        name: How ``gitfast.load`` and messages name the engine.
+        normalization: What ``encode`` does to pixels given as bytes, uint8 (B, H, W, 3) or (B, T, H, W, 3): a quarter
+            of the bytes on their way to a device. None: it takes floats only.
+        rows_at_once: How many rows ``generate`` decodes at once of those it is given; it goes on with the next as soon
+            as one has ended, so it is better given many. It computes on a device, and the host is free to read
+            meanwhile. None: all rows of a call at once, to be bounded by the caller.
+        attends: Whether ``attend`` shows the attention of text to the image.
+        dtype: How weights are stored.
+        nbytes: Bytes of weights; None: not known.
+        stats: The work done so far, of engines that count it.
     """
 
-    def __call__(self, prefix: ImagePrefix, sequence: Sequence[int]) -> np.ndarray: ...
+    name: ClassVar[str]
+    normalization: Normalization | None = None
+    rows_at_once: int | None = None
+    attends: bool = False
+    stats: EngineStats
 
+    @property
+    def dtype(self) -> str:
+        return "float32"
 
-class Engine(Protocol):
-    """What ``tasks`` needs of an engine. Calls are thread-safe.
+    @property
+    def nbytes(self) -> int | None:
+        return None
 
-    An engine may have two attributes more, each of which may be None:
+    def plans(self) -> Sequence[Any]:
+        """What is kept for encoding batches of one size and kind, the last used last."""
+        return []
 
-    - ``normalization``: ``encode`` also takes pixels as bytes, uint8 (B, H, W, 3) or (B, T, H, W, 3), and normalises
-      them so: a quarter of the bytes on their way to a device. ``normalization_of`` asks for it.
-    - ``rows_at_once``, an int: ``generate`` takes any number of rows, decodes so many at once and goes on with the next
-      as soon as one has ended, so that it is better given many. It computes on a device, and the host is free to read
-      meanwhile. ``rows_at_once_of`` asks for it.
-
-    ``gitfast info`` shows ``dtype``, ``nbytes`` (of weights) and ``plans()`` of engines that have them.
-    """
-
-    name: str
-
-    def encode(self, pixel_values: np.ndarray, *, interpolate_positions: bool = False) -> Sequence[ImagePrefix]:
-        """Images (B, 3, H, W) or clips (B, T, 3, H, W), float32, normalised -> one prefix per image or clip.
+    @abc.abstractmethod
+    def encode(
+        self, pixel_values: np.ndarray, *, interpolate_positions: bool = False, cancel: CancelToken | None = None
+    ) -> Sequence[ImagePrefix]:
+        """Encode images (B, 3, H, W) or clips (B, T, 3, H, W), float32, normalised: one prefix each.
 
         H and W are the model's image_size; with ``interpolate_positions`` any size of at least a patch, rectangles
         too: the position embeddings are resized (bicubic), as the original does for question answering.
-        """
-        ...
 
+        Raises:
+            CancelledError, DeadlineError: by ``cancel``, as in all calls.
+        """
+
+    @abc.abstractmethod
     def generate(
         self,
         prefixes: Sequence[ImagePrefix | None],
         prompts: Sequence[Sequence[int]],
         options: GenerationOptions,
         on_token: TokenCallback | None = None,
+        *,
+        cancel: CancelToken | None = None,
     ) -> list[list[Generation]]:
-        """Row r continues ``prompts[r]`` (token ids, [CLS] first) on ``prefixes[r]``; None means text only.
+        """Continue ``prompts[r]`` (token ids, [CLS] first) on ``prefixes[r]``; None means text only.
 
-        Returns ``num_return_sequences`` generations per row, best first. ``on_token`` needs ``num_beams`` and
-        ``num_return_sequences`` 1: other tokens are final only at the end.
+        Returns ``num_return_sequences`` generations per row, best first. ``on_token``: see ``TokenCallback``.
         """
-        ...
 
-    def score(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    @abc.abstractmethod
+    def score(
+        self,
+        prefixes: Sequence[ImagePrefix | None],
+        sequences: Sequence[Sequence[int]],
+        *,
+        cancel: CancelToken | None = None,
+    ) -> list[np.ndarray]:
         """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""
-        ...
+
+    def attend(self, prefix: ImagePrefix, sequence: Sequence[int]) -> np.ndarray:
+        """Attention of every token of ``sequence`` to the image tokens, float32 (len, P).
+
+        These are softmax weights over image tokens and text together, averaged over all heads and layers, each alike.
+        The weights on text are left out, so that a row sums to the image's share of them.
+
+        Raises:
+            EngineError: the engine keeps no attention (``attends``).
+        """
+        raise EngineError(f"{self.name} engine: keeps no attention to show")
+
+    def decoding(self) -> Decoding:
+        """Make an empty running batch: sequences join and leave between steps.
+
+        Raises:
+            EngineError: the engine decodes whole calls only.
+        """
+        raise EngineError(f"{self.name} engine: has no running batch; use generate")
 
 
-def normalization_of(engine: Engine) -> Normalization | None:
-    """What ``engine`` does to pixels given as bytes; None: it does not take them."""
-    return getattr(engine, "normalization", None)
+@dataclass(frozen=True, kw_only=True)
+class DecodingEvent:
+    """What a step did to a sequence."""
+
+    handle: int
+    token_ids: list[int]  # new and final; none with beams or several samples, whose tokens are final at the end
+    generations: list[Generation] | None = None  # at the end, best first; the handle is no longer valid
+    error: Exception | None = None  # or why the sequence ended without
+
+    @property
+    def done(self) -> bool:
+        return self.generations is not None or self.error is not None
 
 
-def attend_of(engine: Engine) -> Attend | None:
-    """How ``engine`` shows its attention; None: it keeps none."""
-    return getattr(engine, "attend", None)
+class Decoding(abc.ABC):
+    """Sequences that share every step, each with its own prefix, prompt, options and seed.
 
+    A sequence's result does not depend on the others. Room for all it may come to need is taken when it is added.
+    Threads take turns.
+    """
 
-def rows_at_once_of(engine: Engine) -> int | None:
-    """How many rows ``engine`` decodes at once of those it is given; None: all of them, to be bounded by the caller."""
-    return getattr(engine, "rows_at_once", None)
+    @abc.abstractmethod
+    def add(self, prefix: ImagePrefix | None, prompt: Sequence[int], options: GenerationOptions) -> int:
+        """Let a sequence join at the next step; the handle of its events.
+
+        Raises:
+            ValueError, TypeError: an argument or option that cannot be; the message names it.
+            MemoryError: there is no room for it; the others go on.
+        """
+
+    @abc.abstractmethod
+    def cancel(self, handle: int) -> bool:
+        """Let a sequence leave without an event; False when it has ended already."""
+
+    @abc.abstractmethod
+    def step(self) -> list[DecodingEvent]:
+        """Run one step of every sequence; one event for each that took part. None where there are no sequences."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Sequences that have not ended."""
 
 
 @dataclass
@@ -91,5 +160,4 @@ class EngineStats:
 
     encoded_images: int = 0  # images and clips
     prefill_tokens: int = 0
-    decode_steps: int = 0
-    extra: dict[str, int] = field(default_factory=dict)
+    decode_steps: int = 0  # of all calls together

@@ -1,38 +1,48 @@
-"""A cache of image prefixes in front of any engine: an image that was seen lately is not encoded again."""
+"""A cache of image prefixes in front of any engine: an image that was seen recently is not encoded again."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError as FutureCancelled
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gitfast import arguments
-from gitfast.engines.base import Attend, Engine, attend_of, normalization_of, rows_at_once_of
+from gitfast.engines.base import Decoding, Engine, EngineStats
 from gitfast.errors import ArgumentError
-from gitfast.types import Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
+from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
+
+_POLL_INTERVAL_S = 0.02  # how often a call that waits for another's encoding looks at its token
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheStats:
     """Counts since the cache was made, and what it holds now."""
 
-    hits: int
+    hits: int  # also of calls that waited for another's encoding
     misses: int
     evictions: int
     prefixes: int
     nbytes: int
 
 
-class CachingEngine:
+class CachingEngine(Engine):
     """An ``Engine`` that keeps the prefixes of ``engine``, the least recently used ones going first. Thread-safe.
 
-    The key is a digest of the pixels after preprocessing, so that the same picture in another file is a hit, and the
-    same file under other preprocessing settings is not. Reading and resizing the image are not saved. A prefix that
-    was evicted stays valid for those who still hold it.
+    An image that several calls want at the same time is encoded once: the others wait for it.
+
+    The key of ``encode`` is a digest of the pixels after preprocessing: the same picture in another file is a hit, and
+    the same file under other preprocessing settings is not. ``encode_keyed`` takes keys of the caller's, of the file's
+    bytes and the settings for example (``file_key``): then a hit saves reading and resizing, too. A prefix that was
+    evicted stays valid for those who still hold it.
     """
 
     def __init__(self, engine: Engine, max_bytes: int) -> None:
@@ -44,21 +54,45 @@ class CachingEngine:
         if arguments.integer("prefix_cache_bytes", max_bytes) < 1:
             raise ArgumentError(f"prefix_cache_bytes: expected a positive number of bytes, got {max_bytes}")
         self.engine = engine
-        self.name = engine.name
         self.max_bytes = max_bytes
         self._prefixes: OrderedDict[bytes, ImagePrefix] = OrderedDict()
-        self._lock = threading.Lock()
         self._hits = self._misses = self._evictions = self._nbytes = 0
+        self._after_fork()
+        _engines.add(self)
+
+    def _after_fork(self) -> None:
+        """Start with no lock held, and nothing on its way: the threads that saw to it are the parent's."""
+        self._lock = threading.Lock()
+        self._coming: dict[bytes, Future[ImagePrefix]] = {}
+        self._nbytes = sum(prefix.nbytes for prefix in self._prefixes.values())  # may have been cut off in between
 
     @property
-    def normalization(self) -> Normalization | None:
-        """That of ``engine``, for pixels given as bytes."""
-        return normalization_of(self.engine)
+    def name(self) -> str:  # type: ignore[override]
+        return self.engine.name
 
     @property
-    def rows_at_once(self) -> int | None:
-        """That of ``engine``, which generates."""
-        return rows_at_once_of(self.engine)
+    def normalization(self) -> Normalization | None:  # type: ignore[override]
+        return self.engine.normalization
+
+    @property
+    def rows_at_once(self) -> int | None:  # type: ignore[override]
+        return self.engine.rows_at_once
+
+    @property
+    def dtype(self) -> str:
+        return self.engine.dtype
+
+    @property
+    def nbytes(self) -> int | None:
+        """Bytes of the engine's weights; ``cache_stats`` has those of the prefixes."""
+        return self.engine.nbytes
+
+    @property
+    def stats(self) -> EngineStats:  # type: ignore[override]
+        return self.engine.stats
+
+    def plans(self) -> Sequence[Any]:
+        return self.engine.plans()
 
     @property
     def cache_stats(self) -> CacheStats:
@@ -77,17 +111,50 @@ class CachingEngine:
             self._prefixes.clear()
             self._nbytes = 0
 
-    def encode(self, pixel_values: np.ndarray, *, interpolate_positions: bool = False) -> Sequence[ImagePrefix]:
-        """As ``Engine.encode``, of those images only that are not in the cache; equal ones of a batch once."""
-        keys = [_digest(pixels) for pixels in pixel_values]
-        found = {key: prefix for key in keys if (prefix := self._get(key)) is not None}
-        missing = {key: i for i, key in enumerate(keys) if key not in found}
-        if missing:
-            rows = pixel_values[list(missing.values())]
-            encoded = self.engine.encode(rows, interpolate_positions=interpolate_positions)
-            for key, prefix in zip(missing, encoded, strict=True):
-                found[key] = prefix
-                self._put(key, prefix)
+    def encode(
+        self, pixel_values: np.ndarray, *, interpolate_positions: bool = False, cancel: CancelToken | None = None
+    ) -> Sequence[ImagePrefix]:
+        """Encode those images only that are not in the cache; equal ones of a batch once. See ``Engine.encode``."""
+
+        def encode(missing: list[int]) -> Sequence[ImagePrefix]:
+            rows = pixel_values if len(missing) == len(pixel_values) else pixel_values[missing]
+            return self.engine.encode(rows, interpolate_positions=interpolate_positions, cancel=cancel)
+
+        if not isinstance(pixel_values, np.ndarray) or pixel_values.ndim == 0:  # the engine says what is wrong
+            return self.engine.encode(pixel_values, interpolate_positions=interpolate_positions, cancel=cancel)
+        return self.encode_keyed([_digest(pixels) for pixels in pixel_values], encode, cancel=cancel)
+
+    def encode_keyed(
+        self,
+        keys: Sequence[bytes],
+        encode: Callable[[list[int]], Sequence[ImagePrefix]],
+        *,
+        cancel: CancelToken | None = None,
+    ) -> list[ImagePrefix]:
+        """Look up prefixes by key, and make what is missing.
+
+        Args:
+            keys: One per image; equal keys must mean equal prefixes (``file_key``).
+            encode: Takes indices into ``keys`` of images to encode, returns their prefixes in that order. Its errors
+                are raised; other calls that wait for one of those images then make it themselves.
+            cancel: Looked at while another call encodes what this one needs, too.
+        """
+        found: dict[bytes, ImagePrefix] = {}
+        while missing := {key: i for i, key in enumerate(keys) if key not in found}:
+            own, others = self._claim(missing, found)
+            try:
+                if own:
+                    indices = [missing[key] for key in own]
+                    for key, prefix in zip(own, encode(indices), strict=True):
+                        found[key] = prefix
+                        self._put(key, prefix)
+                        own[key].set_result(prefix)
+            finally:
+                self._release(own)
+            for key, future in others.items():
+                came = _wait(future, cancel)
+                if came is not None:
+                    found[key] = came
         return [found[key] for key in keys]
 
     def generate(
@@ -96,26 +163,59 @@ class CachingEngine:
         prompts: Sequence[Sequence[int]],
         options: GenerationOptions,
         on_token: TokenCallback | None = None,
+        *,
+        cancel: CancelToken | None = None,
     ) -> list[list[Generation]]:
-        return self.engine.generate(prefixes, prompts, options, on_token)
+        return self.engine.generate(prefixes, prompts, options, on_token, cancel=cancel)
 
-    def score(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        return self.engine.score(prefixes, sequences)
+    def score(
+        self,
+        prefixes: Sequence[ImagePrefix | None],
+        sequences: Sequence[Sequence[int]],
+        *,
+        cancel: CancelToken | None = None,
+    ) -> list[np.ndarray]:
+        return self.engine.score(prefixes, sequences, cancel=cancel)
+
+    def decoding(self) -> Decoding:
+        return self.engine.decoding()
 
     @property
-    def attend(self) -> Attend | None:
-        """That of ``engine``."""
-        return attend_of(self.engine)
+    def attends(self) -> bool:  # type: ignore[override]
+        return self.engine.attends
 
-    def _get(self, key: bytes) -> ImagePrefix | None:
+    def attend(self, prefix: ImagePrefix, sequence: Sequence[int]) -> np.ndarray:
+        return self.engine.attend(prefix, sequence)
+
+    def _claim(
+        self, missing: dict[bytes, int], found: dict[bytes, ImagePrefix]
+    ) -> tuple[dict[bytes, Future[ImagePrefix]], dict[bytes, Future[ImagePrefix]]]:
+        """Take what is cached into ``found``; of the rest, what this call is to make, and what others are making."""
+        own: dict[bytes, Future[ImagePrefix]] = {}
+        others: dict[bytes, Future[ImagePrefix]] = {}
         with self._lock:
-            prefix = self._prefixes.get(key)
-            if prefix is None:
-                self._misses += 1
-            else:
-                self._hits += 1
-                self._prefixes.move_to_end(key)
-            return prefix
+            for key in missing:
+                if (prefix := self._prefixes.get(key)) is not None:
+                    self._hits += 1
+                    self._prefixes.move_to_end(key)
+                    found[key] = prefix
+                elif (coming := self._coming.get(key)) is not None:
+                    self._hits += 1
+                    others[key] = coming
+                else:
+                    self._misses += 1
+                    own[key] = self._coming[key] = Future()
+        return own, others
+
+    def _release(self, own: dict[bytes, Future[ImagePrefix]]) -> None:
+        """Nothing is on its way any more; who waits for what did not come is told so."""
+        with self._lock:
+            for key, future in own.items():
+                if self._coming.get(key) is future:
+                    del self._coming[key]
+        for future in own.values():
+            if not future.done():
+                future.cancel()
 
     def _put(self, key: bytes, prefix: ImagePrefix) -> None:
         with self._lock:
@@ -129,7 +229,38 @@ class CachingEngine:
                 self._evictions += 1
 
 
+_engines: weakref.WeakSet[CachingEngine] = weakref.WeakSet()
+
+
+def _reset_engines() -> None:
+    for engine in list(_engines):
+        engine._after_fork()
+
+
+os.register_at_fork(after_in_child=_reset_engines)
+
+
+def file_key(data: bytes, settings: object) -> bytes:
+    """The key of an image file's bytes under preprocessing ``settings``, whose ``repr`` must say all that matters."""
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16, person=b"gitfast file")
+    digest.update(data)
+    return digest.digest()
+
+
 def _digest(pixels: np.ndarray) -> bytes:
-    digest = hashlib.blake2b(repr((pixels.shape, pixels.dtype.str)).encode(), digest_size=16)
+    digest = hashlib.blake2b(repr((pixels.shape, pixels.dtype.str)).encode(), digest_size=16, person=b"gitfast pixels")
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()
+
+
+def _wait(future: Future[ImagePrefix], cancel: CancelToken | None) -> ImagePrefix | None:
+    """Another call's prefix, or None where it ended without."""
+    while True:
+        if cancel is not None:
+            cancel.check()
+        try:
+            return future.result(timeout=None if cancel is None else _POLL_INTERVAL_S)
+        except TimeoutError:
+            continue
+        except FutureCancelled:
+            return None

@@ -11,21 +11,24 @@ from gitfast import _C
 from gitfast._C import Prefix as CpuPrefix
 from gitfast.checkpoints.config import GitConfig
 from gitfast.checkpoints.names import CanonicalNames
-from gitfast.engines.base import EngineStats
+from gitfast.engines.base import Decoding, DecodingEvent, Engine, EngineStats
 from gitfast.engines.search import generations, native_options
 from gitfast.errors import CheckpointError
-from gitfast.types import Generation, GenerationOptions, ImagePrefix, TokenCallback
+from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefix, TokenCallback, cancel_flag
 
 DTYPES = ("float32", "bfloat16", "int8")
 
 
-class CpuEngine:
-    """``gitfast.engines.base.Engine`` on the processor. Calls release the GIL, are thread-safe, and work after fork.
+class CpuEngine(Engine):
+    """An engine on the CPU. Calls release the GIL, are thread-safe, and work after fork.
 
-    A row's result is bitwise independent of the other rows of its call and of the number of threads.
+    Calls from several threads that are at work at the same time share one running batch: their rows share every step,
+    and their images are encoded between steps, a layer at a time. A row's result is bitwise independent of the other
+    rows of its call, of other calls, and of the number of threads.
     """
 
     name = "cpu"
+    attends = True
 
     def __init__(self, config: GitConfig, native: _C.CpuEngine) -> None:
         self.config = config
@@ -45,10 +48,10 @@ class CpuEngine:
         """Build from a checkpoint's tensors (float32 or float16) by Hugging Face name.
 
         Each tensor is looked up once, packed, and let go. ``dtype`` is how matrices are stored: "float32"; "bfloat16",
-        multiplied as such, with activations rounded to it, where the processor can (``isa`` avx512_bf16), and widened
+        multiplied as such, with activations rounded to it, where the CPU can (``isa`` avx512_bf16), and widened
         to float32 elsewhere; or "int8", with one scale per output channel of the decoder and its head, and bfloat16 in
         the vision encoder. Sums, softmax, norms and logits are float32 always. ``num_threads`` 0 takes
-        ``GITFAST_NUM_THREADS`` or the processors this process may use; ``isa`` "" takes ``GITFAST_ISA`` or the best
+        ``GITFAST_NUM_THREADS`` or the CPUs this process may use; ``isa`` "" takes ``GITFAST_ISA`` or the best
         instruction set there is.
 
         ``two_stage_head``: greedy search scores the vocabulary by an int8 copy of the head, and reads the head itself
@@ -93,7 +96,7 @@ class CpuEngine:
         return self._native.nbytes
 
     @property
-    def stats(self) -> EngineStats:
+    def stats(self) -> EngineStats:  # type: ignore[override]
         """Work done so far."""
         counts = self._native.stats
         return EngineStats(
@@ -102,19 +105,24 @@ class CpuEngine:
             decode_steps=counts["decode_steps"],
         )
 
-    def encode(self, pixel_values: np.ndarray, *, interpolate_positions: bool = False) -> list[CpuPrefix]:
-        """Images (B, 3, H, W) or clips (B, T, 3, H, W), float32, normalised -> one prefix per image or clip.
+    def encode(
+        self, pixel_values: np.ndarray, *, interpolate_positions: bool = False, cancel: CancelToken | None = None
+    ) -> list[CpuPrefix]:
+        """Encode images (B, 3, H, W) or clips (B, T, 3, H, W), float32, normalised: one prefix each.
 
         A single image on a video model gets no temporal embedding. ``interpolate_positions``: see ``Engine.encode``.
 
         Raises:
             ValueError: dtype, layout, size or number of frames do not suit the model.
+            CancelledError, DeadlineError: by ``cancel``, between layers.
         """
-        return self._native.encode(pixel_values, interpolate_positions)
+        return self._native.encode(pixel_values, interpolate_positions, cancel_flag(cancel))
 
-    def features(self, pixel_values: np.ndarray, *, interpolate_positions: bool = False) -> np.ndarray:
+    def features(
+        self, pixel_values: np.ndarray, *, interpolate_positions: bool = False, cancel: CancelToken | None = None
+    ) -> np.ndarray:
         """Vision features of all frames, (B, T * N, vision width), float32: what the projection reads."""
-        return self._native.features(pixel_values, interpolate_positions)
+        return self._native.features(pixel_values, interpolate_positions, cancel_flag(cancel))
 
     def generate(
         self,
@@ -122,23 +130,70 @@ class CpuEngine:
         prompts: Sequence[Sequence[int]],
         options: GenerationOptions,
         on_token: TokenCallback | None = None,
+        *,
+        cancel: CancelToken | None = None,
     ) -> list[list[Generation]]:
-        """Row r continues ``prompts[r]`` on ``prefixes[r]``; all rows run as one batch. See ``Engine.generate``.
+        """Continue ``prompts[r]`` on ``prefixes[r]``; all rows join the running batch. See ``Engine.generate``.
 
         Raises:
-            ValueError: an argument or option that cannot be; the message names it.
+            ValueError, TypeError: an argument or option that cannot be; the message names it.
+            CancelledError, DeadlineError: by ``cancel``, between steps.
         """
         values = native_options(options, self.config.eos_token_id)
-        return generations(self._native.generate(prefixes, prompts, values, on_token))
+        return generations(self._native.generate(prefixes, prompts, values, on_token, cancel_flag(cancel)))
 
-    def score(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def score(
+        self,
+        prefixes: Sequence[ImagePrefix | None],
+        sequences: Sequence[Sequence[int]],
+        *,
+        cancel: CancelToken | None = None,
+    ) -> list[np.ndarray]:
         """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""
-        return self._native.score(prefixes, sequences)
+        return self._native.score(prefixes, sequences, cancel_flag(cancel))
 
-    def logits(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def logits(
+        self,
+        prefixes: Sequence[ImagePrefix | None],
+        sequences: Sequence[Sequence[int]],
+        *,
+        cancel: CancelToken | None = None,
+    ) -> list[np.ndarray]:
         """Logits at every token of ``sequences[r]``, float32 (len, V)."""
-        return self._native.logits(prefixes, sequences)
+        return self._native.logits(prefixes, sequences, cancel_flag(cancel))
 
     def attend(self, prefix: ImagePrefix, sequence: Sequence[int]) -> np.ndarray:
-        """Attention of every token of ``sequence`` to the image tokens, float32 (len, P): ``base.Attend``."""
+        """Attention of every token of ``sequence`` to the image tokens, float32 (len, P): see ``Engine.attend``."""
         return self._native.attend(prefix, sequence)
+
+    def decoding(self) -> CpuDecoding:
+        """A running batch of its own, apart from that of the calls above."""
+        return CpuDecoding(self._native.decoding(), self.config.eos_token_id)
+
+
+class CpuDecoding(Decoding):
+    """A running batch on the CPU; ``CpuEngine.decoding`` makes one. It keeps its engine alive."""
+
+    def __init__(self, native: _C.Decoding, eos_token_id: int) -> None:
+        self._native = native
+        self._eos_token_id = eos_token_id
+
+    def add(self, prefix: ImagePrefix | None, prompt: Sequence[int], options: GenerationOptions) -> int:
+        return self._native.add(prefix, prompt, native_options(options, self._eos_token_id))
+
+    def cancel(self, handle: int) -> bool:
+        return self._native.cancel(handle)
+
+    def step(self) -> list[DecodingEvent]:
+        return [
+            DecodingEvent(
+                handle=handle,
+                token_ids=token_ids,
+                generations=None if results is None else generations([results])[0],
+                error=error,
+            )
+            for handle, token_ids, results, error in self._native.step()
+        ]
+
+    def __len__(self) -> int:
+        return len(self._native)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from gitfast.checkpoints.config import GitConfig
+from gitfast.engines.base import Engine
+from gitfast.engines.checks import check_cancelled, check_generate, check_pixels, check_text
 from gitfast.engines.search import generate_with
 from gitfast.torch_model import GitModel, GitOutput, KeysValues, attention_weights, load_weights
-from gitfast.types import Generation, GenerationOptions, TokenCallback
+from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefix, TokenCallback
 
 
 class ReferencePrefix:
@@ -36,10 +38,11 @@ class ReferencePrefix:
         return keys, values
 
 
-class ReferenceEngine:
-    """``gitfast.engines.base.Engine`` on a ``GitModel``, on any torch device and in any floating dtype."""
+class ReferenceEngine(Engine):
+    """A ``GitModel`` as an engine, on any torch device and in any floating dtype."""
 
     name = "reference"
+    attends = True
 
     def __init__(self, model: GitModel) -> None:
         self.model = model.eval()
@@ -60,50 +63,64 @@ class ReferenceEngine:
         return cls(model.to(device=device, dtype=dtype))
 
     @torch.inference_mode()
-    def encode(self, pixel_values: np.ndarray, *, interpolate_positions: bool = False) -> list[ReferencePrefix]:
-        """Images (B, 3, H, W) or clips (B, T, 3, H, W), normalised -> one prefix per image or clip."""
+    def encode(
+        self, pixel_values: np.ndarray, *, interpolate_positions: bool = False, cancel: CancelToken | None = None
+    ) -> list[ReferencePrefix]:
+        """Encode images (B, 3, H, W) or clips (B, T, 3, H, W), normalised: one prefix each. All at once.
+
+        Raises:
+            CancelledError, DeadlineError: by ``cancel``, before or after the encoding.
+        """
+        check_cancelled(cancel)
+        check_pixels(np.shape(pixel_values), self.config, interpolate_positions=interpolate_positions)
         pixels = torch.as_tensor(np.ascontiguousarray(pixel_values), device=self._device)
         layers = self.model.prefix(self.model.image_tokens(pixels, interpolate_positions))
+        check_cancelled(cancel)
         return [ReferencePrefix([(k[b], v[b]) for k, v in layers]) for b in range(len(pixels))]
 
     @torch.inference_mode()
     def generate(
         self,
-        prefixes: Sequence[ReferencePrefix | None],
+        prefixes: Sequence[ImagePrefix | None],
         prompts: Sequence[Sequence[int]],
         options: GenerationOptions,
         on_token: TokenCallback | None = None,
+        *,
+        cancel: CancelToken | None = None,
     ) -> list[list[Generation]]:
         """Row r continues ``prompts[r]`` on ``prefixes[r]``; rows run one at a time, so none depends on another.
 
         Raises:
             ValueError: an option or prompt that cannot be; the message names it.
         """
-        if len(prefixes) != len(prompts):
-            raise ValueError(f"prompts: expected one per prefix ({len(prefixes)}), got {len(prompts)}")
-        for r, prompt in enumerate(prompts):
-            self._check_length(f"prompts[{r}]", len(prompt), options.max_new_tokens)
+        given = check_generate(prefixes, prompts, options, self.config, ReferencePrefix)
         caches: list[list[KeysValues]] = []  # of the rows of the last step; never written to, so beams may share one
 
         def step(ids: Sequence[Sequence[int]], parents: Sequence[int] | None, items: Sequence[int]) -> Tensor:
             nonlocal caches
             past = [None] * len(ids) if parents is None else [caches[parent] for parent in parents]
-            outputs = [self._text_rows(prefixes[i], row, cache) for i, row, cache in zip(items, ids, past, strict=True)]
+            outputs = [self._text_rows(given[i], row, cache) for i, row, cache in zip(items, ids, past, strict=True)]
             caches = [output.cache for output in outputs]
             return torch.stack([output.logits[0, -1] for output in outputs]).float().cpu()
 
         vocab_size, eos = self.config.vocab_size, self.config.eos_token_id
-        return generate_with(step, prompts, options, vocab_size=vocab_size, eos_token_id=eos, on_token=on_token)
+        return generate_with(
+            step, prompts, options, vocab_size=vocab_size, eos_token_id=eos, on_token=on_token, cancel=cancel
+        )
 
     @torch.inference_mode()
-    def score(self, prefixes: Sequence[ReferencePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def score(
+        self,
+        prefixes: Sequence[ImagePrefix | None],
+        sequences: Sequence[Sequence[int]],
+        *,
+        cancel: CancelToken | None = None,
+    ) -> list[np.ndarray]:
         """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""
-        if len(prefixes) != len(sequences):
-            raise ValueError(f"sequences: expected one per prefix ({len(prefixes)}), got {len(sequences)}")
-        for r, ids in enumerate(sequences):
-            self._check_length(f"sequences[{r}]", len(ids))
+        given = check_text(prefixes, sequences, "sequences", self.config, ReferencePrefix)
         scores = []
-        for prefix, ids in zip(prefixes, sequences, strict=True):
+        for prefix, ids in zip(given, sequences, strict=True):
+            check_cancelled(cancel)
             logits = self._text_rows(prefix, ids).logits[0, :-1]
             targets = torch.as_tensor(ids[1:], device=self._device)
             chosen = _log_probs(logits).gather(-1, targets[:, None])[:, 0]
@@ -111,26 +128,30 @@ class ReferenceEngine:
         return scores
 
     @torch.inference_mode()
-    def attend(self, prefix: ReferencePrefix, sequence: Sequence[int]) -> np.ndarray:
-        """Attention of every token of ``sequence`` to the image tokens, float32 (len, P): ``base.Attend``."""
+    def attend(self, prefix: ImagePrefix, sequence: Sequence[int]) -> np.ndarray:
+        """Attention of every token of ``sequence`` to the image tokens, float32 (len, P): see ``Engine.attend``."""
+        (own,) = check_text([prefix], [sequence], "sequences", self.config, ReferencePrefix)
+        if own is None:
+            raise ValueError("prefix: expected an image's, got None")
         git, length = self.model.git, len(sequence)
         x = git.embeddings(*(torch.as_tensor(ids, device=self._device)[None] for ids in (sequence, range(length))))
         causal = torch.ones(length, length, dtype=torch.bool, device=self._device).tril()
-        allowed = torch.cat([causal.new_ones(length, prefix.num_tokens), causal], dim=1)[None, None]
+        allowed = torch.cat([causal.new_ones(length, own.num_tokens), causal], dim=1)[None, None]
         means = []
-        for layer, image in zip(git.encoder["layer"], prefix.layers, strict=True):
+        for layer, image in zip(git.encoder["layer"], own.layers, strict=True):
             keys, values = (torch.cat([a[None], b], dim=2) for a, b in zip(image, layer.keys_values(x), strict=True))
             weights = attention_weights(layer.queries(x), keys, allowed)  # (1, H, len, P + len)
-            means.append(weights[0, :, :, : prefix.num_tokens].float().mean(0))
+            means.append(weights[0, :, :, : own.num_tokens].float().mean(0))
             x = layer(x, (keys, values), allowed)
         return torch.stack(means).mean(0).cpu().numpy()
 
-    def _check_length(self, name: str, tokens: int, new_tokens: int = 0) -> None:
-        """Every token that is read has a position; the last that is generated is not read."""
-        limit = self.config.max_position_embeddings
-        if tokens + max(0, new_tokens - 1) > limit:
-            more = f" and {new_tokens} new ones" if new_tokens else ""
-            raise ValueError(f"{name}: {tokens} tokens{more} exceed the model's {limit} text positions")
+    @property
+    def dtype(self) -> str:
+        return str(self.model.output.weight.dtype).removeprefix("torch.")
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in self.model.state_dict().values())
 
     @property
     def _device(self) -> torch.device:

@@ -7,12 +7,11 @@ beyond transformers. Engines that decode in C++ call it there; what decodes in P
 from __future__ import annotations
 
 import dataclasses
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gitfast import _C
-from gitfast.types import Generation, GenerationOptions, TokenCallback
+from gitfast.types import CancelToken, Generation, GenerationOptions, TokenCallback
 
 # (ids, parents, items) -> logits (R, V), float32: any array in CPU memory that speaks DLPack. Row r continues row
 # ``parents[r]`` of the call before, belongs to item ``items[r]`` and is fed ``ids[r]``. In the first call there is one
@@ -21,10 +20,8 @@ StepFunction = Callable[[Sequence[Sequence[int]], Sequence[int] | None, Sequence
 
 
 def native_options(options: GenerationOptions, eos_token_id: int) -> dict[str, Any]:
-    """The options as the native search takes them. ``seed`` None becomes a random one."""
+    """The options as the native search takes them."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    if options.seed is None:
-        values["seed"] = secrets.randbits(63)
     return values | {"eos_token_id": eos_token_id}
 
 
@@ -47,31 +44,39 @@ def generate_with(
     vocab_size: int,
     eos_token_id: int,
     on_token: TokenCallback | None = None,
+    cancel: CancelToken | None = None,
 ) -> list[list[Generation]]:
     """Generate for every prompt with the logits that ``step`` gives: per prompt the sequences found, best first.
 
     Raises:
-        ValueError: an option or prompt cannot be, the logits have another shape or hold NaN, or ``on_token`` comes
-            with beams or several samples, whose tokens are final only at the end.
+        ValueError: an option or prompt cannot be, or the logits have another shape or hold NaN.
         TypeError: an option has another type.
+        CancelledError, DeadlineError: by ``cancel``, between steps.
     """
-    if on_token is not None and (options.num_beams != 1 or options.num_return_sequences != 1):
-        raise ValueError("on_token: expected num_beams and num_return_sequences 1")
     search = _C.Search(native_options(options, eos_token_id), prompts, vocab_size)
+    single = options.num_beams == 1 and options.num_return_sequences == 1
     ids: Sequence[Sequence[int]] = prompts
     parents: Sequence[int] | None = None
     while not search.done:
+        if cancel is not None:
+            cancel.check()
         items = search.items
         search.advance(step(ids, parents, items))
-        if on_token is not None and not _report(search, items, on_token):
-            search.stop()
+        if on_token is not None:
+            _report(search, list(dict.fromkeys(items)), on_token, single=single)
         ids, parents = [[token] for token in search.tokens], search.parents
     return generations(search.results())
 
 
-def _report(search: _C.Search, items: Sequence[int], on_token: TokenCallback) -> bool:
-    """The new token of each item that took part in a step, one row per item; False when a callback asks to stop."""
+def _report(search: _C.Search, items: Sequence[int], on_token: TokenCallback, *, single: bool) -> None:
+    """Tell of each item that took part in a step; one whose callback asks for it is stopped."""
     tokens = dict(zip(search.items, search.tokens, strict=True))
-    ended = search.results() if len(tokens) < len(items) else []
-    answers = [on_token(item, [tokens[item] if item in tokens else ended[item][0][0][-1]]) for item in items]
-    return all(answer is not False for answer in answers)
+    ended = search.results() if any(item not in tokens for item in items) else []
+    for item in items:
+        if item not in tokens:
+            best = ended[item][0][0]
+            on_token(item, best[-1:] if single else best)
+            continue
+        answer = on_token(item, [tokens[item]] if single else [])
+        if answer is not None and not answer:
+            search.stop(item)

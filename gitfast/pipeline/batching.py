@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gitfast.engines.base import Engine, normalization_of, rows_at_once_of
+from gitfast.engines.base import Engine
 from gitfast.errors import GitfastError, ImageError
 from gitfast.inputs.processor import Processor
 from gitfast.inputs.reading import map_in_threads
@@ -47,7 +47,7 @@ class EncodedBatch:
 
 def default_batch_size(engine: Engine) -> int:
     """Return 8; if the engine refills its rows, as many as it decodes at once, but no more than 64."""
-    rows_at_once = rows_at_once_of(engine)
+    rows_at_once = engine.rows_at_once
     return 8 if rows_at_once is None else min(64, rows_at_once)
 
 
@@ -64,7 +64,7 @@ def encode(
     """
     argument = "images" if processor.num_frames is None else "videos"
     alone = isinstance(sources, Sized) and len(sources) == 1
-    normalize = normalization_of(engine) != processor.image_processor.normalization
+    normalize = engine.normalization != processor.image_processor.normalization
     rectangles = processor.image_processor.crop_size is None  # without a crop, images keep their aspect ratio
 
     def read_one(source: Any) -> np.ndarray | ImagePrefix | GitfastError:
@@ -93,7 +93,7 @@ def encode(
         if batching.workers is None:
             groups = grouped(sources, batch_size)
             # The threads of a CPU engine have no processor to spare for reading.
-            ahead = rows_at_once_of(engine) is not None
+            ahead = engine.rows_at_once is not None
             yield from prefetch(read, groups) if ahead else map(read, groups)
             return
         single = map_ahead(read_one, map(alone_first, sources), batching.workers, ahead=2 * batch_size)
@@ -135,7 +135,7 @@ def generate(
     """
     waiting = iter(prompts)
     sequences = max(1, options.num_beams, options.num_return_sequences)
-    rows_at_once = rows_at_once_of(engine)
+    rows_at_once = engine.rows_at_once
     window_rows = 1 if rows_at_once is None else _WINDOW * rows_at_once
     with contextlib.closing(encode(engine, processor, sources, batching)) as batches:
         jobs = (_Job(batch, list(itertools.islice(waiting, len(batch.prefixes)))) for batch in batches)
@@ -230,7 +230,7 @@ def _generate_rows(
     engine: Engine, rows: Sequence[tuple[ImagePrefix, list[int]]], options: GenerationOptions
 ) -> list[list[Generation]]:
     count = max(1, _MAX_ROWS // max(1, options.num_beams, options.num_return_sequences))
-    if rows_at_once_of(engine) is not None:
+    if engine.rows_at_once is not None:
         count = max(1, len(rows))
     generated: list[list[Generation]] = []
     for start in range(0, len(rows), count):

@@ -97,7 +97,7 @@ class TestModel:
             model.attend(random_image(0), "red " * 60)
 
     def test_an_engine_without(self, model, monkeypatch):
-        monkeypatch.setattr(CachingEngine, "attend", None)
+        monkeypatch.setattr(CachingEngine, "attends", False)
         with pytest.raises(gitfast.EngineError, match="keeps no attention"):
             model.attend(random_image(0), "red")
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import gitfast
-from gitfast.engines.base import rows_at_once_of
 from gitfast.engines.caching import CachingEngine
 
 from support.tiny_checkpoint import random_image
@@ -91,9 +90,9 @@ def test_clear_lets_go(model: gitfast.Model) -> None:
 
 
 def test_rows_at_once_are_those_of_the_engine_behind(model: gitfast.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rows_at_once_of(model.engine) is None
+    assert model.engine.rows_at_once is None
     monkeypatch.setattr(caching(model).engine, "rows_at_once", 5, raising=False)
-    assert rows_at_once_of(model.engine) == 5
+    assert model.engine.rows_at_once == 5
 
 
 def test_threads(model: gitfast.Model) -> None:

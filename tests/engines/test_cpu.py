@@ -193,10 +193,11 @@ def test_no_rows(engine):
 
 
 def test_text_may_fill_every_position(engine, prefixes):
-    options = GenerationOptions(max_new_tokens=36, min_new_tokens=36)
+    """The last token is chosen, and never run: it needs no position, as in transformers."""
+    options = GenerationOptions(max_new_tokens=37, min_new_tokens=37)
     (row,) = engine.generate(prefixes[:1], [[2, 5, 6, 7]], options)
-    assert len(row[0].token_ids) == 36
-    with pytest.raises(ValueError, match=r"prompts\[0\]: 5 tokens and 36 new ones exceed the model's 40"):
+    assert len(row[0].token_ids) == 37
+    with pytest.raises(ValueError, match=r"prompts\[0\]: 5 tokens and 37 new ones exceed the model's 40"):
         engine.generate(prefixes[:1], [[2, 5, 6, 7, 8]], options)
 
 
@@ -254,8 +255,8 @@ def test_callback_errors_are_raised(engine, prefixes):
 
     with pytest.raises(ZeroDivisionError):
         engine.generate(prefixes[:1], PROMPTS[:1], GREEDY, fail)
-    with pytest.raises(ValueError, match="on_token: expected num_beams"):
-        engine.generate(prefixes[:1], PROMPTS[:1], GenerationOptions(max_new_tokens=5, num_beams=2), print)
+    with pytest.raises(TypeError, match="on_token: expected a function or None, got 7"):
+        engine.generate(prefixes[:1], PROMPTS[:1], GREEDY, 7)
 
 
 def test_concurrent_calls(engine, prefixes):
@@ -432,10 +433,16 @@ def test_pixels_may_be_a_torch_tensor(engine):
         ([[2, 70]], ValueError, r"\[0\]: token id 70 is outside the vocabulary of 70"),
         ([[2, -1]], ValueError, r"\[0\]: token id -1 is outside the vocabulary of 70"),
         ([[2**40]], ValueError, r"\[0\]: token id 1099511627776 is outside the vocabulary"),
-        ([["cat"]], TypeError, r"\[0\]: expected integers, got 'cat'"),
-        ([[2.0]], TypeError, r"\[0\]: expected integers, got 2.0"),
-        ([7], TypeError, r"\[0\]: expected a sequence of token ids, got 7"),
-        (None, TypeError, "expected a sequence of token id sequences, got None"),
+        ([["cat"]], TypeError, r"\[0\]: expected an integer, got 'cat'"),
+        ([[2.0]], TypeError, r"\[0\]: expected an integer, got 2.0"),
+        ([7], TypeError, r"\[0\]: expected token ids, got 7"),
+        ([[True]], TypeError, r"\[0\]: expected an integer, got True"),
+        ([b"ab"], TypeError, r"\[0\]: expected token ids, got b'ab'"),
+        ([bytearray(b"ab")], TypeError, r"\[0\]: expected token ids, got bytearray"),
+        ("ab", TypeError, "expected sequences of token ids, got 'ab'"),
+        (np.array([[1.0]]), TypeError, r"\[0\]: expected an integer, got "),
+        (np.array(2), TypeError, "expected sequences of token ids, got array"),
+        (None, TypeError, "expected sequences of token ids, got None"),
         ([[2]] * 2, ValueError, "prefixes: expected one for each of the 2"),
         ([[2] * 41], ValueError, r"\[0\]: 41 tokens .*exceed the model's 40 text positions"),
     ],

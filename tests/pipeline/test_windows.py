@@ -14,7 +14,6 @@ import pytest
 
 import gitfast
 from gitfast import ImageError, Model
-from gitfast.engines.base import rows_at_once_of
 from gitfast.inputs.image import ImageProcessor
 from gitfast.inputs.processor import Processor
 from gitfast.inputs.tokenizer import Tokenizer
@@ -201,7 +200,7 @@ class TestMemory:
 
     def test_a_bounded_number_of_sources_is_taken(self, engine, processor, files):
         sources = Sources(files, 10**9)
-        held = 4 if rows_at_once_of(engine) is None else 8 + 4  # and a batch read ahead
+        held = 4 if engine.rows_at_once is None else 8 + 4  # and a batch read ahead
         results = generate(engine, processor, sources, batch_size=4)
         assert sources.taken == 0
         for done in range(1, 50):

@@ -83,14 +83,28 @@ def test_callback_sees_every_token_and_may_stop():
         return len(calls) != 3
 
     found = run(table, [[0], [4]], stop_at_the_third, max_new_tokens=9)
-    assert calls == [0, 1, 0, 1], "every row of the step is reported"
-    assert [g.token_ids for (g,) in found] == [[1, EOS], [4, 4]]
+    assert calls == [0, 1, 0, *[1] * 8], "the row that was stopped, and had ended, is the first; the other goes on"
+    assert [g.token_ids for (g,) in found] == [[1, EOS], [4] * 9]
     assert [g.finish_reason for (g,) in found] == ["stop", "length"]
 
 
-def test_callback_needs_tokens_that_are_final():
-    with pytest.raises(ValueError, match="on_token: expected num_beams and num_return_sequences 1"):
-        run(chain(), [[0]], lambda *_: None, num_beams=2)
+@pytest.mark.parametrize("answer", [False, 0, np.False_])
+def test_false_ends_a_row_and_none_does_not(answer):
+    table = chain((0, 1), (1, 0), (4, 4))
+    found = run(table, [[0], [4]], lambda item, _: answer if item == 0 else None, max_new_tokens=5)
+    assert [g.token_ids for (g,) in found] == [[1], [4] * 5]
+    assert [g.finish_reason for (g,) in found] == ["length", "length"]
+    assert found[1:] == run(table, [[4]], max_new_tokens=5)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 3, "seed": 1}])
+def test_beams_and_samples_report_progress_and_then_the_best(options):
+    table = np.random.default_rng(0).standard_normal((6, 6), np.float32)
+    told = []
+    found = run(table, [[0], [4]], lambda *news: told.append(news), max_new_tokens=4, min_new_tokens=4, **options)
+    for item in (0, 1):
+        assert [tokens for i, tokens in told if i == item] == [[], [], [], found[item][0].token_ids]
+    assert found == run(table, [[0], [4]], max_new_tokens=4, min_new_tokens=4, **options)
 
 
 def test_no_prompts():

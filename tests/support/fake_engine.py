@@ -6,6 +6,7 @@ import weakref
 
 import numpy as np
 
+from gitfast.engines.base import Engine
 from gitfast.types import Generation
 
 
@@ -17,7 +18,7 @@ class FakePrefix:
         self.mean = float(pixels.mean())
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Writes tokens that say which image they came from."""
 
     name = "fake"
@@ -28,21 +29,21 @@ class FakeEngine:
         self.prefixes: weakref.WeakSet[FakePrefix] = weakref.WeakSet()
         self.most_prefixes = 0
 
-    def encode(self, pixel_values, *, interpolate_positions=False):
+    def encode(self, pixel_values, *, interpolate_positions=False, cancel=None):
         self.encoded.append(pixel_values.shape)
         prefixes = [FakePrefix(pixels) for pixels in pixel_values]
         self.prefixes.update(prefixes)
         self.most_prefixes = max(self.most_prefixes, len(self.prefixes))
         return prefixes
 
-    def generate(self, prefixes, prompts, options, on_token=None):
+    def generate(self, prefixes, prompts, options, on_token=None, *, cancel=None):
         self.rows.append(len(prompts))
         return [
             [Generation(token_ids=[5], token_logprobs=[-1.0], score=prefix.mean, finish_reason="stop")]
             for prefix in prefixes
         ]
 
-    def score(self, prefixes, sequences):
+    def score(self, prefixes, sequences, *, cancel=None):
         self.rows.append(len(sequences))
         return [np.array(ids[1:], np.float32) for ids in sequences]
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gitfast import _C
 from gitfast.checkpoints.config import GitConfig
-from gitfast.engines.base import EngineStats
+from gitfast.engines.base import Engine, EngineStats
+from gitfast.engines.checks import check_cancelled
 from gitfast.engines.cuda.decoder import Decoder, WeightFormat
 from gitfast.engines.cuda.encoder import Encoder, ImageKind, PrefixDtype
 from gitfast.engines.cuda.images import EncodePlan, ImageEncoder
@@ -24,7 +25,7 @@ from gitfast.engines.cuda.sequences import CudaPrefix, SequenceBatch, group_pref
 from gitfast.engines.search import generate_with, generations, native_options
 from gitfast.errors import EngineError
 from gitfast.torch_model import GitModel, load_weights
-from gitfast.types import Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
+from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
 
 _MAX_SEARCHES, _MAX_SEARCH_BYTES = 8, 4 << 30  # whose memory is kept for the next calls
 _ROWS_AT_ONCE = 64
@@ -39,8 +40,8 @@ DTYPES: dict[str, tuple[torch.dtype, WeightFormat]] = {
 PREFIX_DTYPES: tuple[PrefixDtype, ...] = ("auto", "int8")
 
 
-class CudaEngine:
-    """``gitfast.engines.base.Engine`` on one CUDA device. Calls from several threads run one after another.
+class CudaEngine(Engine):
+    """An engine on one CUDA device. Calls from several threads run one after another.
 
     A row's text is bitwise independent of the other rows of its call, as long as they take the same kernels: see
     ``decode`` of ``from_weights``. An image's prefix may depend on its batch, through the matrix products that cuBLAS
@@ -48,6 +49,7 @@ class CudaEngine:
     """
 
     name = "cuda"
+    rows_at_once: int
     _ids = itertools.count()
 
     def __init__(
@@ -129,8 +131,10 @@ class CudaEngine:
             raise EngineError(f"cuda engine: does not take this model in {dtype}: {error}") from error
 
     @torch.inference_mode()
-    def encode(self, pixel_values: np.ndarray, *, interpolate_positions: bool = False) -> list[CudaPrefix]:
-        """Encode images (B, 3, H, W) or clips (B, T, 3, H, W), normalised, into one prefix each.
+    def encode(
+        self, pixel_values: np.ndarray, *, interpolate_positions: bool = False, cancel: CancelToken | None = None
+    ) -> list[CudaPrefix]:
+        """Encode images (B, 3, H, W) or clips (B, T, 3, H, W), normalised: one prefix per image or clip.
 
         With ``normalization`` also bytes, uint8 (B, H, W, 3) or (B, T, H, W, 3). The device may still be computing when
         this returns; calls that use the prefixes wait for it, on whatever stream they run.
@@ -139,6 +143,7 @@ class CudaEngine:
             ValueError: dtype, rank, size or number of frames do not suit the model.
             EngineError: device memory does not suffice for one image; the engine stays usable.
         """
+        check_cancelled(cancel)
         pixels = np.asarray(pixel_values)
         kind = self._kind(pixels, interpolate_positions)
         with self._lock, _memory_errors():
@@ -173,6 +178,8 @@ class CudaEngine:
         prompts: Sequence[Sequence[int]],
         options: GenerationOptions,
         on_token: TokenCallback | None = None,
+        *,
+        cancel: CancelToken | None = None,
     ) -> list[list[Generation]]:
         """Continue ``prompts[r]`` on ``prefixes[r]``, ``rows_at_once`` rows together. See ``Engine.generate``.
 
@@ -189,20 +196,28 @@ class CudaEngine:
             _C.check_search(native, prompts, config.vocab_size)
             mode = SearchMode.of(options, config.vocab_size)
             if on_token is not None and not (mode and self._can_stream(mode, given)):
-                return self._search_on_host(given, prompts, options, on_token)
+                return self._search_on_host(given, prompts, options, on_token, cancel)
             rows = max(options.num_beams, options.num_return_sequences)
             at_once = self.rows_at_once * (_REFILLS if mode and len(_lengths(given)) == 1 else 1)
             results = []
             for part in _parts(len(prompts), max(1, at_once // rows)):
+                check_cancelled(cancel)
                 if mode is None:
-                    results += self._search_on_host(given[part], prompts[part], options)
+                    results += self._search_on_host(given[part], prompts[part], options, None, cancel)
                 else:
                     results += self._search(mode, given[part], prompts[part], native, on_token)
             return results
 
     @torch.inference_mode()
-    def score(self, prefixes: Sequence[ImagePrefix | None], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def score(
+        self,
+        prefixes: Sequence[ImagePrefix | None],
+        sequences: Sequence[Sequence[int]],
+        *,
+        cancel: CancelToken | None = None,
+    ) -> list[np.ndarray]:
         """Compute the log-probability of every token of ``sequences[r]`` but its first: float32 (len - 1,) each."""
+        check_cancelled(cancel)
         given = self._checked(prefixes, sequences, 0, name="sequences")
         with self._lock, _memory_errors():
             self._wait_for(given)
@@ -254,6 +269,7 @@ class CudaEngine:
         prompts: Sequence[Sequence[int]],
         options: GenerationOptions,
         on_token: TokenCallback | None = None,
+        cancel: CancelToken | None = None,
     ) -> list[list[Generation]]:
         """Run the C++ search on the device's logits."""
         rows = len(prompts) * max(options.num_beams, options.num_return_sequences)
@@ -265,7 +281,9 @@ class CudaEngine:
             return self._decoder.logits(hidden).cpu()
 
         vocab_size, eos = self.config.vocab_size, self.config.eos_token_id
-        return generate_with(step, prompts, options, vocab_size=vocab_size, eos_token_id=eos, on_token=on_token)
+        return generate_with(
+            step, prompts, options, vocab_size=vocab_size, eos_token_id=eos, on_token=on_token, cancel=cancel
+        )
 
     def _search(
         self,

@@ -1,0 +1,47 @@
+// What the running batch does next: a step of text, or a slice of encoding. A plain function of what waits and of what
+// work has cost, so that it can be tried in simulated time.
+#pragma once
+
+#include <cstdint>
+
+namespace gitfast::cpu {
+
+// What lies between two tokens of a row stays below this where a slice and a step together do.
+constexpr double kTokenGapSeconds = 0.030;
+
+struct Work {
+  int64_t rows = 0;       // sequences that decode or wait to begin
+  bool images = false;    // some wait, or are being encoded
+  int64_t slices = 0;     // run since the last step
+  double since_step = 0;  // seconds
+  double step_cost = 0;   // expected seconds of the next step
+  double slice_cost = 0;  // and of the next slice
+};
+
+enum class Action : uint8_t { idle, step, slice };
+
+// Steps go on while images are encoded, and as many slices go between two of them as the gap allows: one at least, so
+// that encoding goes on however slow it is.
+inline Action next_action(const Work& work) {
+  if (work.rows == 0) return work.images ? Action::slice : Action::idle;
+  if (!work.images) return Action::step;
+  if (work.slices == 0) return Action::slice;
+  return work.since_step + work.slice_cost + work.step_cost <= kTokenGapSeconds ? Action::slice : Action::step;
+}
+
+// How many of `waiting` images are encoded together, `fit` at most. The first call's own go together; those of others
+// join where its are too few to fill the threads (`fill`), for encoding more at once delays the first of them. Beside
+// rows that decode, no more than keep a slice within the gap.
+inline int64_t images_together(int64_t waiting, int64_t first_call, int64_t fit, int64_t fill, const Work& work,
+                               double image_slice_cost) {
+  int64_t count = first_call > fill ? first_call : fill;
+  if (count > waiting) count = waiting;
+  if (count > fit) count = fit;
+  if (work.rows > 0 && image_slice_cost > 0) {
+    const auto within_gap = static_cast<int64_t>((kTokenGapSeconds - work.step_cost) / image_slice_cost);
+    if (count > within_gap) count = within_gap;
+  }
+  return count < 1 ? 1 : count;
+}
+
+}  // namespace gitfast::cpu
