@@ -6,8 +6,11 @@
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #include "tensor.h"
@@ -44,6 +47,22 @@ bool has_amx() {
 }
 #endif
 
+#if defined(__aarch64__)
+// Products of pairs of bfloat16 (FEAT_BF16). Every 64-bit ARM has NEON.
+bool has_neon_bf16() {
+#if defined(__linux__)
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16
+  return getauxval(AT_HWCAP2) & kBf16;
+#elif defined(__APPLE__)
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &value, &size, nullptr, 0) == 0 && value;
+#else
+  return false;
+#endif
+}
+#endif
+
 std::vector<Isa> detect() {
   std::vector<Isa> found{Isa::scalar};
 #if defined(__x86_64__)
@@ -52,6 +71,9 @@ std::vector<Isa> detect() {
   if (has_avx2() && has_avx512()) found.push_back(Isa::avx512);
   if (found.back() == Isa::avx512 && has_avx512_bf16()) found.push_back(Isa::avx512_bf16);
   if (found.back() == Isa::avx512_bf16 && has_amx()) found.push_back(Isa::amx);
+#elif defined(__aarch64__)
+  found.push_back(Isa::neon);
+  if (has_neon_bf16()) found.push_back(Isa::neon_bf16);
 #endif
   return found;
 }
@@ -59,7 +81,7 @@ std::vector<Isa> detect() {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-  static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx"};
+  static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_bf16"};
   return kNames[static_cast<int>(isa)];
 }
 

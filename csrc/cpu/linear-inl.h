@@ -149,7 +149,7 @@ void linear_of(const LinearArgs& args, Rows<typename Source::Term> x, int64_t pa
 void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {
   const Rows<float> x{args.x, args.x_stride};
   if (args.w->format == WeightFormat::f32) return linear_of<Floats>(args, x, panel_begin, panel_end);
-#if defined(__AVX512BF16__)
+#if defined(GITFAST_BF16_PRODUCTS)
   const Rows<Bf16Pair> terms{reinterpret_cast<const Bf16Pair*>(args.rounded), rounded_words(args.w->k)};
 #else
   const Rows<float> terms = x;

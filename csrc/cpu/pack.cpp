@@ -19,6 +19,9 @@ const Kernels& kernels_for(Isa isa) {
     if (isa == Isa::avx512) return kAvx512Kernels;
     if (isa == Isa::avx512_bf16) return kAvx512Bf16Kernels;
     if (isa == Isa::amx) return kAmxKernels;
+#elif defined(__aarch64__)
+    if (isa == Isa::neon) return kNeonKernels;
+    if (isa == Isa::neon_bf16) return kNeonBf16Kernels;
 #endif
     return kScalarKernels;
   }

@@ -15,7 +15,7 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int kTileRows = 12;
 constexpr int kTileSums = 24;
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) || defined(GITFAST_NEON)
 constexpr int kTileRows = 6;
 constexpr int kTileSums = 6;
 #else

@@ -8,6 +8,13 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(GITFAST_NEON)
+#include <arm_neon.h>
+#endif
+
+// Pairs of bfloat16 are multiplied as such.
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define GITFAST_BF16_PRODUCTS
 #endif
 
 namespace gitfast::cpu {
@@ -32,6 +39,8 @@ inline Vec fma(Vec a, Vec b, Vec c) {
   return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX2__)
   return _mm256_fmadd_ps(a, b, c);
+#elif defined(GITFAST_NEON)
+  return vfmaq_f32(c, a, b);
 #else
   return a * b + c;
 #endif
@@ -44,6 +53,10 @@ inline Vec multiply_add(float a, Vec b, Vec sum) { return fma(splat(a), b, sum);
 #if defined(__AVX512BF16__)
 inline Vec multiply_add(Bf16Pair a, Vec b, Vec sum) {
   return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)), (__m512bh)b);
+}
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+inline Vec multiply_add(Bf16Pair a, Vec b, Vec sum) {
+  return vbfdotq_f32(sum, vreinterpretq_bf16_u32(vdupq_n_u32(a)), vreinterpretq_bf16_f32(b));
 }
 #endif
 

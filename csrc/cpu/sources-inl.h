@@ -22,7 +22,7 @@ struct Floats {
   static void load(const float* words, Vec* x) { x[0] = load_vec(words); }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(GITFAST_BF16_PRODUCTS)
 
 struct Pairs {
   using Term = Bf16Pair;
@@ -31,6 +31,7 @@ struct Pairs {
   static void load(const Bf16Pair* words, Vec* x) { x[0] = load_vec(words); }
 
   // See Kernels::round_rows. `pairs` may begin where x does, if there is one row.
+#if defined(__AVX512BF16__)
   static void round_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs) {
     constexpr int64_t kAtOnce = 2 * kWidth;
     static_assert(rounded_words(1) == kWidth, "rows end with a whole vector");
@@ -49,7 +50,29 @@ struct Pairs {
 
  private:
   static __m512i pack(Vec first, Vec second) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first); }
+#else
+  static void round_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs) {
+    constexpr int64_t kAtOnce = 2 * kLanes;
+    for (int64_t r = 0; r < rows; ++r, x += x_stride)
+      for (int64_t i = 0; i < 2 * rounded_words(k); i += kAtOnce, pairs += kLanes) {
+        float last[kAtOnce] = {};
+        const float* from = x + i;
+        if (k - i < kAtOnce) {
+          for (int64_t j = i; j < k; ++j) last[j - i] = x[j];
+          from = last;
+        }
+        store_vec(pairs, round_pairs(load_vec(from), load_vec(from + kLanes)));
+      }
+  }
+
+  // Two vectors of floats as pairs of bfloat16, in order.
+  static Vec round_pairs(Vec first, Vec second) {
+    return vreinterpretq_f32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(first), second));
+  }
+#endif
 };
+
+#if defined(__AVX512BF16__)
 
 // The bfloat16 of the whole numbers 0 to 127: their low and their high bytes.
 struct WholeNumbers {
@@ -83,12 +106,40 @@ struct Int8AsPairs {
   }
 };
 
+#else
+
+struct Int8AsPairs {
+  using Term = Bf16Pair;
+  using Word = uint32_t;
+  static constexpr int kTerms = 2;
+  static void load(const uint32_t* words, Vec* x) {
+    const int8x16_t w = vreinterpretq_s8_u32(vld1q_u32(words));
+    x[0] = widen(vmovl_s8(vget_low_s8(w)));
+    x[1] = widen(vmovl_s8(vget_high_s8(w)));
+  }
+
+ private:
+  // Eight whole numbers, two terms of each of four columns.
+  static Vec widen(int16x8_t x) {
+    return Pairs::round_pairs(vcvtq_f32_s32(vmovl_s16(vget_low_s16(x))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(x))));
+  }
+};
+
+#endif
+
 // What a product multiplies, by the format of its weights.
 using Bf16Weights = Pairs;
 using Int8Weights = Int8AsPairs;
 using ShortTerms = Pairs;  // either of them, widened
 
 #else
+
+// The lanes of one vector in another order; clang knows no __builtin_shuffle, and GCC 11 no __builtin_shufflevector.
+#if defined(__clang__)
+#define GITFAST_SHUFFLE(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#else
+#define GITFAST_SHUFFLE(x, ...) __builtin_shuffle(x, decltype(x){__VA_ARGS__})
+#endif
 
 typedef uint16_t VecHalves __attribute__((vector_size(kLanes * 4)));
 typedef int32_t VecInts __attribute__((vector_size(kLanes * 4)));
@@ -120,14 +171,13 @@ struct Int8AsFloats {
   // The four terms of each column as the bytes of one word; stored are, per 4 columns, two terms of each and then two.
   static VecInts terms_of_columns(VecHalves x) {
 #if defined(__AVX512F__)
-    const VecHalves order = {0,  4,  1,  5,  2,  6,  3,  7,  8,  12, 9,  13, 10, 14, 11, 15,
-                             16, 20, 17, 21, 18, 22, 19, 23, 24, 28, 25, 29, 26, 30, 27, 31};
+    return (VecInts)GITFAST_SHUFFLE(x, 0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15, 16, 20, 17, 21, 18, 22, 19,
+                                    23, 24, 28, 25, 29, 26, 30, 27, 31);
 #elif defined(__AVX2__)
-    const VecHalves order = {0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15};
+    return (VecInts)GITFAST_SHUFFLE(x, 0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
 #else
-    const VecHalves order = {0, 4, 1, 5, 2, 6, 3, 7};
+    return (VecInts)GITFAST_SHUFFLE(x, 0, 4, 1, 5, 2, 6, 3, 7);
 #endif
-    return (VecInts)__builtin_shuffle(x, order);
   }
 };
 
@@ -149,7 +199,7 @@ void widen(const typename Source::Word* from, int64_t rows, typename Source::Ter
     }
 }
 
-#if defined(__AVX512BF16__)
+#if defined(GITFAST_BF16_PRODUCTS)
 constexpr auto kRoundRows = Pairs::round_rows;
 #else
 constexpr void (*kRoundRows)(const float*, int64_t, int64_t, int64_t, uint32_t*) = nullptr;

@@ -78,7 +78,7 @@ class CpuEngine(Engine):
 
     @property
     def isa(self) -> str:
-        """The instruction set in use: ``scalar``, ``avx2``, ``avx512``, ``avx512_bf16`` or ``amx``."""
+        """The instruction set in use: ``scalar``, or one of ``avx2`` to ``amx``, or of ``neon`` and ``neon_bf16``."""
         return self._native.isa
 
     @property

@@ -1,0 +1,7 @@
+#include "kernels-inl.h"
+
+namespace gitfast::cpu {
+
+const Kernels kNeonKernels = {Isa::neon, linear, attention, layer_norm, bias_activation, pack_head, kRoundRows};
+
+}  // namespace gitfast::cpu

@@ -1,0 +1,8 @@
+#include "kernels-inl.h"
+
+namespace gitfast::cpu {
+
+const Kernels kNeonBf16Kernels = {Isa::neon_bf16,  linear,    attention, layer_norm,
+                                  bias_activation, pack_head, kRoundRows};
+
+}  // namespace gitfast::cpu
