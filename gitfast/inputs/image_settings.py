@@ -54,7 +54,7 @@ def _squared(values: Mapping[str, Any], video: bool) -> Any:
     size = values.get("size", {"shortest_edge": 224})
     if _flag(values, "use_square_size", False) and not video:  # of CLIP's class alone, and whatever the size says
         return {"height": 224, "width": 224}
-    if isinstance(size, int) and _flag(values, "default_to_square", False):
+    if _flag(values, "default_to_square", False) and isinstance(size, int):
         return {"height": size, "width": size}
     return size
 

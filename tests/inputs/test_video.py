@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import itertools
 import os
+import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from hypothesis import strategies as st
 from gitfast.errors import ImageError, VideoError
 from gitfast.inputs import video_files
 from gitfast.inputs.limits import Limits
-from gitfast.inputs.video import load_clip, sample_indices
+from gitfast.inputs.video import load_clip, read_clip, sample_indices
 
 STEP = 6  # grey levels between neighbouring frames: more than lossy codecs change a flat frame
 
@@ -339,3 +343,171 @@ def test_without_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_video_errors_are_image_errors() -> None:
     with pytest.raises(ImageError):
         load_clip("no.mp4")
+
+
+# Streams and how they are shown
+
+
+def quarter(height: int = 48, width: int = 64) -> np.ndarray:
+    """A frame with a bright top left quarter, and a dimmer one to its right, so that no turn hides another."""
+    frame = np.zeros((height, width, 3), np.uint8)
+    frame[: height // 2, : width // 2] = 250
+    frame[: height // 2, width // 2 :] = 120
+    return frame
+
+
+def with_matrix(data: bytes, a: float, b: float, c: float, d: float) -> bytes:
+    """The MP4 with this display matrix in its track header."""
+    values = [round(value * 65536) for value in (a, b, 0, c, d, 0, 0, 0)]
+    matrix = np.array([*values, 1 << 30], ">i4").tobytes()
+    header = data.index(b"tkhd") + 4 + 40
+    return data[:header] + matrix + data[header + 36 :]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), lambda f: f),
+        ((0, 1, -1, 0), lambda f: np.rot90(f, -1)),
+        ((-1, 0, 0, -1), lambda f: np.rot90(f, 2)),
+        ((0, -1, 1, 0), lambda f: np.rot90(f, 1)),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda f: f.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda f: np.rot90(f, 2).transpose(1, 0, 2)),
+        ((2, 0, 0, 2), lambda f: f),  # the size is not the matrix's to say
+        ((0, 0, 0, 0), lambda f: f),
+    ],
+)
+def test_the_whole_display_matrix_is_applied(matrix: tuple[int, int, int, int], shown) -> None:
+    """(a, b, c, d): the pixel (x, y) is shown at (a x + c y, b x + d y)."""
+    data = encode_video([quarter()] * 6)
+    stored = np.asarray(load_clip(data)[0])
+    np.testing.assert_array_equal(np.asarray(load_clip(with_matrix(data, *matrix))[0]), shown(stored))
+
+
+def test_frames_shown_askew_are_refused() -> None:
+    with pytest.raises(VideoError, match="turned by other than right angles"):
+        load_clip(with_matrix(encode_video([quarter()] * 6), 0.7071, 0.7071, -0.7071, 0.7071))
+
+
+def encode_streams(*streams: tuple[str, list[np.ndarray], str]) -> bytes:
+    """An MP4 of several video streams: (codec, frames, disposition)."""
+    av = pytest.importorskip("av")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        opened = []
+        for codec, frames, disposition in streams:
+            stream = output.add_stream(codec, rate=10)
+            stream.height, stream.width = frames[0].shape[:2]
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.disposition = getattr(av.stream.Disposition, disposition) if disposition else 0
+            opened.append((stream, frames))
+        for stream, frames in opened:
+            for frame in frames:
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            output.mux(stream.encode())
+    return buffer.getvalue()
+
+
+COVER = np.full((480, 640, 3), 200, np.uint8)
+
+
+def test_a_cover_picture_is_no_film() -> None:
+    cover = ("mjpeg", [COVER], "attached_pic")
+    for streams in ((cover, ("libx264", grey_frames(12), "")), (("libx264", grey_frames(12), "default"), cover)):
+        assert frame_numbers(load_clip(encode_streams(*streams))) == [1, 3, 5, 7, 9, 11]
+    with pytest.raises(VideoError, match="holds no video stream, only a cover picture"):
+        load_clip(encode_streams(cover))
+
+
+def test_the_best_of_several_streams_is_taken() -> None:
+    small = [np.full((48, 64, 3), 200, np.uint8)] * 12
+    large = grey_frames(12, 96, 128)
+    for streams in (
+        (("libx264", small, "default"), ("libx264", large, "default")),
+        (("libx264", small, ""), ("libx264", large, "default")),
+        (("libx264", large, "default"), ("libx264", [np.full((192, 256, 3), 200, np.uint8)] * 12, "")),
+    ):
+        clip = load_clip(encode_streams(*streams))
+        assert clip[0].size == (128, 96)
+        assert frame_numbers(clip) == [1, 3, 5, 7, 9, 11]
+
+
+# Bounds
+
+
+@pytest.mark.parametrize(("container", "codec"), [("mp4", "libx264"), ("mp4", "mpeg4"), ("webm", "libvpx-vp9")])
+def test_frames_larger_than_allowed_are_named_so(container: str, codec: str) -> None:
+    """FFmpeg leaves the size at 0 x 0 of frames that it must not decode."""
+    data = encode_video(grey_frames(3, 96, 128), container, codec)
+    with pytest.raises(VideoError, match=r"96 pixels; at most 12287|or more than 12287 pixels \(max_frame_pixels\)"):
+        load_clip(data, limits=Limits(max_frame_pixels=96 * 128 - 1))
+
+
+def test_pixels_decoded_are_bounded() -> None:
+    data = encode_video(grey_frames(30))
+    assert len(load_clip(data, limits=Limits(max_video_pixels=28 * 64 * 48))) == 6
+    with pytest.raises(VideoError, match="86016 pixels up to the last frame wanted; at most 86015 are decoded"):
+        load_clip(data, limits=Limits(max_video_pixels=28 * 64 * 48 - 1))
+    assert len(load_clip(data, sampling=[0, 1], limits=Limits(max_video_pixels=2 * 64 * 48))) == 2
+
+
+def test_no_list_of_a_thousand_million_frames_is_made() -> None:
+    data = encode_video(grey_frames(6))
+    with pytest.raises(VideoError, match="at most 512 frames are kept, got 1000000000"):
+        load_clip(data, num_frames=10**9)
+    with pytest.raises(VideoError, match="at most 512 frames are kept, got more"):
+        load_clip(data, sampling=lambda total: itertools.repeat(0))
+    with pytest.raises(VideoError, match="expected indices from 0 to 5"):
+        load_clip(data, sampling=lambda total: ["first"])  # type: ignore[list-item]
+
+
+def test_frames_of_a_clip_are_not_held_together() -> None:
+    """Each is prepared as soon as it is decoded, so that a clip of many large frames takes the memory of one."""
+    alive: list[weakref.ref[PIL.Image.Image]] = []
+    most = 0
+
+    def prepare(picture: PIL.Image.Image) -> int:
+        nonlocal most
+        alive.append(weakref.ref(picture))
+        gc.collect()
+        most = max(most, sum(ref() is not None for ref in alive))
+        return round(np.asarray(picture).mean() / STEP)
+
+    for source in (encode_video(grey_frames(12)), encode_animation(grey_frames(12), "GIF"), grey_frames(12)):
+        assert read_clip(source, prepare, num_frames=12) == list(range(12))
+    assert most <= 2
+
+
+LOGGING = """
+import logging, sys
+import av
+from gitfast.errors import VideoError
+from gitfast.inputs.video import load_clip
+
+logging.basicConfig(level=1, stream=open("/dev/null", "w"))
+logging.getLogger("libav").setLevel(1)
+av.logging.set_level(av.logging.TRACE)
+data = open(sys.argv[1], "rb").read()
+for _ in range(40):
+    try:
+        load_clip(data, sampling=[0])  # stops while FFmpeg's threads are at later frames
+    except VideoError:
+        pass
+print("done")
+"""
+
+
+def test_a_video_is_read_while_the_application_has_set_a_log_callback(tmp_path: Path) -> None:
+    """FFmpeg's threads take Python's lock to log about damaged frames; whoever ends them holds it."""
+    rng = np.random.default_rng(0)
+    data = bytearray(encode_video(list(rng.integers(0, 256, (12, 480, 640, 3), np.uint8))))
+    for place in rng.integers(5000, len(data) - 5000, 400):
+        data[place] ^= 255
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-c", LOGGING, str(path)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.stdout == "done\n", done.stderr[-2000:]
