@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,8 @@ import transformers
 from gitfast.checkpoints import hub
 from gitfast.checkpoints.adapter import is_adapter
 from gitfast.checkpoints.config import GitConfig
-from gitfast.inputs.image import ImageProcessor, load_image
+from gitfast.inputs.image import ImageProcessor
+from gitfast.inputs.pictures import load_image
 from gitfast.inputs.video import load_clip
 
 _FETCH = ("revision", "cache_dir", "local_files_only", "token")
@@ -91,7 +90,7 @@ class GitProcessor(transformers.GitProcessor):
             raise ValueError("images, text, videos: expected at least one of them")
         if images is not None and videos is not None:
             raise ValueError("images, videos: expected at most one of them")
-        clips = None if videos is None else [_clip(video, self.num_frames or 1) for video in videos]
+        clips = None if videos is None else [load_clip(video, num_frames=self.num_frames or 1) for video in videos]
         if clips is None:
             return super().__call__(images=_pictures(images), text=text, **options)
         names = self.image_processor.valid_kwargs.__annotations__
@@ -106,20 +105,11 @@ class GitProcessor(transformers.GitProcessor):
 
 
 def _pictures(images: Any) -> Any:
-    """Paths, bytes, files and PIL images as upright RGB pictures; arrays and tensors as they are."""
+    """All that gitfast reads as RGB pictures; arrays and tensors of other numbers as they are, for transformers."""
     if isinstance(images, (list, tuple)):
         return [_pictures(image) for image in images]
-    if isinstance(images, Mapping):  # datasets.Image(decode=False)
-        images = images["bytes"] if images.get("bytes") is not None else images.get("path")
-    if images is None or isinstance(images, (np.ndarray, torch.Tensor)):
+    if getattr(images, "ndim", 0) >= 4:
+        return [_pictures(image) for image in images]
+    if images is None or str(getattr(images, "dtype", "uint8")).removeprefix("torch.") not in ("uint8", "uint16"):
         return images
     return load_image(images)
-
-
-def _clip(video: Any, num_frames: int) -> Any:
-    return load_clip(video, num_frames=num_frames)
-
-
-def checkpoint_folder(processor: GitProcessor) -> Path:
-    """Where a processor's files were read."""
-    return Path(processor.tokenizer.name_or_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -77,7 +77,7 @@ class GitImageProcessor:
             raise TypeError(f"images: {', '.join(unknown)}: not known, or needs transformers installed")
         processor = ImageProcessor.from_dict({**known, **changes}) if changes else self.settings
         if processor.processor_type == "VideoMAEImageProcessor":
-            pixels = np.stack([processor(_pictures(clip)) for clip in _clips(images)])
+            pixels = np.stack([processor(clip) for clip in _clips(images)])
         else:
             pixels = processor(_pictures(images))
         return BatchFeature(pixel_values=_tensor(pixels, return_tensors))
@@ -179,20 +179,8 @@ def _clips(images: Any) -> list[list[Any]]:
 
 
 def _pictures(images: Any) -> Any:
-    """Tensors and (3, H, W) arrays as (H, W, 3) arrays, dicts of ``datasets`` as what they hold; the rest as it is."""
-    if isinstance(images, (list, tuple)):
-        return [_pictures(image) for image in images]
-    if isinstance(images, Mapping):
-        return images["bytes"] if images.get("bytes") is not None else images.get("path")
-    if isinstance(images, torch.Tensor):
-        images = images.detach().cpu().numpy()
-    if not isinstance(images, np.ndarray):
-        return images
-    if images.ndim == 4:
-        return [_pictures(image) for image in images]
-    if images.ndim == 3 and images.shape[0] in (1, 3, 4) and images.shape[2] not in (1, 3, 4):
-        images = images.transpose(1, 2, 0)
-    return images
+    """A batch in one array or tensor as a list; the rest as it is."""
+    return list(images) if getattr(images, "ndim", 0) == 4 else images
 
 
 def _tensor(values: np.ndarray, return_tensors: str | None) -> Any:

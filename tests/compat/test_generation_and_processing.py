@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 import gitfast
 from gitfast.errors import EngineError
@@ -187,3 +188,51 @@ def test_processor_clips(kit: Any, tmp_path: Path) -> None:
 def test_processor_names_bad_arguments(kit: Any, folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kit.GitProcessor.from_pretrained(folder)(**arguments)
+
+
+def test_a_picture_is_the_same_however_it_is_given(kit: Any, folder: Path, tmp_path: Path) -> None:
+    processor, image = kit.GitProcessor.from_pretrained(folder), random_image(0)
+    image.save(tmp_path / "image.png")
+    array = np.asarray(image)
+    expected = processor(image, return_tensors="np").pixel_values
+    data = (tmp_path / "image.png").read_bytes()
+    chw = array.transpose(2, 0, 1)
+    for given in (str(tmp_path / "image.png"), data, {"bytes": data, "path": None}, array, chw, torch.tensor(chw)):
+        assert np.array_equal(processor(given, return_tensors="np").pixel_values, expected)
+    for batch in ([image] * 2, np.stack([chw] * 2), torch.tensor(np.stack([chw] * 2))):
+        pixels = processor(batch, return_tensors="np").pixel_values
+        assert np.array_equal(pixels, np.concatenate([expected] * 2))
+    grey = Image.fromarray(np.linspace(0, 65535, 40 * 36).reshape(36, 40).astype(np.uint16))
+    grey.save(tmp_path / "grey.png")
+    pixels = [processor(given, return_tensors="np").pixel_values for given in (grey, tmp_path / "grey.png")]
+    assert np.array_equal(*pixels)
+    assert np.unique(pixels[0]).size > 20  # not all white
+
+
+def test_every_argument_for_texts(kit: Any, folder: Path) -> None:
+    from transformers import BertTokenizer
+
+    processor, theirs = kit.GitProcessor.from_pretrained(folder), BertTokenizer.from_pretrained(folder)
+    texts = ["a red square", "how many [SEP] ?", "the green circle on a blue square , yes"]
+    calls = [
+        {"padding": "max_length", "max_length": 12},
+        {"padding": "max_length", "max_length": 6, "truncation": True},
+        {"padding": True, "truncation": "longest_first", "max_length": 5},
+        {"padding": "longest", "pad_to_multiple_of": 8, "padding_side": "left"},
+        {"truncation": True, "max_length": 4, "add_special_tokens": False},
+        {"padding": "do_not_pad"},
+    ]
+    for options in calls:
+        for text in (texts, texts[1]):
+            ours, expected = processor(text=text, **options), theirs(text, **options)
+            assert ours["input_ids"] == expected["input_ids"], options
+            assert ours["attention_mask"] == expected["attention_mask"], options
+    question = "what color is the square ?"
+    ids = [processor.tokenizer.cls_token_id, *processor(text=question, add_special_tokens=False).input_ids]
+    assert ids == [theirs.cls_token_id, *theirs(question, add_special_tokens=False).input_ids]
+    changed = processor(random_image(0), do_resize=False, return_tensors="np").pixel_values
+    assert changed.shape == (1, 3, 32, 32)  # cut, not shrunk
+    assert not np.array_equal(changed, processor(random_image(0), return_tensors="np").pixel_values)
+    if kit.name == "plain":
+        with pytest.raises(TypeError, match="return_offsets_mapping: not known, or needs transformers"):
+            processor(text="a", return_offsets_mapping=True)
