@@ -31,7 +31,7 @@ from gitfast.pipeline.options import (
 )
 from gitfast.pipeline.streaming import stream_tokens
 from gitfast.results import Label, Result
-from gitfast.types import GenerationOptions, ImagePrefix
+from gitfast.types import Generation, GenerationOptions, ImagePrefix, TokenCallback
 
 Input: TypeAlias = "ImageSource | ImagePrefix"
 # Several inputs; or, for a video model, the frames of one clip, so that a task may return one result: hence Any.
@@ -92,13 +92,14 @@ class Model:
         Args:
             inputs: One image, or one clip for a video model; or a list of them.
             prompt: How the caption begins.
-            **options: ``gitfast.pipeline.options.TaskOptions``: batch_size, on_error, num_frames, sampling,
-                sampling_seed, preset, allowed_texts, and the fields of ``GenerationOptions``.
+            **options: ``gitfast.pipeline.options.TaskOptions``: batch_size, workers, on_error, cancel, num_frames,
+                sampling, sampling_seed, preset, allowed_texts, and the fields of ``GenerationOptions``.
 
         Raises:
             ImageError: an input cannot be read, or is not of the kind that the model reads; the message gives its name
                 and index.
             ArgumentError: an option that is unknown or cannot be.
+            CancelledError, DeadlineError: by ``cancel``.
         """
         sources, single = self._as_list(inputs)
         results = list(self._captions(sources, prompt, options))
@@ -170,7 +171,8 @@ class Model:
 
         Args:
             inputs: One input or a list, as in ``caption``.
-            **options: ``gitfast.pipeline.options.ReadingOptions``: batch_size, num_frames, sampling, sampling_seed.
+            **options: ``gitfast.pipeline.options.ReadingOptions``: batch_size, workers, cancel, num_frames, sampling,
+                sampling_seed.
 
         Returns:
             Immutable prefixes, valid for this model only; ``prefix.nbytes`` says what each holds.
@@ -233,9 +235,10 @@ class Model:
         encoded = encode_labels(labels, self.processor.tokenizer, self.config.eos_token_id)
         ids = self._prompt("prompt", prompt)
         sources, single = self._as_list(inputs)
+        batching = self._batching(options, ReadingOptions)
         rankings = []
-        for prefix in self._encode(sources, self._batching(options, ReadingOptions)):
-            logprobs = pipeline.score(self.engine, prefix, ids, encoded)
+        for prefix in self._encode(sources, batching):
+            logprobs = pipeline.score(self.engine, prefix, ids, encoded, batching)
             rankings.append(rank_labels(labels, encoded, logprobs, method)[:top_k])
         return rankings[0] if single else rankings
 
@@ -283,8 +286,8 @@ class Model:
         listed = [arguments.text("texts", texts)] if isinstance(texts, str) else arguments.texts("texts", texts)
         encoded = [[*tokenizer.encode(text), eos] for text in listed]
         ids = self._prompt("prompt", prompt)
-        prefix = self._encode_one(source, self._batching(options, ReadingOptions))
-        logprobs = pipeline.score(self.engine, prefix, ids, encoded)
+        batching = self._batching(options, ReadingOptions)
+        logprobs = pipeline.score(self.engine, self._encode_one(source, batching), ids, encoded, batching)
         scores = [float(x.sum(dtype=np.float64)) / (len(x) if normalize == "mean" else 1) for x in logprobs]
         return scores[0] if isinstance(texts, str) else scores
 
@@ -346,15 +349,19 @@ class Model:
         if chosen.num_beams != 1 or chosen.num_return_sequences != 1:
             raise ArgumentError("num_beams, num_return_sequences: streaming needs 1; with more, no token is final")
         prefix = self._encode_one(source, batching)
-        return self._stream(prefix, ids, ids[1:] if question is None else [], chosen)
+        return self._stream(prefix, ids, ids[1:] if question is None else [], chosen, batching)
 
     def _stream(
-        self, prefix: ImagePrefix, prompt: list[int], shown: list[int], options: GenerationOptions
+        self, prefix: ImagePrefix, prompt: list[int], shown: list[int], options: GenerationOptions, batching: Batching
     ) -> Generator[str, None, Result]:
         decoder = StreamDecoder(self.processor.tokenizer)
         if piece := decoder.feed(shown):
             yield piece
-        tokens = stream_tokens(lambda on_token: self.engine.generate([prefix], [prompt], options, on_token))
+
+        def generate(on_token: TokenCallback) -> list[list[Generation]]:
+            return self.engine.generate([prefix], [prompt], options, on_token, **batching.cancelling())
+
+        tokens = stream_tokens(generate)
         try:
             while True:
                 if piece := decoder.feed(next(tokens)):

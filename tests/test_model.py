@@ -13,7 +13,17 @@ import pytest
 from PIL import Image
 
 import gitfast
-from gitfast import ArgumentError, EngineError, ImageError, Model, Result, VideoError
+from gitfast import (
+    ArgumentError,
+    CancelledError,
+    CancelToken,
+    DeadlineError,
+    EngineError,
+    ImageError,
+    Model,
+    Result,
+    VideoError,
+)
 
 from support.tiny_checkpoint import random_image, write_checkpoint
 
@@ -268,6 +278,47 @@ class TestBadInputs:
                 with pytest.raises(VideoError, match=r"reads clips of 3 frames: pass a video or a list of frames"):
                     task(source)
         assert video_model.caption([image]) == video_model.caption([image] * 3)
+
+
+class TestCancel:
+    def tasks(self, model, image, token):
+        return [
+            lambda: model.caption(image, cancel=token),
+            lambda: model.caption([image, b"bad"], cancel=token, on_error="return"),
+            lambda: model.answer(image, ["how many?", "what?"], cancel=token),
+            lambda: list(model.caption_each([image], cancel=token)),
+            lambda: list(model.answer_each([image], "what?", cancel=token)),
+            lambda: model.encode(image, cancel=token),
+            lambda: model.classify(image, ["red", "blue"], cancel=token),
+            lambda: model.score(image, "red", cancel=token),
+            lambda: list(model.stream(image, cancel=token)),
+        ]
+
+    def test_a_cancelled_token_ends_every_task(self, model, image_files):
+        token = CancelToken()
+        for task in self.tasks(model, image_files[0], token):
+            task()
+        token.cancel()
+        for task in self.tasks(model, image_files[0], token):
+            with pytest.raises(CancelledError):
+                task()
+
+    def test_a_deadline(self, model, image_files):
+        for task in self.tasks(model, image_files[0], CancelToken(timeout=0.0)):
+            with pytest.raises(DeadlineError):
+                task()
+
+    def test_prefixes_do_not_hide_it(self, model, image_files):
+        prefix, token = model.encode(image_files[0]), CancelToken()
+        token.cancel()
+        for task in (lambda: model.caption(prefix, cancel=token), lambda: model.score(prefix, "red", cancel=token)):
+            with pytest.raises(CancelledError):
+                task()
+
+    def test_wrong_tokens_are_named(self, model, image_files):
+        for token in (5, threading.Event(), lambda: True):
+            with pytest.raises(ArgumentError, match=r"cancel: expected a gitfast\.CancelToken"):
+                model.caption(image_files[0], cancel=token)
 
 
 class TestPickling:

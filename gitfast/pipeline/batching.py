@@ -18,7 +18,7 @@ from gitfast.inputs.processor import Processor
 from gitfast.inputs.reading import map_in_threads
 from gitfast.inputs.sources import detached, read_input
 from gitfast.pipeline.iterators import grouped, map_ahead, prefetch
-from gitfast.pipeline.options import Batching
+from gitfast.pipeline.options import DEFAULT_BATCHING, Batching
 from gitfast.results import Result, Timings
 from gitfast.types import Generation, GenerationOptions, ImagePrefix
 
@@ -61,6 +61,7 @@ def encode(
 
     Raises:
         ImageError: a source is bad and ``on_error`` is "raise": after those before it. The message gives its index.
+        CancelledError, DeadlineError: by ``cancel``.
     """
     argument = "images" if processor.num_frames is None else "videos"
     alone = isinstance(sources, Sized) and len(sources) == 1
@@ -109,7 +110,7 @@ def encode(
             errors = [(i, value) for i, value in enumerate(pixels) if isinstance(value, GitfastError)]
             bad, error = errors[0] if errors and batching.on_error == "raise" else (len(pixels), None)
             begin = time.perf_counter()
-            prefixes = _encode_arrays(engine, pixels[:bad], interpolate_positions=rectangles)
+            prefixes = _encode_arrays(engine, pixels[:bad], batching, interpolate_positions=rectangles)
             yield EncodedBatch(prefixes, read_seconds, time.perf_counter() - begin)
             if error is not None:
                 raise error if alone else type(error)(f"{argument}[{start + bad}]: {error}") from None
@@ -144,7 +145,7 @@ def generate(
         for window in grouped(
             jobs, full, lambda job: max(job.rows * sequences * _WINDOW_BYTES, job.nbytes * window_rows)
         ):
-            yield from _generate_window(engine, processor, window, options, show_prompt=show_prompt)
+            yield from _generate_window(engine, processor, window, options, batching, show_prompt=show_prompt)
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,13 @@ class _Job:
 
 
 def _generate_window(
-    engine: Engine, processor: Processor, window: list[_Job], options: GenerationOptions, *, show_prompt: bool
+    engine: Engine,
+    processor: Processor,
+    window: list[_Job],
+    options: GenerationOptions,
+    batching: Batching,
+    *,
+    show_prompt: bool,
 ) -> list[list[Result]]:
     """Generate for a window and empty it: its prefixes are not to be held while the next are made."""
     read_seconds = sum(job.batch.read_seconds for job in window)
@@ -172,7 +179,7 @@ def _generate_window(
     window.clear()
     rows = [(prefix, ids) for prefix, texts in sources if not isinstance(prefix, GitfastError) for ids in texts]
     begin = time.perf_counter()
-    generated = iter(_generate_rows(engine, rows, options))
+    generated = iter(_generate_rows(engine, rows, options, batching))
     timings = Timings(read=read_seconds, encode=encode_seconds, generate=time.perf_counter() - begin)
     results = []
     for prefix, texts in sources:
@@ -186,13 +193,17 @@ def _generate_window(
 
 
 def score(
-    engine: Engine, prefix: ImagePrefix, prompt: Sequence[int], continuations: Sequence[Sequence[int]]
+    engine: Engine,
+    prefix: ImagePrefix,
+    prompt: Sequence[int],
+    continuations: Sequence[Sequence[int]],
+    batching: Batching = DEFAULT_BATCHING,
 ) -> list[np.ndarray]:
     """Compute log-probabilities of every token of each continuation of ``prompt``, float32 (len,)."""
     logprobs: list[np.ndarray] = []
     for start in range(0, len(continuations), _MAX_ROWS):
         sequences = [[*prompt, *ids] for ids in continuations[start : start + _MAX_ROWS]]
-        logprobs += engine.score([prefix] * len(sequences), sequences)
+        logprobs += engine.score([prefix] * len(sequences), sequences, **batching.cancelling())
     return [x[len(prompt) - 1 :] for x in logprobs]
 
 
@@ -212,7 +223,11 @@ def make_result(processor: Processor, generations: Sequence[Generation], shown: 
 
 
 def _encode_arrays(
-    engine: Engine, pixels: Sequence[np.ndarray | ImagePrefix | GitfastError], *, interpolate_positions: bool
+    engine: Engine,
+    pixels: Sequence[np.ndarray | ImagePrefix | GitfastError],
+    batching: Batching,
+    *,
+    interpolate_positions: bool,
 ) -> list[ImagePrefix | GitfastError]:
     """Encode arrays, those of one shape together; prefixes and errors stay."""
     encoded = {i: value for i, value in enumerate(pixels) if not isinstance(value, np.ndarray)}
@@ -221,13 +236,14 @@ def _encode_arrays(
         if isinstance(value, np.ndarray):
             by_shape.setdefault(value.shape, []).append((i, value))
     for group in by_shape.values():
-        prefixes = engine.encode(np.stack([value for _, value in group]), interpolate_positions=interpolate_positions)
+        arrays = np.stack([value for _, value in group])
+        prefixes = engine.encode(arrays, interpolate_positions=interpolate_positions, **batching.cancelling())
         encoded.update(zip((i for i, _ in group), prefixes, strict=True))
     return [encoded[i] for i in range(len(pixels))]
 
 
 def _generate_rows(
-    engine: Engine, rows: Sequence[tuple[ImagePrefix, list[int]]], options: GenerationOptions
+    engine: Engine, rows: Sequence[tuple[ImagePrefix, list[int]]], options: GenerationOptions, batching: Batching
 ) -> list[list[Generation]]:
     count = max(1, _MAX_ROWS // max(1, options.num_beams, options.num_return_sequences))
     if engine.rows_at_once is not None:
@@ -235,5 +251,5 @@ def _generate_rows(
     generated: list[list[Generation]] = []
     for start in range(0, len(rows), count):
         prefixes, prompts = zip(*rows[start : start + count], strict=True)
-        generated += engine.generate(prefixes, prompts, options)
+        generated += engine.generate(prefixes, prompts, options, **batching.cancelling())
     return generated

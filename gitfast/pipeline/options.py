@@ -13,7 +13,7 @@ from gitfast.errors import ArgumentError
 from gitfast.inputs.sources import ClipSampling
 from gitfast.inputs.tokenizer import Tokenizer
 from gitfast.inputs.video import Sampling
-from gitfast.types import GenerationOptions
+from gitfast.types import CancelToken, GenerationOptions
 
 OnError = Literal["raise", "return"]
 
@@ -35,10 +35,12 @@ class ReadingOptions(TypedDict, total=False):
         sampling, sampling_seed: Which frames; see ``gitfast.inputs.video.sample_indices``.
         workers: Threads that read inputs ahead of the engine. None: one batch ahead of an engine on a device, and none
             beside one on the CPU, which has work for all CPUs.
+        cancel: Ends the call from another thread, or at a deadline: it raises CancelledError or DeadlineError.
     """
 
     batch_size: int | None
     workers: int | None
+    cancel: CancelToken | None
     num_frames: int | None
     sampling: Sampling
     sampling_seed: int
@@ -101,14 +103,24 @@ class Batching:
     on_error: OnError = "raise"
     clips: ClipSampling = dataclasses.field(default_factory=ClipSampling)
     workers: int | None = None  # threads that read ahead
+    cancel: CancelToken | None = None
 
     def __post_init__(self) -> None:
+        if self.cancel is not None and not isinstance(self.cancel, CancelToken):
+            raise ArgumentError(f"cancel: expected a gitfast.CancelToken, got {arguments.shown(self.cancel)}")
         if self.workers is not None and not 1 <= arguments.integer("workers", self.workers) <= MAX_WORKERS:
             raise ArgumentError(f"workers: expected 1 to {MAX_WORKERS} threads, got {self.workers}")
         if self.batch_size is not None:
             arguments.integer("batch_size", self.batch_size, minimum=1)
         if self.on_error not in ("raise", "return"):
             raise ArgumentError(f"on_error: expected 'raise' or 'return', got {arguments.shown(self.on_error)}")
+
+    def cancelling(self) -> dict[str, Any]:
+        """The argument that ends calls of an engine, where there is one: engines of tests need not take it."""
+        return {} if self.cancel is None else {"cancel": self.cancel}
+
+
+DEFAULT_BATCHING = Batching()
 
 
 def make_batching(values: Mapping[str, Any]) -> Batching:
@@ -118,7 +130,7 @@ def make_batching(values: Mapping[str, Any]) -> Batching:
         for name, field in (("num_frames", "num_frames"), ("sampling", "sampling"), ("sampling_seed", "seed"))
         if name in values
     }
-    batching = {name: values[name] for name in ("batch_size", "on_error", "workers") if name in values}
+    batching = {name: values[name] for name in ("batch_size", "on_error", "workers", "cancel") if name in values}
     return Batching(**batching, clips=ClipSampling(**clips))
 
 

@@ -153,8 +153,10 @@ class LineFile:
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise OutputError(f"{self._written_path}: another run is writing it") from None
+        except OSError:  # a file system without locks
+            pass
         if self._fresh:
             self._file.truncate(0)
         keys, self._size = array("q"), 0
@@ -281,6 +283,9 @@ class SidecarFiles:
         self._extension, self._folder, self._root = extension, folder, root
         self._existing, self._separator = existing, separator
         self._names: dict[int, int] = {}  # of the input that has a file, by hashes
+        if folder is not None:
+            with _naming(folder):
+                os.makedirs(folder, exist_ok=True)
         self._journal = Journal(journal) if journal is not None and existing in ("append", "prepend") else None
 
     def target(self, name: str) -> str:
