@@ -74,6 +74,8 @@ class DecoderWeights {
     args.barrier = reinterpret_cast<uint32_t*>(call.ints("barrier", {&two}));
     Dim words(1 + search.max_steps * R.value);
     if (call.has("token_stream")) args.token_stream = call.host_ints("token_stream", {&words});
+    Dim blocks(int64_t{args_.heads} * args_.cluster);
+    if (call.has("placement")) args.placement = call.ints("placement", {&blocks});
     enqueue(cuda::persistent_decode, args, call);
   }
 

@@ -1,6 +1,7 @@
 // _emulation, a module for the tests: the CUDA kernels on the host, on arrays in host memory.
 #include "cuda_kernels.h"
 #include "emulation/settings.h"
+#include "tests/late_store.h"
 #include "tests/tile_product.h"
 #include "tests/warp_operations.h"
 
@@ -25,6 +26,11 @@ static void warp_operations(const py::object& values, const py::object& out) {
   cuda::warp_operations(values_array.view().ptr<int32_t>(), out_array.view().ptr<int32_t>(), nullptr);
 }
 
+static void late_store(bool wait) {
+  uint32_t flag = 0;
+  cuda::late_store(&flag, wait, nullptr);
+}
+
 }  // namespace gitfast::bindings
 
 PYBIND11_MODULE(_emulation, m) {
@@ -33,6 +39,7 @@ PYBIND11_MODULE(_emulation, m) {
   pybind11::register_exception<gitfast::emulation::Fault>(m, "Fault");
   gitfast::bindings::bind_cuda_kernels(m, gitfast::Device::cpu);
   m.def("tile_product", &gitfast::bindings::tile_product, pybind11::arg("a"), pybind11::arg("b"), pybind11::arg("out"));
+  m.def("late_store", &gitfast::bindings::late_store, pybind11::arg("wait"));
   m.def("warp_operations", &gitfast::bindings::warp_operations, pybind11::arg("values"), pybind11::arg("out"));
   m.def(
       "set_order",

@@ -1,17 +1,18 @@
-// What the attention kernels share: storing new keys and values, and merging what the blocks of a split prefix found.
+// What the attention kernels share: storing new keys and values, attention to text, and merging what the blocks of a
+// split prefix found.
 //
-// A workspace is kCounters counters, one per tile and head, then the states (splits, R, H, kStateHead + head_dim): the
-// peak of a row's scores in base 2, the total of its numerators, two floats unused, and the sums of values. The
-// counters do not move with the shapes, so that launches of different shapes leave zeros where the next one counts.
+// A workspace is kCounters counters, one per tile and head, then the states (splits, R, H, kStateHead + head_dim) of
+// cuda/softmax.cuh. The counters do not move with the shapes, so that launches of different shapes leave zeros where
+// the next one counts.
 #pragma once
 
 #include "cuda/attention.h"
+#include "cuda/ptx.h"
 #include "cuda/softmax.cuh"
 
 namespace gitfast::cuda {
 
 constexpr int64_t kCounters = kMaxSplitTiles;
-constexpr int kStateHead = 4;
 
 // attention_f32.cu: prefix_attention for float32, whose arguments are checked but for head_dim.
 void prefix_attention_f32(const PrefixAttention& args, CUstream_st* stream);
@@ -49,11 +50,6 @@ __device__ __forceinline__ void store_new(const PrefixAttention& args, int first
   }
 }
 
-// What the sums of values are multiplied with: 0 for a row that saw no key, NaN stays.
-__device__ __forceinline__ float inverse_of(float total) {
-  return total > 0 ? 1.0f / total : total == 0 ? 0.0f : total;
-}
-
 __device__ __forceinline__ float* state_of(const PrefixAttention& args, int split, int64_t row, int head) {
   const int64_t index = (split * args.rows + row) * args.heads + head;
   return static_cast<float*>(args.workspace) + kCounters + index * (args.head_dim + kStateHead);
@@ -62,42 +58,54 @@ __device__ __forceinline__ float* state_of(const PrefixAttention& args, int spli
 // For all threads of a block whose states are stored: whether it is the last of its tile and head, and sees those of
 // all.
 __device__ __forceinline__ bool all_splits_stored(const PrefixAttention& args, int* shared) {
-  __syncthreads();  // before the fence: every state of this block
+  __syncthreads();  // before the count: every state of this block
   if (threadIdx.x == 0) {
     auto* counter = static_cast<unsigned*>(args.workspace) + blockIdx.x * gridDim.y + blockIdx.y;
     const unsigned last = gridDim.z - 1;
-    __threadfence();
-    const unsigned before = atomicInc(counter, last);  // wraps to 0, ready for the next launch
-    __threadfence();
-    *shared = before == last;
+    *shared = increment_acq_rel(counter, last) == last;  // wraps to 0, ready for the next launch
   }
   __syncthreads();
   return *shared != 0;
 }
 
-// Results of rows [first, first + count) from their states, in the order of the splits.
+// Stores four columns of a row's state, from `column` on.
+__device__ __forceinline__ void store_state(float* state, int column, const SoftmaxSums<4>& row) {
+  if (column == 0) store_vec(reinterpret_cast<Vec<float, 2>*>(state), {row.peak, row.total});
+  store_vec(reinterpret_cast<Vec<float, 4>*>(state + kStateHead + column),
+            {row.sums[0], row.sums[1], row.sums[2], row.sums[3]});
+}
+
+// Stores four columns of a row's result, from `column` of its head on.
+template <class T>
+__device__ __forceinline__ void store_result(const PrefixAttention& args, int64_t row, int column,
+                                             const SoftmaxSums<4>& sums) {
+  const float factor = sums.normalise();
+  Vec<T, 4> result;
+  for (int j = 0; j < 4; ++j) result.at[j] = from_float<T>(sums.sums[j] * factor);
+  T* out = static_cast<T*>(args.out) + row * args.out_stride + int64_t{blockIdx.y} * args.head_dim + column;
+  store_vec(reinterpret_cast<Vec<T, 4>*>(out), result);
+}
+
+// Stores four columns of what this block found: the result, or a state where others have parts of the prefix.
+template <class T>
+__device__ __forceinline__ void store_found(const PrefixAttention& args, int64_t row, int column,
+                                            const SoftmaxSums<4>& found) {
+  if (gridDim.z > 1) return store_state(state_of(args, blockIdx.z, row, blockIdx.y), column, found);
+  store_result<T>(args, row, column, found);
+}
+
+// The results of rows [first, first + count) from their states, in the order of the splits.
 template <class T>
 __device__ __forceinline__ void merge_splits(const PrefixAttention& args, int first, int count) {
-  const int width = static_cast<int>(args.head_dim), chunks = width / 4, splits = gridDim.z;
+  const int chunks = static_cast<int>(args.head_dim) / 4, splits = gridDim.z;
   for (int i = threadIdx.x; i < count * chunks; i += blockDim.x) {
     const int64_t row = first + i / chunks;
     const int column = i % chunks * 4;
-    float peak = -INFINITY, total = 0, sums[4] = {};
+    SoftmaxSums<4> all;
 #pragma unroll 4
-    for (int split = 0; split < splits; ++split) {
-      const float* state = state_of(args, split, row, blockIdx.y);
-      const auto part = load_vec(reinterpret_cast<const Vec<float, 2>*>(state));  // peak, total
-      const auto part_sums = load_vec(reinterpret_cast<const Vec<float, 4>*>(state + kStateHead + column));
-      const CommonPeak common = common_peak(peak, part.at[0]);
-      peak = common.peak;
-      total = fmaf(total, common.first, part.at[1] * common.second);
-      for (int j = 0; j < 4; ++j) sums[j] = fmaf(sums[j], common.first, part_sums.at[j] * common.second);
-    }
-    const float inverse = inverse_of(total);
-    Vec<T, 4> result;
-    for (int j = 0; j < 4; ++j) result.at[j] = from_float<T>(sums[j] * inverse);
-    T* out = static_cast<T*>(args.out) + row * args.out_stride + int64_t{blockIdx.y} * width + column;
-    store_vec(reinterpret_cast<Vec<T, 4>*>(out), result);
+    for (int split = 0; split < splits; ++split)
+      all.merge(load_state<4>(state_of(args, split, row, blockIdx.y), column));
+    store_result<T>(args, row, column, all);
   }
 }
 

@@ -1,14 +1,17 @@
 // Attention of rows that share the prefix of their image and see some text of their own, one softmax over both.
 //
-// One kernel serves the rows of an image (all of them over all of them, no text), prompts (causal, by what each row
-// lists as its text) and decoding (one row per beam, question or image). Online softmax in base 2 as in
+// One kernel serves the rows of an image (each of them sees all of them, no text), prompts (causal, through the text
+// that each row lists) and decoding (one row per beam, sample or image). Online softmax in base 2 as in
 // FlashAttention-2 (Dao, 2023); products with the prefix on tensor cores, with the few text tokens on the ordinary
 // ones; sums in float32. A second kernel serves float32, exact and slower: all its products are fused multiply-adds.
 //
+// A block has four warps. With tiles of 16 rows, those of decoding, the warps share the rows and have keys of their
+// own; with tiles of 64 each has 16 rows. Rows of text go round the warps, while the first keys are on their way.
+//
 // One image and one row give one block per head, which leaves most of a GPU idle. So the prefix may be split over
 // several blocks (as in Flash-Decoding): each leaves its peak, total and sums in float32 in a workspace, and the block
-// that ends last adds them up, in the order of the splits. A second kernel would need no counters and no fences, but
-// one launch more in every layer and step.
+// that ends last merges them, in the order of the splits. A second kernel would need no counters, but one launch more
+// in every layer and step.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +23,7 @@ struct CUstream_st;  // cudaStream_t, without the CUDA headers
 namespace gitfast::cuda {
 
 // Everything is dense but for rows whose stride is given. R rows, T tiles, B images, H heads, P prefix tokens, S
-// kv_index.
+// entries of the text store.
 struct PrefixAttention {
   DType dtype = DType::bf16;  // float32, float16 or bfloat16
   int device = 0;
@@ -40,8 +43,8 @@ struct PrefixAttention {
   void* v_text = nullptr;
   const int32_t* kv_index = nullptr;  // (R, max_text): the entries of a row's text tokens in the store, in order
   const int32_t* text_len = nullptr;  // (R)
-  // (R, H, head_dim) or null: keys and values of the rows' last text tokens, which are stored in their kv_index first.
-  // No slot may be the last of two rows.
+  // (R, H, head_dim) or null: keys and values of the rows' last text tokens, stored in their entries of the store
+  // first. No entry may be the last of two rows.
   const void* k_new = nullptr;
   const void* v_new = nullptr;
   void* out = nullptr;                                   // (R, H, head_dim); zeros for a row that sees no key
@@ -63,8 +66,8 @@ constexpr int64_t kInt8HeadDim = 64;                    // of an int8 prefix: th
 // What `args` needs: 0 for one split. Throws Error for splits it does not take, or for too many tiles x heads.
 size_t workspace_bytes(const PrefixAttention& args);
 
-// Enqueues the kernel. A row's result depends, to the bit, on its own data and `splits` only: not on the other rows,
-// its tile or tile_rows. Throws Error for a head_dim, tile_rows, splits or alignment it does not take, CudaError when
+// Enqueues the kernel. A row's result depends, to the bit, on its own data, `splits` and `tile_rows` only: not on the
+// other rows or its tile. Throws Error for a head_dim, tile_rows, splits or alignment it does not take, CudaError when
 // the launch fails.
 void prefix_attention(const PrefixAttention& args, CUstream_st* stream);
 

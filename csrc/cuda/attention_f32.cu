@@ -1,5 +1,6 @@
 #include "cuda/attention.cuh"
 #include "cuda/ptx.h"
+#include "cuda/warp.cuh"
 
 namespace gitfast::cuda {
 namespace {
@@ -9,31 +10,25 @@ constexpr int kRows = 4;          // of one warp
 constexpr int kMaxWidth = 128;    // of a head
 constexpr int kPadding = 4;       // elements between rows in shared memory, which then start in different banks
 
-// The state of a row in one warp: of its sums, lane i has columns i, i + 32, ...
-struct Row {
-  float peak = -INFINITY;  // of the scores so far, in base 2
-  float total = 0;         // of the numerators in this lane
-  float sums[kMaxWidth / kWarpSize] = {};
-
-  // One key per lane: its score, in base 2, becomes its numerator against the new peak; what there was is scaled to it.
-  __device__ __forceinline__ float admit(float score) {
-    float top = fmaxf(peak, score);
+// A row in one warp: lane i has columns i, i + 32, ... of the sums, and the total of its own keys.
+struct Row : SoftmaxSums<kMaxWidth / kWarpSize> {
+  // One key per lane: its score, in base 2, becomes its weight against the new peak; what there was is rescaled.
+  __device__ __forceinline__ float weigh(float score) {
+    float top = score;
     for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, lanes));
-    const float base = top == -INFINITY ? 0.0f : top;  // no key yet
-    const float factor = exp2f(peak - base), weight = exp2f(score - base);
-    peak = top;
-    total = fmaf(total, factor, weight);
-    for (float& sum : sums) sum *= factor;
-    return weight;
+    rescale(top);
+    const float own = weight(score);
+    total += own;
+    return own;
   }
 
   // Adds the values of the first `keys` lanes' keys; value(k) points to those of key k.
   template <class Value>
-  __device__ __forceinline__ void add(float weight, int keys, int width, const Value& value) {
+  __device__ __forceinline__ void accumulate(float own, int keys, int width, const Value& value) {
     const int lane = threadIdx.x % kWarpSize;
     for (int k = 0; k < keys; ++k) {
       const float* from = value(k);
-      const float of_key = __shfl_sync(kAllLanes, weight, k);
+      const float of_key = __shfl_sync(kAllLanes, own, k);
 #pragma unroll
       for (int i = 0; i < kMaxWidth / kWarpSize; ++i) {
         const int column = lane + i * kWarpSize;
@@ -92,12 +87,12 @@ __global__ void prefix_attention_f32_kernel(PrefixAttention args) {
     const int64_t at = prefix_at + int64_t{begin} * width;
     load_rows(keys, static_cast<const float*>(args.k_prefix) + at, width, here, width);
     load_rows(values, static_cast<const float*>(args.v_prefix) + at, width, here, width);
-    __syncthreads();
+    __syncthreads();  // the tile is there
 #pragma unroll
     for (int r = 0; r < kRows; ++r)
       if (r < own) {
         const float score = lane < here ? dot(mine + r * stride, keys + lane * stride, width) * scale : -INFINITY;
-        rows[r].add(rows[r].admit(score), here, width, [&](int k) { return values + k * stride; });
+        rows[r].accumulate(rows[r].weigh(score), here, width, [&](int k) { return values + k * stride; });
       }
     __syncthreads();  // before the next tile
   }
@@ -115,19 +110,19 @@ __global__ void prefix_attention_f32_kernel(PrefixAttention args) {
       float score = -INFINITY;
       if (lane < here)
         score = dot(mine + r * stride, static_cast<const float*>(args.k_text) + text_at(begin + lane), width) * scale;
-      rows[r].add(rows[r].admit(score), here, width,
-                  [&](int k) { return static_cast<const float*>(args.v_text) + text_at(begin + k); });
+      rows[r].accumulate(rows[r].weigh(score), here, width,
+                         [&](int k) { return static_cast<const float*>(args.v_text) + text_at(begin + k); });
     }
   }
 
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     if (r >= own) break;
-    float total = rows[r].total;
-    for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) total += __shfl_xor_sync(kAllLanes, total, lanes);
+    const float total = sum_of_warp(rows[r].total);
     const int64_t row = first + warp * kRows + r;
     float* to = static_cast<float*>(args.out) + row * args.out_stride + head_at;
-    float factor = inverse_of(total);
+    rows[r].total = total;
+    float factor = rows[r].normalise();
     if (gridDim.z > 1) {
       float* state = state_of(args, blockIdx.z, row, head);
       if (lane == 0) store_vec(reinterpret_cast<Vec<float, 2>*>(state), {rows[r].peak, total});

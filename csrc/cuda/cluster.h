@@ -42,6 +42,23 @@ __device__ __forceinline__ unsigned load_acquire(const unsigned* counter) {
   return value;
 }
 
+// Stores `desired` where the value is `expected`; returns the value found. Ordered as add_release and load_acquire are.
+__device__ __forceinline__ unsigned compare_exchange(unsigned* value, unsigned expected, unsigned desired) {
+  unsigned found;
+  asm volatile("atom.acq_rel.gpu.global.cas.b32 %0, [%1], %2, %3;"
+               : "=r"(found)
+               : "l"(value), "r"(expected), "r"(desired)
+               : "memory");
+  return found;
+}
+
+// The multiprocessor that runs this block.
+__device__ __forceinline__ int multiprocessor() {
+  unsigned number;
+  asm("mov.u32 %0, %%smid;" : "=r"(number));
+  return static_cast<int>(number);
+}
+
 // Between two looks at a value that another block will store: false after about a second, when it will not.
 __device__ __forceinline__ bool keep_polling(unsigned& polls) {
   constexpr unsigned kMost = 1u << 21;  // of 64 ns and a round trip to the cache

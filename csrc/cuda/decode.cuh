@@ -18,10 +18,9 @@
 namespace gitfast::cuda {
 
 constexpr int kHeadDim = kDecodeHeadDim;
-constexpr int kRowPadding = 32;              // elements: rows of a warp's load start in different halves of the banks
-constexpr int kStateAt = 4;                  // of the sums in a state of attention: peak, total, two unused
-constexpr int kState = kStateAt + kHeadDim;  // floats
-constexpr int kLanesOfKey = 8;               // that share a key, 8 elements each
+constexpr int kRowPadding = 32;                // elements: rows of a warp's load start in different halves of the banks
+constexpr int kState = kStateHead + kHeadDim;  // floats of a state of attention (cuda/softmax.cuh)
+constexpr int kLanesOfKey = 8;                 // that share a key, 8 elements each
 constexpr int kKeysAtOnce = kStreamThreads / kLanesOfKey;  // of one row
 constexpr int kMostTiles = 12;                             // of one product in a block: what `scratch` has room for
 
@@ -109,24 +108,10 @@ struct Products {
   }
 };
 
-// Softmax so far over some keys of one row, and one column of the sums of values.
-struct SoftmaxPart {
-  float peak, total, sum;
-};
-
-// Adds part `b` to `a`.
-__device__ __forceinline__ void merge(SoftmaxPart& a, const SoftmaxPart& b) {
-  const CommonPeak common = common_peak(a.peak, b.peak);
-  a = {common.peak, a.total * common.first + b.total * common.second, a.sum * common.first + b.sum * common.second};
-}
-
-// Of one column of parts that lie `stride` floats apart.
-__device__ __forceinline__ SoftmaxPart merge_all(const float* states, int count, int stride, int column) {
-  SoftmaxPart all{-INFINITY, 0, 0};
-  for (int i = 0; i < count; ++i) {
-    const float* state = states + i * stride;
-    merge(all, {state[0], state[1], state[kStateAt + column]});
-  }
+// One column of the states that lie `stride` floats apart, together.
+__device__ __forceinline__ SoftmaxSums<1> merge_all(const float* states, int count, int stride, int column) {
+  SoftmaxSums<1> all;
+  for (int i = 0; i < count; ++i) all.merge(load_state<1>(states + i * stride, column));
   return all;
 }
 
@@ -165,7 +150,7 @@ class DecodeBlock {
       const int at = i / mine * args_.hidden + (begin + i % mine) * 4;
       const float* from = partials + at;
       Vec<float, 4> sum{};
-#pragma unroll 4
+#pragma unroll 12  // those of all heads of git-base are on their way at once
       for (int head = 0; head < args_.heads; ++head) {
         const auto part =
             load_shared_cache(reinterpret_cast<const Vec<float, 4>*>(from + int64_t{head} * args_.rows * args_.hidden));
@@ -196,17 +181,17 @@ class DecodeBlock {
     const int values = args_.rows * kHeadDim;
     for (int i = threadIdx.x; i < values * position_.cluster; i += blockDim.x) {
       const int rank = i / values, row = i % values / kHeadDim, column = i % kHeadDim;
-      const SoftmaxPart part = merge_all(scratch() + row * kState, kProductWarps, kStreamRows * kState, column);
+      const auto part = merge_all(scratch() + row * kState, kProductWarps, kStreamRows * kState, column);
       float* state = in_block(rank, states() + (position_.rank * kStreamRows + row) * kState);
-      state[kStateAt + column] = part.sum;
+      state[kStateHead + column] = part.sums[0];
       if (column == 0) store_vec(reinterpret_cast<Vec<float, 2>*>(state), {part.peak, part.total});
     }
     cluster_sync();
     constexpr int kStride = kHeadDim + kRowPadding;
     for (int i = threadIdx.x; i < values; i += blockDim.x) {
       const int row = i / kHeadDim, column = i % kHeadDim;
-      const SoftmaxPart all = merge_all(states() + row * kState, position_.cluster, kStreamRows * kState, column);
-      mixed()[row * kStride + column] = from_float<T>(all.sum / all.total);  // a row sees its own token at least
+      const auto all = merge_all(states() + row * kState, position_.cluster, kStreamRows * kState, column);
+      mixed()[row * kStride + column] = from_float<T>(all.sums[0] * all.normalise());
     }
     __syncthreads();
     multiply_rows<T, W>(stream_, out, mixed(), kStride, scratch());
@@ -373,7 +358,8 @@ class DecodeBlock {
                                              KeyValue& loaded) {
     const Keys keys = keys_of(row);
     const float* own = qkv() + row * 3 * kHeadDim;
-    float query[8], sums[8] = {}, peak = -INFINITY, total = 0;
+    float query[8];
+    SoftmaxSums<8> found;
     for (int e = 0; e < 8; ++e) query[e] = own[element + e];
     // Lanes of a warp stay together: the shuffles want all of them.
     for (int base = 0; base + first / 4 * 4 < keys.count(); base += kKeysAtOnce) {
@@ -390,27 +376,25 @@ class DecodeBlock {
       for (int lanes = 1; lanes < kLanesOfKey; lanes *= 2) score += __shfl_xor_sync(kAllLanes, score, lanes);
       constexpr float kScale = 0.125f * kLog2E;  // 1 / sqrt(64)
       score = valid ? score * kScale : -INFINITY;
-      const CommonPeak common = common_peak(peak, score);  // the key's weight is that of a part of its own
-      peak = common.peak;
-      total = total * common.first + common.second;
-      for (int e = 0; e < 8; ++e) sums[e] = fmaf(common.second, v[e], sums[e] * common.first);
+      found.rescale(score);
+      const float weight = found.weight(score);
+      found.total += weight;
+      for (int e = 0; e < 8; ++e) found.sums[e] = fmaf(weight, v[e], found.sums[e]);
     }
     for (int lanes = kLanesOfKey; lanes < kWarpSize; lanes *= 2) {
-      const float other_peak = __shfl_xor_sync(kAllLanes, peak, lanes);
-      const float other_total = __shfl_xor_sync(kAllLanes, total, lanes);
-      const CommonPeak common = common_peak(peak, other_peak);
-      peak = common.peak;
-      total = total * common.first + other_total * common.second;
-      for (int e = 0; e < 8; ++e)
-        sums[e] = sums[e] * common.first + __shfl_xor_sync(kAllLanes, sums[e], lanes) * common.second;
+      SoftmaxSums<8> other;
+      other.peak = __shfl_xor_sync(kAllLanes, found.peak, lanes);
+      other.total = __shfl_xor_sync(kAllLanes, found.total, lanes);
+      for (int e = 0; e < 8; ++e) other.sums[e] = __shfl_xor_sync(kAllLanes, found.sums[e], lanes);
+      found.merge(other);
     }
     const int lane = threadIdx.x % kWarpSize;
     if (lane >= kLanesOfKey) return;
     float* state = scratch() + (threadIdx.x / kWarpSize * kStreamRows + row) * kState;
-    if (lane == 0) store_vec(reinterpret_cast<Vec<float, 2>*>(state), {peak, total});
+    if (lane == 0) store_vec(reinterpret_cast<Vec<float, 2>*>(state), {found.peak, found.total});
     for (int e = 0; e < 8; e += 4)
-      store_vec(reinterpret_cast<Vec<float, 4>*>(state + kStateAt + element + e),
-                {sums[e], sums[e + 1], sums[e + 2], sums[e + 3]});
+      store_vec(reinterpret_cast<Vec<float, 4>*>(state + kStateHead + element + e),
+                {found.sums[e], found.sums[e + 1], found.sums[e + 2], found.sums[e + 3]});
   }
 
   const DecodeStep& args_;

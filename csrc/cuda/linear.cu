@@ -8,35 +8,68 @@ namespace {
 // for every multiprocessor.
 constexpr int64_t kManyColumns = 8192;
 
+template <class W, int kTiles>
+size_t shared_bytes(const Linear& args) {
+  constexpr size_t kPartial = kProductWarps * kTiles * kTileSums * sizeof(float);  // where x was
+  const size_t stage = StageLayout<W, kTiles>(args.rows, args.weight.depth).bytes;
+  return stage > kPartial ? stage : kPartial;
+}
+
+// What is added to an element of the product, loaded before its sum is there.
+struct Addends {
+  float scale = 1, bias = 0, residual = 0;
+};
+
 // One block per kTiles tiles of columns and 16 rows.
 template <class T, class W, int kTiles>
-__global__ void linear_kernel(Linear args) {
-  GITFAST_SHARED(float, partial);
+__global__ void __launch_bounds__(kProductThreads) linear_kernel(Linear args) {
+  GITFAST_SHARED(unsigned char, shared);
+  constexpr int kColumns = kTiles * kTileColumns,
+                kOwn = (kProductRows * kColumns + kProductThreads - 1) / kProductThreads;
   let_next_kernel_start();
   const int64_t row0 = int64_t{blockIdx.y} * kProductRows, rows = args.rows - row0;
   const int count = rows < kProductRows ? static_cast<int>(rows) : kProductRows;
-  const int64_t first = int64_t{blockIdx.x} * kTiles, tiles = tiles_of(args.weight.columns);
-  const InputRows<T> x{static_cast<const T*>(args.x) + row0 * args.x_stride, args.x_stride, count};
-  multiply<T, W, kTiles>(x, args.weight, first, tiles, partial);
+  const int64_t first = int64_t{blockIdx.x} * kTiles;
+  TileProduct<T, W, kTiles> product(args.weight, first, tiles_of(args.weight.columns));
 
-  constexpr int kColumns = kTiles * kTileColumns;
-  for (int i = threadIdx.x; i < count * kColumns; i += blockDim.x) {
-    const int row = i / kColumns;
-    const int64_t column = first * kTileColumns + i % kColumns;
-    if (column >= args.weight.columns) continue;
-    const float sum = whole_sum<kTiles>(partial, row, i % kColumns);
-    float y = activate(args.activation, scale_and_bias<T>(sum, args.weight, args.bias, column));
-    if (args.residual)
-      y += to_float(static_cast<const T*>(args.residual)[(row0 + row) * args.residual_stride + column]);
+  Addends addends[kOwn];
+  // For this thread's elements of the output: run(addends, row of the tile, column of the tile, column).
+  const auto for_own = [&](auto run) {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int at = threadIdx.x + i * kProductThreads, row = at / kColumns;
+      const int64_t column = first * kTileColumns + at % kColumns;
+      if (row < count && column < args.weight.columns) run(addends[i], row, at % kColumns, column);
+    }
+  };
+  for_own([&](Addends& own, int, int, int64_t column) {
+    if (args.weight.scales) own.scale = args.weight.scales[column];
+    if (args.bias) own.bias = to_float(static_cast<const T*>(args.bias)[column]);
+  });
+  wait_for_previous_kernel();
+  if (args.residual)
+    for_own([&](Addends& own, int row, int, int64_t column) {
+      own.residual = to_float(
+          load_after_wait(static_cast<const T*>(args.residual) + (row0 + row) * args.residual_stride + column));
+    });
+
+  const InputRows<T> x{static_cast<const T*>(args.x) + row0 * args.x_stride, args.x_stride, count};
+  product.multiply(x, StageLayout<W, kTiles>(args.rows, args.weight.depth), reinterpret_cast<T*>(shared));
+  __syncthreads();  // before the sums overwrite x
+  float* partial = reinterpret_cast<float*>(shared);
+  product.store(partial);
+  for_own([&](const Addends& own, int row, int tile_column, int64_t column) {
+    const float sum = whole_sum<kTiles>(partial, row, tile_column);
+    const float y = activate(args.activation, fmaf(sum, own.scale, own.bias)) + own.residual;
     static_cast<T*>(args.out)[(row0 + row) * args.out_stride + column] = from_float<T>(y);
-  }
+  });
 }
 
 template <class T, class W, int kTiles>
 void launch(const Linear& args, cudaStream_t stream) {
   const dim3 grid((tiles_of(args.weight.columns) + kTiles - 1) / kTiles, (args.rows + kProductRows - 1) / kProductRows);
-  constexpr size_t kShared = kProductWarps * kTiles * kTileSums * sizeof(float);
-  launch_kernel({"linear_kernel", grid, dim3(kProductWarps * kWarpSize), kShared, stream, args.overlap},
+  const size_t shared = shared_bytes<W, kTiles>(args);
+  launch_kernel({"linear_kernel", grid, dim3(kProductThreads), shared, stream, args.overlap},
                 linear_kernel<T, W, kTiles>, args);
 }
 

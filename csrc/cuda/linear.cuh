@@ -1,4 +1,4 @@
-// The product of up to 16 rows and some columns of a packed weight, by one block: what kernels of few rows begin with.
+// The product of up to 16 rows and some columns of a tiled weight, by one block: what kernels of few rows begin with.
 #pragma once
 
 #include <cstring>
@@ -8,8 +8,10 @@
 
 namespace gitfast::cuda {
 
+constexpr int kProductThreads = kProductWarps * kWarpSize;
 constexpr int kProductRows = 16;
 constexpr int kTileSums = kProductRows * kTileColumns;
+constexpr size_t kStageBytes = 64 * 1024;  // of x in shared memory, unless one round of weights takes more
 
 // The block's share of x: rows [0, count) of `depth` elements.
 template <class T>
@@ -19,71 +21,161 @@ struct InputRows {
   int count;
 };
 
-// Tiles first, first + 1, ... of 8 columns each, kTiles at most, none from `tiles` on. Leaves the sums of every warp in
-// `partial`, [kProductWarps][kTiles][16][8], and waits for the block.
+// Steps along the depth whose weights each warp has on its way.
+template <int kTiles>
+constexpr int kStepsAhead = kTiles == 1 ? 6 : 3;
+
+// How the rows of x stand in shared memory: a part of the depth at a time, as much as there is room for, in whole
+// rounds of kStepsAhead steps of every warp.
+template <class W, int kTiles>
+struct StageLayout {
+  static constexpr int kDepth = 64 / sizeof(W);                       // elements of a step
+  static constexpr int kRound = kStepsAhead<kTiles> * kProductWarps;  // steps
+
+  int steps;       // of a part
+  int row_stride;  // elements: rows of a warp's load start in different halves of the banks
+  size_t bytes;
+
+  __host__ __device__ StageLayout(int64_t rows, int64_t depth) {
+    const int64_t count = rows < kProductRows ? rows : kProductRows;
+    const int all = static_cast<int>(depth / kDepth), step_bytes = 2 * kDepth;
+    const auto rounds = static_cast<int>(static_cast<int64_t>(kStageBytes) / (count * step_bytes * kRound));
+    steps = (rounds > 1 ? rounds : 1) * kRound;
+    if (steps > all) steps = all;
+    const int row_bytes = steps * step_bytes;
+    row_stride = (row_bytes % 128 == 0 ? row_bytes + 64 : row_bytes) / 2;
+    bytes = static_cast<size_t>(count) * row_stride * 2;
+  }
+};
+
+// Tiles first, first + 1, ... of 8 columns each, kTiles at most, none from `tiles` on. The first weights are on their
+// way when this is constructed; they depend on no kernel.
 //
-// An element's place along the depth is of no consequence as long as both factors agree: where m16n8k16 wants elements
+// An element's index along the depth is of no consequence as long as both factors agree: where m16n8k16 wants elements
 // 2t, 2t + 1, 2t + 8, 2t + 9 from lane t of four, it gets neighbours of those 16 bytes which the lane has.
 template <class T, class W, int kTiles>
-__device__ __forceinline__ void multiply(const InputRows<T>& x, const TiledWeight& weight, int64_t first, int64_t tiles,
-                                         float* partial) {
-  constexpr int kChunk = 16 / sizeof(W), kDepth = 4 * kChunk;  // elements of a lane, and of a step along the depth
-  constexpr int kAhead = kTiles == 1 ? 6 : 3;                  // steps whose weights are on their way
-  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, g = lane / 4, t = lane % 4;
-  const int steps = static_cast<int>(weight.depth) / kDepth;
-  const auto* chunks = static_cast<const WeightChunk*>(weight.data) + first * steps * kWarpSize + lane;
+class TileProduct {
+ public:
+  using Layout = StageLayout<W, kTiles>;
 
-  WeightChunk ahead[kAhead][kTiles];
-  const auto load = [&](int step, WeightChunk(&to)[kTiles]) {
+  __device__ __forceinline__ TileProduct(const TiledWeight& weight, int64_t first, int64_t tiles)
+      : steps_(static_cast<int>(weight.depth) / Layout::kDepth),
+        columns_(tiles - first < kTiles ? static_cast<int>(tiles - first) : kTiles),
+        chunks_(static_cast<const WeightChunk*>(weight.data) + first * steps_ * kWarpSize + lane()) {
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n)
-      if (first + n < tiles) to[n] = load_streaming(chunks + (int64_t{n} * steps + step) * kWarpSize);
-  };
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i)
-    if (warp + i * kProductWarps < steps) load(warp + i * kProductWarps, ahead[i]);
-  wait_for_previous_kernel();
+    for (int i = 0; i < kAhead; ++i)
+      if (warp() + i * kProductWarps < steps_) load(warp() + i * kProductWarps, ahead_[i]);
+  }
 
-  float sums[kTiles][4] = {};
-  const T* upper = x.data + g * x.stride + t * kChunk;
-  const T* lower = upper + 8 * x.stride;
-  for (int begin = warp; begin < steps; begin += kAhead * kProductWarps) {
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int step = begin + i * kProductWarps;
-      if (step >= steps) break;
-      uint32_t a[2][kChunk / 2] = {};  // pairs of rows g and g + 8
-#pragma unroll
-      for (int part = 0; part < kChunk; part += 8) {
-        const auto fetch = [&](const T* row, uint32_t* to) {
-          const auto eight = load_after_wait(reinterpret_cast<const Vec<T, 8>*>(row + step * kDepth + part));
-          memcpy(to + part / 2, &eight, sizeof eight);
-        };
-        if (g < x.count) fetch(upper, a[0]);
-        if (g + 8 < x.count) fetch(lower, a[1]);
+  // After the previous kernel is waited for. Adds up this warp's share of the depth. x goes through `stage`, of the
+  // layout's size; where it is `staged`, and one part holds all of it, it is there already. Waits for the block
+  // between parts and before the first.
+  __device__ __forceinline__ void multiply(const InputRows<T>& x, const Layout& layout, T* stage, bool staged = false) {
+    count_ = x.count;
+    for (int begin = 0; begin < steps_; begin += layout.steps) {
+      const int end = begin + layout.steps < steps_ ? begin + layout.steps : steps_;
+      if (begin > 0) __syncthreads();  // before the last part is overwritten
+      if (!staged || layout.steps < steps_) {
+        stage_rows(x, layout, stage, begin, end);
+        __syncthreads();
       }
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        if (first + n >= tiles) break;
-#pragma unroll
-        for (int k = 0; k < kChunk / 2; k += 2) {
-          const uint32_t left[4] = {a[0][k], a[1][k], a[0][k + 1], a[1][k + 1]};
-          mma_m16n8k16<T>(sums[n], left, weight_pair<T, W>(ahead[i][n], k), weight_pair<T, W>(ahead[i][n], k + 1));
-        }
-      }
-      if (step + kAhead * kProductWarps < steps) load(step + kAhead * kProductWarps, ahead[i]);
+      multiply_part(stage, layout.row_stride, begin, end);
     }
   }
-  for (int n = 0; n < kTiles; ++n)
-    for (int half = 0; half < 2; ++half) {
-      const Vec<float, 2> pair{sums[n][2 * half], sums[n][2 * half + 1]};
-      float* at = partial + (warp * kTiles + n) * kTileSums + (g + half * 8) * kTileColumns + t * 2;
-      store_vec(reinterpret_cast<Vec<float, 2>*>(at), pair);
-    }
-  __syncthreads();
-}
 
-// The whole sum of one element of what multiply left.
+  // Leaves the sums of every warp in `partial`, [kProductWarps][kTiles][16][8], and waits for the block.
+  __device__ __forceinline__ void store(float* partial) const {
+    const int g = lane() / 4, t = lane() % 4;
+    for (int n = 0; n < kTiles; ++n)
+      for (int half = 0; half < 2; ++half) {
+        const Vec<float, 2> pair{sums_[n][2 * half], sums_[n][2 * half + 1]};
+        float* at = partial + (warp() * kTiles + n) * kTileSums + (g + half * 8) * kTileColumns + t * 2;
+        store_vec(reinterpret_cast<Vec<float, 2>*>(at), pair);
+      }
+    __syncthreads();
+  }
+
+ private:
+  static constexpr int kAhead = kStepsAhead<kTiles>;
+  static constexpr int kChunk = 16 / sizeof(W);  // elements of a lane
+
+  // Pairs of rows g and g + 8, for one step.
+  struct Fragment {
+    uint32_t upper[kChunk / 2], lower[kChunk / 2];
+  };
+
+  static __device__ __forceinline__ int warp() { return threadIdx.x / kWarpSize; }
+  static __device__ __forceinline__ int lane() { return threadIdx.x % kWarpSize; }
+
+  __device__ __forceinline__ void load(int step, WeightChunk (&to)[kTiles]) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+      if (n < columns_) to[n] = load_streaming(chunks_ + (int64_t{n} * steps_ + step) * kWarpSize);
+  }
+
+  __device__ __forceinline__ void stage_rows(const InputRows<T>& x, const Layout& layout, T* stage, int begin,
+                                             int end) const {
+    const int chunks = (end - begin) * Layout::kDepth / 8;  // of a row, 16 bytes each
+    for (int i = threadIdx.x; i < x.count * chunks; i += kProductThreads) {
+      const int row = i / chunks, column = i % chunks * 8;
+      cp_async16_after_wait(stage + row * layout.row_stride + column,
+                            x.data + row * x.stride + begin * Layout::kDepth + column);
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+  }
+
+  // Of rows that do not exist the last one's: nobody reads their sums.
+  __device__ __forceinline__ Fragment fragment(const T* stage, int row_stride, int step) const {
+    const int g = lane() / 4, t = lane() % 4;
+    const T* from = stage + step * Layout::kDepth + t * kChunk;
+    Fragment a{};
+    const auto fetch = [&](int row, uint32_t* to) {
+      const T* at = from + (row < count_ ? row : count_ - 1) * row_stride;
+#pragma unroll
+      for (int part = 0; part < kChunk; part += 8) {
+        const auto eight = load_vec(reinterpret_cast<const Vec<T, 8>*>(at + part));
+        memcpy(to + part / 2, &eight, sizeof eight);
+      }
+    };
+    fetch(g, a.upper);
+    if (count_ > 8) fetch(g + 8, a.lower);
+    return a;
+  }
+
+  __device__ __forceinline__ void multiply_part(const T* stage, int row_stride, int begin, int end) {
+    int step = begin + warp();
+    if (step >= end) return;
+    Fragment next = fragment(stage, row_stride, step - begin);
+    while (step < end) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (step >= end) break;
+        const Fragment a = next;
+        if (step + kProductWarps < end) next = fragment(stage, row_stride, step + kProductWarps - begin);
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          if (n >= columns_) break;
+#pragma unroll
+          for (int k = 0; k < kChunk / 2; k += 2) {
+            const uint32_t left[4] = {a.upper[k], a.lower[k], a.upper[k + 1], a.lower[k + 1]};
+            mma_m16n8k16<T>(sums_[n], left, weight_pair<T, W>(ahead_[i][n], k), weight_pair<T, W>(ahead_[i][n], k + 1));
+          }
+        }
+        if (step + kAhead * kProductWarps < steps_) load(step + kAhead * kProductWarps, ahead_[i]);
+        step += kProductWarps;
+      }
+    }
+  }
+
+  const int steps_, columns_;  // along the whole depth; tiles that exist
+  const WeightChunk* chunks_;
+  int count_ = 0;
+  WeightChunk ahead_[kAhead][kTiles];
+  float sums_[kTiles][4] = {};
+};
+
+// The whole sum of one element of what TileProduct::store left.
 template <int kTiles>
 __device__ __forceinline__ float whole_sum(const float* partial, int row, int column) {
   const float* at = partial + column / kTileColumns * kTileSums + row * kTileColumns + column % kTileColumns;

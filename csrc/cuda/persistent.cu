@@ -66,7 +66,8 @@ struct PersistentProgram {
   }
 };
 
-// A barrier of all blocks of the grid, for as many rounds as a kernel has.
+// A barrier of all blocks of the grid, for as many rounds as a kernel has. A round ends well for all blocks, or for
+// none: giving up changes the counter, if it has not changed, so that who comes late sees it.
 class GridBarrier {
  public:
   __device__ __forceinline__ GridBarrier(uint32_t* counter, int* flag) : counter_(counter), flag_(flag) {}
@@ -78,20 +79,29 @@ class GridBarrier {
     if (threadIdx.x == 0) {
       target_ += gridDim.x;
       add_release(counter_, 1);
-      unsigned polls = 0;
-      bool all = true;
-      while (all && load_acquire(counter_) < target_) all = keep_polling(polls);
-      if (!all) counter_[1] = 1;
-      *flag_ = all;
+      unsigned polls = 0, seen = load_acquire(counter_);
+      while (!broken(seen) && static_cast<int>(seen) < target_)
+        seen = keep_polling(polls) ? load_acquire(counter_) : give_up(seen);
+      *flag_ = !broken(seen);
     }
     __syncthreads();
     return *flag_ != 0;
   }
 
  private:
+  static constexpr unsigned kBroken = 1u << 30;  // no count comes near
+  static __device__ __forceinline__ bool broken(unsigned count) { return count >> 30 == kBroken >> 30; }
+
+  __device__ __forceinline__ unsigned give_up(unsigned seen) {
+    const unsigned found = compare_exchange(counter_, seen, kBroken);
+    if (found != seen) return found;
+    counter_[1] = 1;
+    return kBroken;
+  }
+
   uint32_t* counter_;
   int* flag_;
-  unsigned target_ = 0;  // of thread 0
+  int target_ = 0;  // of thread 0
 };
 
 // The stream and the block of decoding are variables of the kernel: as members they would live in memory.
@@ -112,11 +122,13 @@ class PersistentBlock {
   __device__ __forceinline__ void run() {
     cluster_sync();  // the others have begun: their shared memory may be written
     wait_for_previous_kernel();
+    if (args_.placement && threadIdx.x == 0) args_.placement[blockIdx.x] = multiprocessor();
     const auto sequences = static_cast<uint32_t>(args_.search.settings->sequences);
     for (int step = 0; step < most_steps(args_); ++step) {
       if (!decode() || !choose(step) || *args_.search.num_ended >= sequences) break;
     }
     stream_.drain();
+    cluster_sync();  // nobody writes to the shared memory of a block that has left
   }
 
  private:

@@ -24,6 +24,7 @@ struct PersistentDecode {
   // (1 + S R,) or null, memory that the host can read while the kernel runs: the number of steps done, and their
   // tokens; for searches without beams.
   int32_t* token_stream = nullptr;
+  int32_t* placement = nullptr;  // (blocks,) or null: the multiprocessor that ran each block
 };
 
 // Bytes of the workspace.

@@ -80,15 +80,18 @@ inline bool can_overlap() {
 template <class... Parameters, class... Arguments>
 void launch_kernel(const Launch& launch, void (*kernel)(Parameters...), Arguments&&... arguments) {
   constexpr size_t kSharedWithoutAsking = 48 * 1024;
-  if (launch.shared_bytes > kSharedWithoutAsking)
+  if (launch.shared_bytes > kSharedWithoutAsking) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes),
           describe(launch));
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+          describe(launch));
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = launch.grid;
   config.blockDim = launch.block;
   config.dynamicSmemBytes = launch.shared_bytes;
   config.stream = launch.stream;
-  cudaLaunchAttribute attributes[3]{};
+  cudaLaunchAttribute attributes[4]{};
   config.attrs = attributes;
   const auto add = [&](cudaLaunchAttributeID id) -> cudaLaunchAttributeValue& {
     attributes[config.numAttrs].id = id;
@@ -100,6 +103,9 @@ void launch_kernel(const Launch& launch, void (*kernel)(Parameters...), Argument
     auto& size = add(cudaLaunchAttributeClusterDimension).clusterDim;
     size.x = launch.cluster;
     size.y = size.z = 1;
+    // On as many multiprocessors as there are: blocks that share one share its bandwidth.
+    add(cudaLaunchAttributeClusterSchedulingPolicyPreference).clusterSchedulingPolicyPreference =
+        cudaClusterSchedulingPolicySpread;
   }
   if (launch.cooperative) add(cudaLaunchAttributeCooperative).cooperative = 1;
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);

@@ -24,6 +24,10 @@ __device__ __forceinline__ void cp_async16(void* shared, const void* global, boo
                "r"(valid ? 16 : 0)
                : "memory");
 }
+// The same of what the previous kernel may have written.
+__device__ __forceinline__ void cp_async16_after_wait(void* shared, const void* global) {
+  cp_async16(shared, global, true);
+}
 // The same of 4 bytes.
 __device__ __forceinline__ void cp_async4(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
@@ -56,17 +60,27 @@ template <class V>
 __device__ __forceinline__ V load_after_wait(const V* from) {
   return load_vec(from);
 }
-// 16 bytes of what no kernel writes and only this block reads: they leave the nearest cache to others.
+// 16 bytes that no kernel writes and only this block reads: they leave the nearest cache to others. Not the read-only
+// (.nc) instruction, which ptxas moves behind wait_for_previous_kernel: what is loaded before it stays before it.
 template <class V>
 __device__ __forceinline__ V load_streaming(const V* from) {
   static_assert(sizeof(V) == 16, "one instruction moves 16 bytes");
   uint32_t words[4];
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "l"(from));
+               : "l"(from)
+               : "memory");
   V value;
   memcpy(&value, words, sizeof value);
   return value;
+}
+
+// Counts in a counter that wraps to 0 behind `last`; returns what it was. What this thread knows of before, whoever
+// counts later knows of after.
+__device__ __forceinline__ unsigned increment_acq_rel(unsigned* counter, unsigned last) {
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(last) : "memory");
+  return before;
 }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory: lane i points to row i % 8 of matrix i / 8.

@@ -12,7 +12,15 @@ constexpr int kGroups = 4;                     // of one block, one after anothe
 constexpr int kPart = kGroups * kGroup;        // columns of one block: the parts of the vocabulary
 constexpr int kOfLane = kPart / kWarpSize;     // columns of one lane
 constexpr size_t kPartial = kProductWarps * kTiles * kTileSums;
-constexpr size_t kShared = (kPartial + kProductRows * kPart) * sizeof(float);
+
+// Shared memory of a block: partial sums, logits of 16 rows, and the rows of x.
+constexpr size_t kLogitsAt = kPartial * sizeof(float);
+constexpr size_t kStageAt = kLogitsAt + kProductRows * kPart * sizeof(float);
+
+template <class W>
+__host__ __device__ StageLayout<W, kTiles> stage_of(const HeadSelect& args, int64_t rows) {
+  return StageLayout<W, kTiles>(rows, args.weight.depth);
+}
 
 // What is known of every part of every row, and of every row.
 struct Workspace : PartChoices {
@@ -38,23 +46,29 @@ struct Workspace : PartChoices {
   }
 };
 
-// The logits of rows [row0, row0 + 16) and of one part, [16][kPart] in shared memory; -inf beyond the last token.
+// The logits of rows [row0, row0 + count) and of one part, [16][kPart] in shared memory; -inf beyond the last token.
+// Waits for the previous kernel, the first weights on their way.
 template <class T, class W>
-__device__ void part_logits(const HeadSelect& args, int64_t row0, int count, int64_t part, float* partial,
-                            float* logits) {
+__device__ void part_logits(const HeadSelect& args, int64_t row0, int count, int64_t part, unsigned char* shared) {
+  float *partial = reinterpret_cast<float*>(shared), *logits = reinterpret_cast<float*>(shared + kLogitsAt);
+  T* stage = reinterpret_cast<T*>(shared + kStageAt);
   const int64_t columns = args.weight.columns, tiles = tiles_of(columns);
   const InputRows<T> x{static_cast<const T*>(args.x) + row0 * args.x_stride, args.x_stride, count};
+  const StageLayout<W, kTiles> layout = stage_of<W>(args, args.rows);
   for (int group = 0; group < kGroups; ++group) {
-    multiply<T, W, kTiles>(x, args.weight, (part * kGroups + group) * kTiles, tiles, partial);
+    TileProduct<T, W, kTiles> product(args.weight, (part * kGroups + group) * kTiles, tiles);
+    if (group == 0) wait_for_previous_kernel();
+    product.multiply(x, layout, stage, group > 0);
+    product.store(partial);
     for (int i = threadIdx.x; i < kProductRows * kGroup; i += blockDim.x) {
-      const int row = i / kGroup, place = group * kGroup + i % kGroup;
-      const int64_t column = part * kPart + place;
+      const int row = i / kGroup, index = group * kGroup + i % kGroup;
+      const int64_t column = part * kPart + index;
       float y = -INFINITY;
       if (column < columns) {
         const float sum = whole_sum<kTiles>(partial, row, i % kGroup);
         y = scale_and_bias<T>(sum, args.weight, args.bias, column) / args.temperature;
       }
-      logits[row * kPart + place] = y;
+      logits[row * kPart + index] = y;
     }
     __syncthreads();  // before the next sums, and before the logits are read
   }
@@ -63,12 +77,12 @@ __device__ void part_logits(const HeadSelect& args, int64_t row0, int count, int
 // One block per part of the vocabulary and 16 rows; one warp per row of them.
 template <class T, class W>
 __global__ void choose_in_part_kernel(HeadSelect args) {
-  GITFAST_SHARED(float, partial);
-  float* logits = partial + kPartial;
+  GITFAST_SHARED(unsigned char, shared);
+  const float* logits = reinterpret_cast<const float*>(shared + kLogitsAt);
   let_next_kernel_start();
   const int64_t row0 = int64_t{blockIdx.y} * kProductRows, rows = args.rows - row0, part = blockIdx.x;
   const int count = rows < kProductRows ? static_cast<int>(rows) : kProductRows;
-  part_logits<T, W>(args, row0, count, part, partial, logits);
+  part_logits<T, W>(args, row0, count, part, shared);
 
   const Workspace known(args);
   const int lane = threadIdx.x % kWarpSize;
@@ -152,8 +166,8 @@ __global__ void choose_kernel(HeadSelect args) {
 // One block per row: multiplies the part in which the row's quantile lies once more, and finds it.
 template <class T, class W>
 __global__ void draw_kernel(HeadSelect args) {
-  GITFAST_SHARED(float, partial);
-  float* logits = partial + kPartial;
+  GITFAST_SHARED(unsigned char, shared);
+  const float* logits = reinterpret_cast<const float*>(shared + kLogitsAt);
   let_next_kernel_start();
   wait_for_previous_kernel();
   const Workspace known(args);
@@ -165,7 +179,7 @@ __global__ void draw_kernel(HeadSelect args) {
     if (args.drawn_log_probs) args.drawn_log_probs[row] = NAN;
     return;
   }
-  part_logits<T, W>(args, row, 1, part, partial, logits);
+  part_logits<T, W>(args, row, 1, part, shared);
   if (threadIdx.x >= kWarpSize) return;
 
   const float peak = known.peak_of(row * known.parts + part);
@@ -180,16 +194,16 @@ __global__ void draw_kernel(HeadSelect args) {
   const unsigned reached = __ballot_sync(kAllLanes, own > 0 && upto > known.remainder[row]);
   if (lane != (reached ? __ffs(reached) - 1 : kWarpSize - 1 - __clz(candidates))) return;
   float left = known.remainder[row] - (upto - own);
-  int place = 0;
+  int index = 0;
   for (int i = 0; i < kOfLane; ++i) {
     if (weights[i] == 0) continue;
-    place = lane * kOfLane + i;
+    index = lane * kOfLane + i;
     left -= weights[i];
     if (left < 0) break;
   }
-  args.drawn[row] = part * kPart + place;
+  args.drawn[row] = part * kPart + index;
   if (!args.drawn_log_probs) return;
-  args.drawn_log_probs[row] = (logits[place] - known.peak[row]) * args.temperature - known.raw_log[row];
+  args.drawn_log_probs[row] = (logits[index] - known.peak[row]) * args.temperature - known.raw_log[row];
 }
 
 template <class T, class W>
@@ -197,10 +211,11 @@ void launch(const HeadSelect& args, cudaStream_t stream) {
   const auto parts = static_cast<unsigned>(Workspace::parts_of(args.weight.columns));
   const auto rows = static_cast<unsigned>(args.rows);
   const dim3 block(kProductWarps * kWarpSize), grid(parts, (rows + kProductRows - 1) / kProductRows);
-  launch_kernel({"choose_in_part_kernel", grid, block, kShared, stream, args.overlap}, choose_in_part_kernel<T, W>,
+  const size_t shared = kStageAt + stage_of<W>(args, args.rows).bytes;
+  launch_kernel({"choose_in_part_kernel", grid, block, shared, stream, args.overlap}, choose_in_part_kernel<T, W>,
                 args);
   launch_kernel({"choose_kernel", dim3(rows), dim3(kWarpSize), parts, stream, true}, choose_kernel, args);
-  if (args.keys) launch_kernel({"draw_kernel", dim3(rows), block, kShared, stream, true}, draw_kernel<T, W>, args);
+  if (args.keys) launch_kernel({"draw_kernel", dim3(rows), block, shared, stream, true}, draw_kernel<T, W>, args);
 }
 
 }  // namespace

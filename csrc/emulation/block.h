@@ -1,17 +1,23 @@
 // A block of CUDA threads on the host: each is a fiber, one OS thread runs them in turn.
 //
-// What a kernel may get wrong is made visible, not tolerated:
-// - Shared memory starts as NaN in every block, so that reading what nobody wrote spoils the result.
-// - Threads run in several orders. Forward, reverse and shuffled take turns at every barrier; "run ahead" lets one warp
-//   go on to the next barrier while the others stand still, which shows what lockstep hides: memory reused too early.
-// - __syncthreads releases only when every thread of the block waits at the same place in the program; exited threads,
-//   different places and deadlocks are faults. So are lanes that are not in their own mask or read a lane outside it.
-// - Asynchronous copies land as late as they may, or as early.
-// - Built with GITFAST_SANITIZE=address: accesses outside of shared and global memory, and vectors that are not
-// aligned.
-// - Built with GITFAST_SANITIZE=thread: races between threads, whatever the order. Those of different blocks are
-// ordered
-//   only by a fence before an atomic operation and, in the other block, an atomic operation before a fence.
+// Mistakes of a kernel are made visible, not tolerated:
+//
+// Shared memory starts as NaN in every block, so that reading what nobody wrote spoils the result.
+//
+// Threads run in several orders. Forward, reverse and shuffled take turns at every barrier; "run ahead" lets one warp
+// go on to the next barrier while the others stand still, which shows what lockstep hides: memory reused too early.
+//
+// __syncthreads releases only when every thread of the block waits at the same place in the program; exited threads,
+// different places and deadlocks are faults. So are lanes that are not in their own mask, or read a lane outside it.
+//
+// Asynchronous copies land as late as they may, or as early.
+//
+// The shared memory of a block that has ended must stay as it is: a store by another block of its cluster is a fault.
+//
+// Built with GITFAST_SANITIZE=address: accesses outside of shared and global memory, and vectors that are not aligned.
+//
+// Built with GITFAST_SANITIZE=thread: races between threads, whatever the order. Threads of different blocks are
+// ordered only by a fence before an atomic operation and, in the other block, an atomic operation before a fence.
 //
 // How blocks follow one another, or run side by side: emulation/launch.h. Not covered: atomic operations and fences by
 // different threads of a block, and what the compiler or the hardware does (rounding of fast intrinsics, occupancy).
@@ -73,7 +79,21 @@ class SharedMemory {
   void poison() { std::memset(data_, 0xff, bytes_); }  // NaN as float32, float16 and bfloat16
   void* data() const { return data_; }
 
+  // Marks memory that nobody may write to any more, and whether it is still as it was.
+  GITFAST_UNCHECKED void seal() {
+    for (size_t i = 0; i < bytes_; ++i) bytes()[i] = kSeal;
+  }
+  GITFAST_UNCHECKED bool sealed() const {
+    for (size_t i = 0; i < bytes_; ++i)
+      if (bytes()[i] != kSeal) return false;
+    return true;
+  }
+
  private:
+  static constexpr unsigned char kSeal = 0xa5;
+  // Volatile: a compiler would call memset, which the sanitizers watch.
+  volatile unsigned char* bytes() const { return static_cast<volatile unsigned char*>(data_); }
+
   static constexpr std::align_val_t kAlignment{128};
   size_t bytes_;
   void* data_;
@@ -106,6 +126,8 @@ class Block {
   void start(uint3 block_index, Neighbours& neighbours, size_t position);
   // Lets threads run until they wait, and those go on that may. False when nothing moved.
   bool advance();
+  // After the last run: whether no other block wrote to the shared memory of this one when it had ended.
+  bool left_alone() const { return neighbours_->cluster == 1 || shared.sealed(); }
   bool done() const { return count(State::done) == threads_.size(); }
   // Whether all threads wait for the cluster, at the same place as those of `first`.
   bool at_cluster_with(const Block& first) const;
@@ -168,7 +190,10 @@ inline bool Block::advance() {
   const bool ran = count(State::ready) > 0;
   resume_ready();
   if (fault_) throw Fault(fault_);
-  ended_ = done();
+  if (done() && !ended_) {
+    ended_ = true;
+    if (neighbours_->cluster > 1) shared.seal();
+  }
   if (release_warps() || count(State::ready) > 0) return true;
   return release_barrier() || ran;
 }

@@ -24,6 +24,17 @@ GITFAST_UNCHECKED inline unsigned load_acquire(const unsigned* counter) {
   return value;
 }
 
+GITFAST_UNCHECKED inline unsigned compare_exchange(unsigned* value, unsigned expected, unsigned desired) {
+  emulation::Meeting::acquire(value);
+  emulation::Meeting::release(value);
+  const unsigned found = *value;
+  if (found == expected) *value = desired;
+  ++emulation::running->neighbours().stores;
+  return found;
+}
+
+inline int multiprocessor() { return static_cast<int>(emulation::block_index().x); }
+
 inline bool keep_polling(unsigned&) { return emulation::running->poll(); }
 
 template <class V>

@@ -73,6 +73,8 @@ inline void run_side_by_side(Neighbours& neighbours) {
     }
     neighbours.hopeless = true;
   }
+  for (const Block* block : order)
+    if (!block->left_alone()) throw Fault("a store to the shared memory of a block that has ended");
 }
 
 inline void launch(const std::function<void()>& kernel, const Geometry& geometry) {

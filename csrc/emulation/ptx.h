@@ -27,6 +27,10 @@ inline void cp_async(void* shared, const void* global, bool valid, size_t bytes)
   emulation::running->current().copies.push_back(copy);
 }
 inline void cp_async16(void* shared, const void* global, bool valid) { cp_async(shared, global, valid, 16); }
+inline void cp_async16_after_wait(void* shared, const void* global) {
+  if (!emulation::running->current().waited) emulation::running->fail("read before the previous kernel is waited for");
+  cp_async16(shared, global, true);
+}
 inline void cp_async4(void* shared, const void* global, bool valid) { cp_async(shared, global, valid, 4); }
 
 inline void cp_async_commit() {
@@ -57,6 +61,15 @@ V load_after_wait(const V* from) {
 template <class V>
 V load_streaming(const V* from) {
   return load_vec(from);
+}
+
+GITFAST_UNCHECKED inline unsigned increment_acq_rel(unsigned* counter, unsigned last) {
+  emulation::check_alignment(counter, alignof(unsigned));
+  emulation::Meeting::release(counter);
+  const unsigned before = *counter;
+  *counter = before >= last ? 0 : before + 1;
+  emulation::Meeting::acquire(counter);
+  return before;
 }
 
 // What `row` of each lane points to; element (row, column) of matrix m is at rows[8 m + row][column].

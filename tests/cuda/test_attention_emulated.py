@@ -9,8 +9,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gitfast.ops.cuda import attention_tiles
-
 from support.cuda import emulated
 from support.cuda.attention_cases import COUNTERS, ROUNDING, Case, make_case
 
@@ -168,15 +166,14 @@ def test_new_keys_and_values_are_stored(emulation: ModuleType, splits: int) -> N
 
 @pytest.mark.parametrize("splits", [1, 2, 5])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tile_rows", [16, 64])
 def test_a_row_does_not_depend_on_the_others_or_its_tile(
-    emulation: ModuleType, dtype: torch.dtype, splits: int
+    emulation: ModuleType, dtype: torch.dtype, splits: int, tile_rows: int
 ) -> None:
-    case = make_case([18, 2], 67, 16, dtype, text=[(7 * i) % 35 for i in range(20)], heads=1)
+    text = [(7 * i) % 35 for i in range(20)]
+    case = make_case([18, 2], 67, 16, dtype, text=text, heads=1, tile_rows=tile_rows)
     together = case.split(emulation, splits).run(emulation.prefix_attention).clone()
-    case.tile_rows, case.tiles = 64, attention_tiles(case.images, 64)
-    assert torch.equal(case.run(emulation.prefix_attention), together)
     case.tiles = torch.tensor([[row, 1, image] for row, image in enumerate(case.images)], dtype=torch.int32)
-    case.tile_rows = 16
     assert torch.equal(case.split(emulation, splits).run(emulation.prefix_attention), together)
 
 
@@ -278,3 +275,24 @@ def test_more_tiles_and_heads_than_there_are_counters(emulation: ModuleType) -> 
     case.splits, case.workspace = 2, torch.zeros(1)
     with pytest.raises(ValueError, match="splits: expected 1 for more than 16384 tiles x heads, got 2"):
         case.run(emulation.prefix_attention)
+
+
+def test_many_prompts_share_a_split_prefix(emulation: ModuleType) -> None:
+    """More rows x heads than there are counters: tiles are counted, of up to 16 rows each."""
+    case = make_case([16] * 65, 128, 16, torch.bfloat16, text=[1 + i % 3 for i in range(16 * 65)], heads=16)
+    splits = cuda.prefix_splits(128, len(case.tiles), 16)
+    assert splits == 2
+    assert case.q.shape[0] * case.q.shape[1] > COUNTERS
+    case.split(emulation, splits).run(emulation.prefix_attention)
+    some = [0, 17, 16 * 65 - 1]
+    prefixes = [x.double() for x in case.prefixes()]
+    for row in some:
+        k, v = case.keys_values(row, prefixes)
+        truth = reference.prefix_attention(case.q[row, None].double(), k[None], v[None], [0], scale=case.scale)[0]
+        assert (case.out[row].double() - truth).abs().max() <= 0.05
+
+
+def test_splits_of_few_and_many_tiles() -> None:
+    assert [cuda.prefix_splits(tokens) for tokens in (0, 63, 197, 901)] == [1, 1, 3, cuda.DECODE_SPLITS]
+    assert cuda.prefix_splits(197, 256, 12) == 3
+    assert cuda.prefix_splits(197, COUNTERS // 12 + 1, 12) == 1

@@ -45,6 +45,14 @@ def test_warp_operations(emulation: ModuleType, order: str) -> None:
         assert torch.equal(got, torch.stack(expected).int())
 
 
+def test_a_store_to_a_block_that_has_ended_is_a_fault(emulation: ModuleType, order: str) -> None:
+    """The address was taken while the block was there."""
+    emulation.set_order(order)
+    emulation.late_store(wait=True)
+    with pytest.raises(emulation.Fault, match="a store to the shared memory of a block that has ended"):
+        emulation.late_store(wait=False)
+
+
 def test_a_launch_beyond_the_limits_is_a_fault(emulation: ModuleType) -> None:
     N = 16 * 65536
     with pytest.raises(emulation.Fault, match="launch: a grid of 1x65536x1"):

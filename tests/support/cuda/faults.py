@@ -1,7 +1,11 @@
-"""Mistakes one could make in the CUDA kernels, each a line as it is and as it would be wrong."""
+"""Mistakes one could make in the CUDA kernels, each some tokens of a function as they are and as they would be wrong.
+
+Tokens are compared without the white space between them, so that formatting moves no fault.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 # Where the cases of small_cases.py have their kernel.
@@ -19,7 +23,7 @@ KERNELS = {
     "attention_int8": "csrc/cuda/attention.cu",
     "search": "csrc/cuda/search.cuh",
     "decode": "csrc/cuda/decode.cuh",
-    "caption": "csrc/cuda/caption.cu",
+    "persistent": "csrc/cuda/persistent.cu",
 }
 # Not for the thread sanitizer, under which every block keeps the memory of its threads.
 MANY_BLOCKS = ("linear_wide", "select_wide")
@@ -27,7 +31,7 @@ MANY_BLOCKS = ("linear_wide", "select_wide")
 
 @dataclass
 class Fault:
-    """A line of a kernel as it is and as it is wrong, and what must be said of it."""
+    """Tokens of a kernel as they are and as they are wrong, and what must be said of it, a regular expression."""
 
     kernel: str
     right: str
@@ -35,14 +39,37 @@ class Fault:
     found: str
     sanitizer: str = "address"
     file: str = ""  # where it is not in the kernel's own
+    within: str = ""  # the function, where the tokens are in others too
+
+    def plant(self, text: str) -> str:
+        """Return a source with the fault. Raises ValueError unless its place is found, and once."""
+        begin, end = _body(text, self.within) if self.within else (0, len(text))
+        tokens = re.findall(r"\w+|[^\w\s]", self.right)
+        found = list(re.compile(r"\s*".join(map(re.escape, tokens))).finditer(text, begin, end))
+        if len(found) != 1:
+            raise ValueError(f"{self.right!r} stands {len(found)} times in {self.within or 'the file'}")
+        return text[: found[0].start()] + self.wrong + text[found[0].end() :]
+
+
+def _body(text: str, function: str) -> tuple[int, int]:
+    """Where the definition of a function begins and ends."""
+    definition = re.search(rf"\b{function}\([^;{{}}]*?\)[\w\s]*{{", text)
+    if definition is None:
+        raise ValueError(f"no function {function}")
+    depth, at = 1, definition.end()
+    while depth:
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        at += 1
+    return definition.start(), at
 
 
 WRONG_VALUES = "times the tolerance"
 OUT_OF_BOUNDS = "AddressSanitizer: heap-buffer-overflow"
 UNALIGNED = "an address is not aligned"
+UNWAITED = "read before the previous kernel is waited for"
 RACE = "ThreadSanitizer: data race"
 FAULTS = {
-    "missing barrier": Fault("norm", "  __syncthreads();\n", "", RACE, "thread"),
+    "missing barrier": Fault("norm", "__syncthreads();", "", RACE, "thread", within="block_sum"),
     "shared memory reused without a barrier": Fault("norm", "partial + kMaxWarps) /", "partial) /", RACE, "thread"),
     "barrier in a branch": Fault(
         "norm", "  __syncthreads();", "  if (threadIdx.x < 32) __syncthreads();", "__syncthreads"
@@ -54,14 +81,16 @@ FAULTS = {
     "a warp left out": Fault("norm", "warp < blockDim.x", "warp + 1 < blockDim.x", WRONG_VALUES),
     "last chunk left out": Fault("norm", "args.width) / N;", "args.width) / N - 1;", WRONG_VALUES),
     "read past the row": Fault(
-        "norm", "if (chunk >= chunks) break;\n    const Chunk loaded", "const Chunk loaded", OUT_OF_BOUNDS
+        "norm",
+        "if (chunk >= chunks) break; add(values[i], load_after_wait(x + chunk));",
+        "add(values[i], load_after_wait(x + chunk));",
+        OUT_OF_BOUNDS,
     ),
-    "write past the row": Fault(
-        "norm", "if (chunk >= chunks) break;\n    const Chunk weight", "const Chunk weight", OUT_OF_BOUNDS
-    ),
+    "write past the row": Fault("norm", "if (chunk >= chunks) break; Chunk result;", "Chunk result;", OUT_OF_BOUNDS),
     "too little shared memory": Fault("norm", "2 * kMaxWarps * sizeof", "kMaxWarps * sizeof", OUT_OF_BOUNDS),
     "vectors at any address": Fault("norm", "aligned(args.gamma, 0, 16)", "true", UNALIGNED),
     "vectors in rows of any stride": Fault("norm", "args.x, args.x_stride * size, 16", "args.x, 0, 16", UNALIGNED),
+    "the previous kernel not waited for": Fault("norm", "wait_for_previous_kernel();", "", UNWAITED),
     "copies not waited for": Fault("tile_product", "    cp_async_wait<1>();\n", "", WRONG_VALUES),
     "one group too few waited for": Fault("tile_product", "cp_async_wait<1>", "cp_async_wait<2>", WRONG_VALUES),
     "copies read before a barrier": Fault(
@@ -105,49 +134,58 @@ FAULTS |= {
 }
 ATTENTION_PARTS, SOFTMAX = "csrc/cuda/attention.cuh", "csrc/cuda/softmax.cuh"
 FAULTS |= {
-    "attention: keys not waited for": Fault("attention", "    cp_async_wait<1>();\n", "", WRONG_VALUES),
-    "attention: queries not waited for": Fault("attention", "    cp_async_wait<0>();\n", "", WRONG_VALUES),
+    "attention: keys not waited for": Fault(
+        "attention", "cp_async_wait<1>();", "", WRONG_VALUES, within="attend_to_prefix"
+    ),
+    "attention: queries not waited for": Fault("attention", "cp_async_wait<1>();", "", WRONG_VALUES, within="run"),
     "attention: keys read before a barrier": Fault(
-        "attention", "    __syncthreads();\n    const P* stage", "    const P* stage", RACE, "thread"
+        "attention", "__syncthreads();  // the tile is there", "", RACE, "thread"
     ),
     "attention: keys overwritten while read": Fault(
-        "attention", "    __syncthreads();  // before", "    // before", RACE, "thread"
-    ),
-    "attention: scores read before a barrier": Fault(
-        "attention", "    __syncwarp();\n    const int g", "    const int g", RACE, "thread"
-    ),
-    "attention: weights read before a barrier": Fault(
-        "attention", "    __syncwarp();\n    for (int half", "    for (int half", WRONG_VALUES
-    ),
-    "attention: weights overwritten while read": Fault(
-        "attention", "    __syncwarp();  // before", "    // before", WRONG_VALUES
+        "attention", "__syncthreads();  // before the next copies", "// before", RACE, "thread"
     ),
     "attention: new keys read before a barrier": Fault(
-        "attention", "    cp_async_wait<0>();\n    __syncthreads();\n", "    cp_async_wait<0>();\n", RACE, "thread"
+        "attention", "__syncthreads();  // all queries", "// all queries", RACE, "thread"
     ),
-    "attention: a key too many": Fault("attention", "i % 2 < left ?", "i % 2 <= left ?", WRONG_VALUES),
+    "attention: states read before a barrier": Fault(
+        "attention", "__syncthreads();  // all states", "// all states", RACE, "thread"
+    ),
+    "attention: a key too many": Fault("attention", "+ i < left ?", "+ i <= left ?", WRONG_VALUES),
     "attention: a prefix read beyond its end": Fault(
         "attention", "const bool valid = row < limit;", "const bool valid = row <= limit;", OUT_OF_BOUNDS
     ),
-    "attention: rows beyond the tile stored": Fault("attention", "    if (r >= own) continue;\n", "", OUT_OF_BOUNDS),
+    "attention: rows beyond the tile stored": Fault(
+        "attention", "i < count_ * kChunks", "i < (count_ + 1) * kChunks", OUT_OF_BOUNDS
+    ),
     "attention: text of rows that are not there": Fault(
-        "attention", "if (r < rows && begin", "if (r <= rows && begin", OUT_OF_BOUNDS
+        "attention", "row < count_; row += kWarps", "row <= count_; row += kWarps", OUT_OF_BOUNDS
     ),
     "attention: text beyond a row's end": Fault(
-        "attention", "more < kTextKeys ? more :", "more < kTextKeys ? more + 1 :", "AddressSanitizer"
+        "attention", "left < kWarpSize ? left :", "left < kWarpSize ? left + 1 :", "AddressSanitizer"
     ),
-    "attention: totals not rescaled": Fault("attention", "      total[half] *= factor;\n", "", WRONG_VALUES),
+    "attention: the entry of the first token for all": Fault(
+        "attention", "__shfl_sync(kAllLanes, entry, k)", "__shfl_sync(kAllLanes, entry, 0)", WRONG_VALUES
+    ),
+    "attention: totals not rescaled": Fault("attention", "total *= factor;", "", WRONG_VALUES, file=SOFTMAX),
     "attention: sums not rescaled": Fault(
         "attention", "out[n][2 * half + i] *= factor;", "out[n][2 * half + i] *= 1;", WRONG_VALUES
     ),
-    "attention: no key yet, and not a number": Fault("attention", "top == -INFINITY ? 0.0f : top", "top", WRONG_VALUES),
+    "attention: sums of text not rescaled": Fault(
+        "attention", "sum *= factor;", "sum *= 1;", WRONG_VALUES, file=SOFTMAX
+    ),
     "attention: the halves of a warp's keys exchanged": Fault(
         "attention", "lane / 16 * 8 + lane % 8) * kStride", "lane / 8 % 2 * 8 + lane % 8) * kStride", WRONG_VALUES
     ),
-    "attention: too little shared memory for scores": Fault(
-        "attention", "(2 * kScales + kScores)", "2 * kScales", OUT_OF_BOUNDS
+    "attention: keys of the first warp for all": Fault(
+        "attention", "warp % Parts::kKeyWarps * kWarpKeys;", "warp % Parts::kKeyWarps * 0;", WRONG_VALUES
     ),
-    "attention: the new token's slot is the one before": Fault(
+    "attention: one warp's keys left out": Fault(
+        "attention", "int warp = 0; warp < Parts::kKeyWarps", "int warp = 1; warp < Parts::kKeyWarps", WRONG_VALUES
+    ),
+    "attention: too little shared memory for text": Fault(
+        "attention", "kText * sizeof(float) + (", "(", OUT_OF_BOUNDS
+    ),
+    "attention: the new token's entry is the one before": Fault(
         "attention",
         "args.text_len[row] - 1];",
         "args.text_len[row] - 2 + (args.text_len[row] == 1)];",
@@ -165,26 +203,27 @@ FAULTS |= {
         "attention", "blockIdx.z == gridDim.z - 1", "true", WRONG_VALUES, file=ATTENTION_PARTS
     ),
     "attention: the total of one lane": Fault(
-        "attention", "{rows.peak[half], total}", "{rows.peak[half], rows.total[half]}", WRONG_VALUES
+        "attention", "{softmax[half].peak, total}", "{softmax[half].peak, softmax[half].total}", WRONG_VALUES
+    ),
+    "attention: the total of one lane's text": Fault(
+        "attention", "sum_of_warp(sums.total)", "sums.total", WRONG_VALUES
     ),
     "attention: a workspace for one part": Fault("attention", "args.splits * args.rows", "args.rows", OUT_OF_BOUNDS),
-    "attention: a fence before the other threads are there": Fault(
-        "attention", "  __syncthreads();  // before the fence", "  // before the fence", RACE, "thread", ATTENTION_PARTS
+    "attention: counted before the other threads are there": Fault(
+        "attention", "__syncthreads();  // before the count", "// before the count", RACE, "thread", ATTENTION_PARTS
     ),
-    "attention: no fence before counting": Fault(
-        "attention", "    __threadfence();\n    const", "    const", RACE, "thread", ATTENTION_PARTS
-    ),
-    "attention: no fence after counting": Fault(
-        "attention", "    __threadfence();\n    *shared", "    *shared", RACE, "thread", ATTENTION_PARTS
+    "attention: counted in no order": Fault(
+        "attention", "increment_acq_rel(counter, last)", "atomicInc(counter, last)", RACE, "thread", ATTENTION_PARTS
     ),
     "attention: the count read before a barrier": Fault(
-        "attention", "  __syncthreads();\n  return", "  return", RACE, "thread", ATTENTION_PARTS
+        "attention", "__syncthreads(); return *shared", "return *shared", RACE, "thread", ATTENTION_PARTS
     ),
     "attention: counters left as they are": Fault(
-        "attention", "atomicInc(counter, last)", "atomicInc(counter, ~0u)", WRONG_VALUES, file=ATTENTION_PARTS
+        "attention", "increment_acq_rel(counter, last)", "increment_acq_rel(counter, ~0u)", WRONG_VALUES,
+        file=ATTENTION_PARTS,
     ),
     "attention: parts merged by whoever comes first": Fault(
-        "attention", "before == last", "before == 0", WRONG_VALUES, file=ATTENTION_PARTS
+        "attention", "(counter, last) == last", "(counter, last) == 0", WRONG_VALUES, file=ATTENTION_PARTS
     ),
     "attention: parts merged from one's own": Fault(
         "attention",
@@ -196,32 +235,40 @@ FAULTS |= {
     "attention: no part has a key, and not a number": Fault(
         "attention", "peak == -INFINITY ? 0.0f : peak", "peak", WRONG_VALUES, file=SOFTMAX
     ),
-    "attention: rows that see no image computed": Fault("attention", "  if (image < 0) return;\n", "", WRONG_VALUES),
+    "attention: rows that see no image computed": Fault("attention", "if (image_ < 0) return;", "", WRONG_VALUES),
     "attention: parts not rescaled": Fault(
-        "attention", "part.at[1] * common.second", "part.at[1]", WRONG_VALUES, file=ATTENTION_PARTS
+        "attention", "fmaf(other.total, factor, total)", "other.total + total", WRONG_VALUES, file=SOFTMAX
     ),
-}
+}  # fmt: skip
+LINEAR = "csrc/cuda/linear.cu"
 FAULTS |= {
     "linear: the previous kernel not waited for": Fault(
-        "linear", "  wait_for_previous_kernel();\n", "", "read before the previous kernel is waited for"
+        "linear", "wait_for_previous_kernel();", "", UNWAITED, file=LINEAR
     ),
-    "linear: sums read before a barrier": Fault("linear", "  __syncthreads();\n", "", RACE, "thread"),
-    "linear: a row too many": Fault("linear", "if (g + 8 < x.count)", "if (g + 7 < x.count)", OUT_OF_BOUNDS),
-    "linear: a row too few": Fault("linear", "if (g < x.count)", "if (g + 1 < x.count)", WRONG_VALUES),
-    "linear: a step too many": Fault("linear", "if (step >= steps) break;", "if (step > steps) break;", OUT_OF_BOUNDS),
+    "linear: sums read before a barrier": Fault("linear", "__syncthreads();", "", RACE, "thread", within="store"),
+    "linear: sums stored where x is read": Fault(
+        "linear", "__syncthreads();  // before the sums", "// before the sums", RACE, "thread", LINEAR
+    ),
+    "linear: x read before a barrier": Fault(
+        "linear", "begin, end); __syncthreads();", "begin, end);", RACE, "thread"
+    ),
+    "linear: x overwritten while read": Fault("linear", "if (begin > 0) __syncthreads();", "", RACE, "thread"),
+    "linear: x not waited for": Fault("linear", "cp_async_wait<0>();", "", WRONG_VALUES),
+    "linear: a row too many": Fault("linear", "(row < count_ ? row : count_ - 1)", "row", OUT_OF_BOUNDS),
+    "linear: half of the rows": Fault("linear", "if (count_ > 8)", "if (count_ > 16)", WRONG_VALUES),
     "linear: weights of later steps not loaded": Fault(
-        "linear", "ahead[i]);\n    }\n  }", "ahead[0]);\n    }\n  }", WRONG_VALUES
+        "linear", "kProductWarps, ahead_[i]); step +=", "kProductWarps, ahead_[0]); step +=", WRONG_VALUES
     ),
     "linear: a tile behind the weight": Fault(
-        "linear_wide", "if (first + n < tiles) to[n]", "if (first + n <= tiles) to[n]", OUT_OF_BOUNDS
+        "linear_wide", "if (n < columns_) to[n]", "if (n <= columns_) to[n]", OUT_OF_BOUNDS
     ),
     "linear: half of the weights used twice": Fault(
-        "linear", "(ahead[i][n], k + 1));", "(ahead[i][n], k));", WRONG_VALUES
+        "linear", "(ahead_[i][n], k + 1));", "(ahead_[i][n], k));", WRONG_VALUES
     ),
     "linear: halves of a tile exchanged": Fault(
         "linear",
-        "{a[0][k], a[1][k], a[0][k + 1], a[1][k + 1]}",
-        "{a[1][k], a[0][k], a[1][k + 1], a[0][k + 1]}",
+        "{a.upper[k], a.lower[k], a.upper[k + 1], a.lower[k + 1]}",
+        "{a.lower[k], a.upper[k], a.lower[k + 1], a.upper[k + 1]}",
         WRONG_VALUES,
     ),
     "linear: one warp's sums left out": Fault("linear", "int warp = 0; warp <", "int warp = 1; warp <", WRONG_VALUES),
@@ -230,15 +277,19 @@ FAULTS |= {
         "static_cast<int8_t>(two),",
         "static_cast<uint8_t>(two),",
         WRONG_VALUES,
-        file="csrc/cuda/packed_weight.cuh",
+        file="csrc/cuda/tiled_weight.cuh",
     ),
     "linear: too little shared memory": Fault(
-        "linear", "kProductWarps * kTiles * kTileSums", "kTiles * kTileSums", OUT_OF_BOUNDS, file="csrc/cuda/linear.cu"
+        "linear", "stage > kPartial ? stage : kPartial", "stage", OUT_OF_BOUNDS, file=LINEAR
     ),
     "linear: columns beyond the end stored": Fault(
-        "linear", "    if (column >= args.weight.columns) continue;\n", "", OUT_OF_BOUNDS, file="csrc/cuda/linear.cu"
+        "linear", "row < count && column < args.weight.columns", "row < count", OUT_OF_BOUNDS, file=LINEAR
     ),
-}
+    "linear: the residual of the row before": Fault(
+        "linear", "(row0 + row) * args.residual_stride", "(row0 + row / 2) * args.residual_stride", WRONG_VALUES,
+        file=LINEAR,
+    ),
+}  # fmt: skip
 CHOICES = "csrc/cuda/select.cuh"
 FAULTS |= {
     "select: sums overwritten while read": Fault(
@@ -264,10 +315,7 @@ FAULTS |= {
         "select", "++taken[from], from = -1", "++taken[from]", WRONG_VALUES, file=CHOICES
     ),
     "select: the previous kernel not waited for": Fault(
-        "select",
-        "  wait_for_previous_kernel();\n  const Workspace known(args);\n  const int64_t row = blockIdx.x;\n  choose",
-        "  const Workspace known(args);\n  const int64_t row = blockIdx.x;\n  choose",
-        "read before the previous kernel is waited for",
+        "select", "wait_for_previous_kernel();", "", UNWAITED, within="choose_kernel"
     ),
     "select: a part without tokens, and not a number": Fault(
         "select", "peak == -INFINITY ? 0.0f : peak", "peak", WRONG_VALUES, file=CHOICES
@@ -284,14 +332,16 @@ FAULTS |= {
     "select: totals over the choices": Fault(
         "select", "rows * parts * count)", "rows * parts * (count - 1))", WRONG_VALUES, file=CHOICES
     ),
-    "select: too little shared memory": Fault("select", "(kPartial + kProductRows * kPart)", "kPartial", OUT_OF_BOUNDS),
+    "select: too little shared memory": Fault(
+        "select", "kLogitsAt + kProductRows * kPart * sizeof(float)", "kLogitsAt", OUT_OF_BOUNDS
+    ),
 }
 FAULTS |= {
     "attention_f32: queries read before a barrier": Fault(
         "attention_f32", "  if (range.count == 0) __syncthreads();\n", "", RACE, "thread"
     ),
     "attention_f32: keys read before a barrier": Fault(
-        "attention_f32", "    __syncthreads();\n#pragma", "#pragma", RACE, "thread"
+        "attention_f32", "__syncthreads();  // the tile is there", "", RACE, "thread"
     ),
     "attention_f32: keys overwritten while read": Fault(
         "attention_f32", "    __syncthreads();  // before", "    // before", RACE, "thread"
@@ -306,10 +356,10 @@ FAULTS |= {
     "attention_f32: columns beyond a row stored": Fault(
         "attention_f32", "if (lane + i * kWarpSize < width) to", "to", OUT_OF_BOUNDS
     ),
-    "attention_f32: totals not rescaled": Fault(
-        "attention_f32", "fmaf(total, factor, weight)", "total + weight", WRONG_VALUES
+    "attention_f32: totals not rescaled": Fault("attention_f32", "total *= factor;", "", WRONG_VALUES, file=SOFTMAX),
+    "attention_f32: sums not rescaled": Fault(
+        "attention_f32", "sum *= factor;", "sum *= 1;", WRONG_VALUES, file=SOFTMAX
     ),
-    "attention_f32: sums not rescaled": Fault("attention_f32", "sum *= factor;", "sum *= 1;", WRONG_VALUES),
     "attention_f32: a peak for each lane": Fault(
         "attention_f32", "fmaxf(top, __shfl_xor_sync(kAllLanes, top, lanes))", "fmaxf(top, top)", WRONG_VALUES
     ),
@@ -317,16 +367,16 @@ FAULTS |= {
 }
 FAULTS |= {
     "attention_int8: keys read before a barrier": Fault(
-        "attention_int8", "      __syncthreads();\n      keys", "      keys", RACE, "thread"
+        "attention_int8", "__syncthreads();  // the tile is whole", "", RACE, "thread"
     ),
     "attention_int8: scales read beyond their end": Fault(
         "attention_int8", "from + i : from, i < limit)", "from + i : from + i, true)", OUT_OF_BOUNDS
     ),
     "attention_int8: values times the scales of keys": Fault(
-        "attention_int8", "kPrefixStride, stage_scales + kKeys", "kPrefixStride, stage_scales", WRONG_VALUES
+        "attention_int8", "kPrefixStride, scales + kKeys", "kPrefixStride, scales", WRONG_VALUES
     ),
     "attention_int8: scales of one stage": Fault(
-        "attention_int8", "(2 * kScales + kScores)", "(kScales + kScores)", OUT_OF_BOUNDS
+        "attention_int8", "+ 2 * kScales * sizeof(float)", "+ kScales * sizeof(float)", OUT_OF_BOUNDS
     ),
 }
 FAULTS |= {
@@ -346,18 +396,20 @@ FAULTS |= {
     "search: finished beams that stay where they are": Fault(
         "search", "old_rank += others > old.score;", "", WRONG_VALUES
     ),
-    "search: a place beyond the last": Fault("search", "finishes && fresh_rank < beams", "finishes", OUT_OF_BOUNDS),
-    "search: the end of sequence counted as text": Fault(
+    "search: more finished beams than there is room for": Fault(
+        "search", "finishes && fresh_rank < beams", "finishes", OUT_OF_BOUNDS
+    ),
+    "search: the end of sequence counted as a token": Fault(
         "search", "(ends_in_eos ? 1 : 0)", "(ends_in_eos ? 0 : 0)", WRONG_VALUES
     ),
     "search: beams that end stay": Fault(
         "search", "score > -INFINITY && !candidate.ends", "score > -INFINITY", WRONG_VALUES
     ),
-    "search: slots of other beams": Fault("search", "exists && mine.row != lane", "false", WRONG_VALUES),
-    "search: the last slot left": Fault(
+    "search: entries of other beams": Fault("search", "exists && mine.row != lane", "false", WRONG_VALUES),
+    "search: the last entry left": Fault(
         "search", "lane, prompt_len, prompt_len + step);", "lane, prompt_len, prompt_len + step - 1);", WRONG_VALUES
     ),
-    "search: every second slot exchanged": Fault(
+    "search: every second entry exchanged": Fault(
         "search", "base += kBatch * lanes_per_row", "base += 2 * kBatch * lanes_per_row", WRONG_VALUES
     ),
     "search: full length where not asked for": Fault(
@@ -369,19 +421,24 @@ FAULTS |= {
     "search: prompts shared by nobody": Fault(
         "search", "column < length - 1 ? first : own", "own + 0 * first", "KeyError"
     ),
-    "search: a text beyond the last": Fault(
-        "search", "next < s.settings->texts", "next <= s.settings->texts", OUT_OF_BOUNDS
+    "search: a sequence beyond the last": Fault(
+        "search", "next < s.settings->sequences", "next <= s.settings->sequences", OUT_OF_BOUNDS
     ),
-    "search: nobody takes the next text": Fault("search", "next < s.settings->texts", "next < 0", "AssertionError"),
-    "search: the image of the text before": Fault(
-        "search", "  see_image(s, item, s.images[prompt]);\n", "", "AssertionError"
+    "search: nobody takes the next sequence": Fault(
+        "search", "next < s.settings->sequences", "next < 0", "AssertionError"
     ),
-    "search: an image for rows that do nothing": Fault("search", "  see_image(s, item, -1);\n", "", "AssertionError"),
-    "search: steps of the text before": Fault(
-        "search", "s.steps[item] = s.ended[text]", "s.ended[text]", "AssertionError"
+    "search: the image of the sequence before": Fault(
+        "search", "  set_image(s, slot, s.images[prompt]);\n", "", "AssertionError"
     ),
-    "search: a next text of every lane": Fault(
+    "search: an image for rows that do nothing": Fault("search", "  set_image(s, slot, -1);\n", "", "AssertionError"),
+    "search: steps of the sequence before": Fault(
+        "search", "s.steps[slot] = s.ended[sequence]", "s.ended[sequence]", "AssertionError"
+    ),
+    "search: a next sequence of every lane": Fault(
         "search", "  next = __shfl_sync(kAllLanes, next, 0);\n", "", "AssertionError"
+    ),
+    "search: the host not told of the end": Fault(
+        "search", "*static_cast<volatile int32_t*>(s.all_ended) = 1;", ";", "AssertionError"
     ),
     "search: one more token than asked for": Fault(
         "search", "step + 1 >= limit_of", "step >= limit_of", "AssertionError"
@@ -418,17 +475,13 @@ WEIGHTS_ON_THE_WAY = "csrc/cuda/weight_stream.cuh"
 FAULTS |= {
     "decode: a block written to before it has begun": Fault(
         "decode",
-        "  cluster_sync();  // the others",
-        "  // the others",
+        "cluster_sync();  // the others",
+        "// the others",
         "shared memory of a block that has not begun",
-        file="csrc/cuda/decode.cu",
+        file="csrc/cuda/persistent.cu",
     ),
     "decode: the previous kernel not waited for": Fault(
-        "decode",
-        "  wait_for_previous_kernel();\n  if constexpr",
-        "  if constexpr",
-        "read before the previous kernel is waited for",
-        file="csrc/cuda/decode.cu",
+        "decode", "wait_for_previous_kernel();", "", UNWAITED, file="csrc/cuda/persistent.cu"
     ),
     "decode: partials of other blocks not waited for": Fault(
         "decode", "    cluster_sync();\n    normalize", "    normalize", WRONG_VALUES
@@ -443,7 +496,7 @@ FAULTS |= {
         "decode",
         "    cluster_sync();\n    multiply_rows",
         "    __syncthreads();\n    multiply_rows",
-        "shared memory of a block that has ended",
+        r"tolerance|has ended",
     ),
     "decode: states of warps not waited for": Fault(
         "decode", "    __syncthreads();\n    // What the warps", "    // What the warps", RACE, "thread"
@@ -451,9 +504,9 @@ FAULTS |= {
     "decode: mixed values not waited for": Fault(
         "decode", "    __syncthreads();\n    multiply_rows", "    multiply_rows", RACE, "thread"
     ),
-    "decode: rows not waited for": Fault("decode", "    }\n    __syncthreads();\n  }", "    }\n  }", RACE, "thread"),
+    "decode: rows not waited for": Fault("decode", "__syncthreads();", "", RACE, "thread", within="normalize"),
     "decode: keys stored by every block": Fault(
-        "decode", "      if (token % place_.cluster != place_.rank) continue;\n", "", RACE, "thread"
+        "decode", "      if (token % position_.cluster != position_.rank) continue;\n", "", RACE, "thread"
     ),
     "decode: the own token twice": Fault(
         "decode",
@@ -466,11 +519,13 @@ FAULTS |= {
     ),
     "decode: keys lost where they do not divide": Fault(
         "decode",
-        "return {prefix_len * (place_.rank + 1) / place_.cluster - begin",
-        "return {prefix_len / place_.cluster + 0 * begin",
+        "return {prefix_len * (position_.rank + 1) / position_.cluster - begin",
+        "return {prefix_len / position_.cluster + 0 * begin",
         WRONG_VALUES,
     ),
-    "decode: the residual in every cluster's sums": Fault("decode", "if (place_.head == 0)", "if (true)", WRONG_VALUES),
+    "decode: the residual in every cluster's sums": Fault(
+        "decode", "if (position_.head == 0)", "if (true)", WRONG_VALUES
+    ),
     "decode: no key yet, and not a number": Fault(
         "decode", "peak == -INFINITY ? 0.0f : peak", "peak", WRONG_VALUES, file=SOFTMAX
     ),
@@ -484,10 +539,10 @@ FAULTS |= {
         WRONG_VALUES,
     ),
     "decode: weights not waited for": Fault(
-        "decode", " cp_async_wait<kSlots - kStreamPass>(); ", "", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
+        "decode", " cp_async_wait<kStages - kStreamPass>(); ", "", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
     ),
     "decode: one chunk alone waited for": Fault(
-        "decode", "kSlots - kStreamPass>", "kSlots - 1>", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
+        "decode", "kStages - kStreamPass>", "kStages - 1>", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
     ),
     "decode: weights of the next pass before those of the next step": Fault(
         "decode",
@@ -496,9 +551,7 @@ FAULTS |= {
         WRONG_VALUES,
         file=WEIGHTS_ON_THE_WAY,
     ),
-    "decode: sums read before a barrier": Fault(
-        "decode", "  __syncthreads();\n", "", RACE, "thread", WEIGHTS_ON_THE_WAY
-    ),
+    "decode: sums read before a barrier": Fault("decode", "__syncthreads();", "", RACE, "thread", WEIGHTS_ON_THE_WAY),
     "decode: one share of the depth left out": Fault(
         "decode",
         "for (int i = 0; i < shares; ++i)",
@@ -508,28 +561,28 @@ FAULTS |= {
     ),
 }
 FAULTS |= {
-    "caption: blocks that do not wait for each other": Fault(
-        "caption", "load_acquire(counter_) < target_) all", "false) all", "shared memory of a block that has ended"
+    "persistent: blocks that do not wait for each other": Fault(
+        "persistent", "static_cast<int>(seen) < target_)", "false)", r"tolerance|has ended"
     ),
-    "caption: a wait for those of the round before": Fault(
-        "caption", "target_ += gridDim.x;\n", "", "shared memory of a block that has ended"
+    "persistent: a wait for those of the round before": Fault(
+        "persistent", "target_ += gridDim.x;\n", "", r"tolerance|has ended"
     ),
-    "caption: a block that counts twice": Fault(
-        "caption", "add_release(counter_, 1)", "add_release(counter_, 2)", "shared memory of a block that has ended"
+    "persistent: a block that counts twice": Fault(
+        "persistent", "add_release(counter_, 1)", "add_release(counter_, 2)", r"tolerance|has ended"
     ),
-    "caption: threads behind who waits": Fault(
-        "caption", "    }\n    __syncthreads();\n    return *flag_", "    }\n    return *flag_", RACE, "thread"
+    "persistent: threads behind who waits": Fault(
+        "persistent", "__syncthreads(); return *flag_", "return *flag_", RACE, "thread"
     ),
-    "caption: threads that still write when who waits counts": Fault(
-        "caption", " bool wait() {\n    __syncthreads();", " bool wait() {", RACE, "thread"
+    "persistent: threads that still write when who waits counts": Fault(
+        "persistent", "bool wait() { __syncthreads();", "bool wait() {", RACE, "thread"
     ),
-    "caption: sums added up where they are written": Fault(
-        "caption", "decode_.mlp(i, partials[1]);", "decode_.mlp(i, partials[0]);", WRONG_VALUES
+    "persistent: sums added up where they are written": Fault(
+        "persistent", "decode_.mlp(i, partials[1]);", "decode_.mlp(i, partials[0]);", WRONG_VALUES
     ),
-    "caption: logits overwritten while read": Fault(
-        "caption", "      __syncthreads();  // before the next sums", "      // before the next sums", RACE, "thread"
+    "persistent: logits overwritten while read": Fault(
+        "persistent", "      __syncthreads();  // before the next sums", "      // before the next sums", RACE, "thread"
     ),
-    "caption: tokens chosen before all rows have theirs": Fault(
-        "caption", "nothing);\n      __syncthreads();", "nothing);", RACE, "thread"
+    "persistent: tokens chosen before all rows have theirs": Fault(
+        "persistent", "nothing); __syncthreads();", "nothing);", RACE, "thread"
     ),
 }
