@@ -26,7 +26,7 @@ class Arguments {
       : given_(given), kind_(outer.kind_), dtype_(outer.dtype_), device_(outer.device_) {}
   Arguments(Arguments&&) = default;
 
-  // Whether an argument is given and not None.
+  // True for an argument that is given and not None.
   bool has(const std::string& name) const;
   // Throws unless all of the names are given, or none.
   bool has_all_or_none(std::initializer_list<const char*> names) const;

@@ -108,7 +108,7 @@ class DecoderWeights {
     layer.beta2 = a.dense("beta2", {&width_});
   }
 
-  // Those of every layer, from arrays of all layers.
+  // Reads the keys and values of every layer, from arrays of all layers.
   static void read_keys_values(cuda::DecodeStep& args, Arguments& a) {
     Dim layers(args.layers), B("B"), H(args.heads), P("P"), S("S"), head_dim(cuda::kDecodeHeadDim);
     const bool quantized = a.has_all_or_none({"k_scale", "v_scale"});

@@ -51,7 +51,7 @@ struct PrefixRows {
     }
   }
 
-  // Scores become weights against the new peak, those from key `left` on zero; what there was is rescaled.
+  // Turns scores into weights against the new peak, zero from key `left` on, and rescales the earlier sums.
   __device__ __forceinline__ void weigh(float (&s)[kCount / 8][4], int left, float scale) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -157,7 +157,7 @@ struct TextRow {
     return sum * args.scale * kLog2E;
   }
 
-  // The lane's score becomes its weight against the new peak.
+  // Returns the weight of the lane's score against the new peak.
   __device__ __forceinline__ float weigh(float score) {
     float top = score;
     for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, lanes));
@@ -322,7 +322,7 @@ class AttentionBlock {
     rows.store(states_ + (warp % Parts::kKeyWarps * Parts::kRows + row0) * kState);
   }
 
-  // What the warps found over their keys of the prefix, and over text, becomes what the block found.
+  // Merges the states of the warps over their keys of the prefix, and of text, into the result of the block.
   __device__ __forceinline__ void merge(bool text) {
     constexpr int kChunks = D / 4;
     for (int i = threadIdx.x; i < count_ * kChunks; i += blockDim.x) {

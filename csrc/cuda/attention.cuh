@@ -1,5 +1,4 @@
-// What the attention kernels share: storing new keys and values, attention to text, and merging what the blocks of a
-// split prefix found.
+// Parts of both attention kernels: storing new keys and values, and merging the states of a split prefix.
 //
 // A workspace is kCounters counters, one per tile and head, then the states (splits, R, H, kStateHead + head_dim) of
 // cuda/softmax.cuh. The counters do not move with the shapes, so that launches of different shapes leave zeros where
@@ -86,7 +85,7 @@ __device__ __forceinline__ void store_result(const PrefixAttention& args, int64_
   store_vec(reinterpret_cast<Vec<T, 4>*>(out), result);
 }
 
-// Stores four columns of what this block found: the result, or a state where others have parts of the prefix.
+// Stores four columns of this block's result, or of its state where other blocks have parts of the prefix.
 template <class T>
 __device__ __forceinline__ void store_found(const PrefixAttention& args, int64_t row, int column,
                                             const SoftmaxSums<4>& found) {

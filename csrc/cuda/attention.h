@@ -63,7 +63,8 @@ constexpr int64_t kMaxSplitTiles = 16384;               // tiles x heads that a 
 constexpr int64_t kHeadDims[] = {16, 32, 64, 80, 128};  // of float16 and bfloat16
 constexpr int64_t kInt8HeadDim = 64;                    // of an int8 prefix: that of every GIT model
 
-// What `args` needs: 0 for one split. Throws Error for splits it does not take, or for too many tiles x heads.
+// Bytes of the workspace that `args` needs: 0 for one split. Throws Error for splits it does not take, or for too many
+// tiles x heads.
 size_t workspace_bytes(const PrefixAttention& args);
 
 // Enqueues the kernel. A row's result depends, to the bit, on its own data, `splits` and `tile_rows` only: not on the

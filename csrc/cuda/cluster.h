@@ -1,4 +1,4 @@
-// What blocks that run side by side need of each other: the barrier and the shared memory of a cluster, and values in
+// Communication of blocks that run side by side: the barrier and the shared memory of a cluster, and values in
 // global memory that one block stores and others wait for. Clusters need compute capability 9.0; under a C++ compiler
 // their emulation.
 #pragma once

@@ -1,4 +1,4 @@
-// What one block does in a step of decoding: its cluster's head and share of the MLP, phase by phase (cuda/decode.h).
+// The work of one block in a decode step: its cluster's head and share of the MLP, phase by phase (cuda/decode.h).
 //
 // A phase begins with the rows it works on, whole in every block: a sum over the clusters' partials, each block of a
 // cluster adding up some columns for all of them, and the norm. It ends with this cluster's partial sums in global
@@ -177,7 +177,7 @@ class DecodeBlock {
     store_keys_values(layer);
     attend_to_own_keys(layer);
     __syncthreads();
-    // What the warps found becomes one state in every block of the cluster, and those of its blocks the result.
+    // Merge the states of the warps into one in every block of the cluster, then those of its blocks into the result.
     const int values = args_.rows * kHeadDim;
     for (int i = threadIdx.x; i < values * position_.cluster; i += blockDim.x) {
       const int rank = i / values, row = i % values / kHeadDim, column = i % kHeadDim;
@@ -287,8 +287,7 @@ class DecodeBlock {
     Vec<T, 8> k, v;
   };
 
-  // Keys of a row that this block has, prefix first: number j, this lane's elements. Those of the row's own token are
-  // not in memory yet.
+  // The keys of a row in this block, prefix first. The row's own token is not in memory yet.
   struct Keys {
     int prefix, text, length;  // of the prefix and of the text here, and of all the row's text
 

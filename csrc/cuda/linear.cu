@@ -15,7 +15,7 @@ size_t shared_bytes(const Linear& args) {
   return stage > kPartial ? stage : kPartial;
 }
 
-// What is added to an element of the product, loaded before its sum is there.
+// The terms of an output element beside its sum, loaded before the sum is there.
 struct Addends {
   float scale = 1, bias = 0, residual = 0;
 };

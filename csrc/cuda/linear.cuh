@@ -125,7 +125,7 @@ class TileProduct {
     cp_async_wait<0>();
   }
 
-  // Of rows that do not exist the last one's: nobody reads their sums.
+  // Rows beyond the last get its elements: nobody reads their sums.
   __device__ __forceinline__ Fragment fragment(const T* stage, int row_stride, int step) const {
     const int g = lane() / 4, t = lane() % 4;
     const T* from = stage + step * Layout::kDepth + t * kChunk;

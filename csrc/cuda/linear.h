@@ -11,7 +11,7 @@ struct CUstream_st;  // cudaStream_t, without the CUDA headers
 namespace gitfast::cuda {
 
 // A weight (N, K) packed for tensor cores: (N / 8, depth / D, 8, D), where D elements are 64 bytes and N is rounded up
-// with zeros. What a warp loads at once is 512 bytes in a row, and all that one row of 8 columns needs follows.
+// with zeros. A warp loads 512 bytes in a row at once, and everything that a row of 8 columns needs follows.
 struct TiledWeight {
   DType dtype = DType::bf16;      // that of the input, or int8, or uint8: the bits of float8_e4m3
   int64_t columns = 0;            // N: of the output

@@ -42,7 +42,7 @@ __host__ __device__ __forceinline__ int most_steps(const PersistentDecode& args)
   return static_cast<int>(args.search.max_steps * args.search.sequences);
 }
 
-// What a block multiplies by, step after step.
+// The products of a block, step after step.
 template <class W>
 struct PersistentProgram {
   const PersistentDecode* args;
@@ -237,7 +237,7 @@ Launch launch_of(const PersistentDecode& args) {
 
 int64_t blocks_of(const PersistentDecode& args) { return int64_t{args.decode.heads} * args.decode.cluster; }
 
-// Whether a block's part of the head is not too much for choose_in_part.
+// True where a block's part of the head is small enough for choose_in_part.
 bool lanes_hold(const PersistentDecode& args) {
   return (tiles_of(args.head.columns) / blocks_of(args) + 1) * kTileColumns <= kMostColumns;
 }

@@ -30,8 +30,8 @@ struct PersistentDecode {
 // Bytes of the workspace.
 int64_t persistent_workspace(const PersistentDecode& args);
 
-// Whether the head is small enough and the device runs all blocks at once, which it always does where kernels are
-// emulated. Looks at the shapes of weights alone.
+// True where the head is small enough and the device runs all blocks at once, which it always does under emulation.
+// Looks at the shapes of weights alone.
 bool fits_persistent_decode(const PersistentDecode& args);
 
 // Runs a search that start_search() began until all its sequences have ended. A row depends, to the bit, on its own

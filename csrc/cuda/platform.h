@@ -1,4 +1,4 @@
-// What a kernel source includes: CUDA under nvcc, its emulation on the host (csrc/emulation) under a C++ compiler.
+// The header of every kernel source: CUDA under nvcc, its emulation on the host (csrc/emulation) under a C++ compiler.
 //
 // Two conventions make one source serve both: launch_kernel starts kernels, GITFAST_SHARED declares shared memory.
 #pragma once
@@ -69,7 +69,7 @@ class DeviceScope {
   int device_, before_ = 0;
 };
 
-// Whether kernels of the current device can wait for each other while they run.
+// True where kernels of the current device can wait for each other while they run.
 inline bool can_overlap() {
   int device = 0, major = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
@@ -161,7 +161,7 @@ struct alignas(sizeof(T) * N) Vec {
   T at[N];
 };
 
-// Whether rows that start here, so many bytes apart, can be moved by vectors of `to` bytes.
+// True where rows that start here, so many bytes apart, can be moved by vectors of `to` bytes.
 inline bool aligned(const void* pointer, int64_t stride_bytes, size_t to) {
   return reinterpret_cast<uintptr_t>(pointer) % to == 0 && stride_bytes % static_cast<int64_t>(to) == 0;
 }

@@ -42,7 +42,7 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// What a kernel launched to overlap with the one before it in the stream (Launch::overlap) must call in every thread,
+// A kernel launched to overlap with the one before it in the stream (Launch::overlap) must call this in every thread,
 // before it reads what that one writes, and before it ends.
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
@@ -75,8 +75,8 @@ __device__ __forceinline__ V load_streaming(const V* from) {
   return value;
 }
 
-// Counts in a counter that wraps to 0 behind `last`; returns what it was. What this thread knows of before, whoever
-// counts later knows of after.
+// Increments a counter that wraps to 0 after `last`; returns the value before. All that this thread has seen is seen by
+// threads that increment it later.
 __device__ __forceinline__ unsigned increment_acq_rel(unsigned* counter, unsigned last) {
   unsigned before;
   asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(last) : "memory");

@@ -1,4 +1,4 @@
-// What kernels over rows of floats have in common on the host: their checks, and the choice of a type.
+// The host side of kernels over rows of floats: their checks, and the choice of a type.
 #pragma once
 
 #include "cuda/platform.h"

@@ -13,7 +13,7 @@
 
 namespace gitfast::cuda {
 
-// What transformers adds to scores that must not win; the score where no beam has finished yet.
+// The number that transformers adds to scores that must not win; the score where no beam has finished yet.
 constexpr float kAside = -1e9f;
 
 template <class T>
@@ -97,7 +97,7 @@ struct OfChoices {
   }
 };
 
-// Of `count` scores in descending order, the last that is needed for weights from `least` on to reach their share.
+// Returns the last of `count` descending scores that is needed for weights from `least` on to reach their share.
 __device__ inline float least_of_share(const OfChoices<float>& scores, const OfChoices<float>& weights, int count,
                                        float least, float share) {
   double sum = 0, reached = 0;

@@ -20,7 +20,7 @@ constexpr int32_t kMaxBeams = 16;  // their candidates, twice as many, are one f
 // judged at its length or at full length, or at once.
 enum class Stopping : int32_t { cannot_improve = 0, at_once = 1, cannot_improve_at_full_length = 2 };
 
-// What the host says of a call; on the device, so that it may change between launches of one graph.
+// The options of a call; on the device, so that it may change between launches of one graph.
 struct SearchSettings {
   int32_t limit;         // new tokens, 1 to L minus the longest prompt
   int32_t stopping;      // a Stopping
@@ -68,7 +68,7 @@ struct SearchState {
   const float* length_norms = nullptr;       // (L + 1,): what the score of a beam of a length is divided by
   const int64_t* keys = nullptr;             // (M,) or null: of random numbers (random.h), for draws
 
-  // What the decoder reads of each row: its next token.
+  // Read by the decoder: each row's next token.
   int32_t* ids = nullptr;        // (R,)
   int32_t* positions = nullptr;  // (R,)
   int32_t* text_len = nullptr;   // (R,): with that token
@@ -92,7 +92,7 @@ struct SearchState {
   int32_t* parents = nullptr;  // (S, M K): the record of the step before that this one continues; of beams only
 };
 
-// What was chosen for each row from its logits: HeadSelect's results.
+// The choices for each row from its logits: the results of HeadSelect.
 struct Choices {
   int64_t count = 0;                       // C: 1 of greedy search, 2 K of beams or all tokens if they are fewer
   const int32_t* tokens = nullptr;         // (R, C)

@@ -22,7 +22,7 @@ __host__ __device__ StageLayout<W, kTiles> stage_of(const HeadSelect& args, int6
   return StageLayout<W, kTiles>(rows, args.weight.depth);
 }
 
-// What is known of every part of every row, and of every row.
+// Results per part of every row, and per row.
 struct Workspace : PartChoices {
   float* raw;        // [rows][parts]: `totals` at a temperature of 1; where drawn_log_probs are asked for
   int32_t* part;     // [rows]: in which the quantile lies, -1 where nothing can be drawn

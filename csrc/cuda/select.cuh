@@ -41,7 +41,7 @@ inline void check_choices(int64_t choices, int64_t tokens) {
     throw Error("tokens: expected 1 to " + std::to_string(most) + " choices per row, got " + std::to_string(choices));
 }
 
-// What is known of every part of every row.
+// Results per part of every row.
 struct PartChoices {
   Choice* choices;  // [rows][parts][count], descending
   float* totals;    // [rows][parts]: the sum of weights

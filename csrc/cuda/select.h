@@ -12,11 +12,10 @@ namespace gitfast::cuda {
 
 constexpr int64_t kMaxChoices = 64;  // per row
 
-// logits = (x W^T scales + bias) / temperature, in float32. Of each row the `choices` largest, in descending order, of
-// equal ones the lower token first; and their log-softmax over all tokens.
-// A row whose logits hold NaN or infinity, or nothing above -inf, gets tokens of -1 and NaN: logits are made on the
-// device, where nobody could be token_stream of an error.
-// Pointers are on one device, of `dtype` (float16 or bfloat16) where not said otherwise.
+// logits = (x W^T scales + bias) / temperature, in float32. Gives the `choices` largest of each row in descending
+// order, of equal ones the lower token first, and their log-softmax over all tokens. A row whose logits hold NaN or
+// infinity, or nothing above -inf, gets tokens of -1 and NaN: logits are made on the device, where nobody could be
+// token_stream of an error. Pointers are on one device, of `dtype` (float16 or bfloat16) where not said otherwise.
 struct HeadSelect {
   DType dtype = DType::bf16;
   int device = 0;

@@ -17,7 +17,7 @@ struct Float8 {  // e4m3
   uint8_t bits;
 };
 
-// What one lane loads at once: neighbours of one row of the weight. Bytes taken apart would fill a register each.
+// A load of one lane: neighbours of one row of the weight. Bytes taken apart would fill a register each.
 using WeightChunk = Vec<uint32_t, 4>;
 
 // Elements 2 i and 2 i + 1 of a chunk of W, as tensor cores take them. Exact: T holds all values of 8 bits.
@@ -50,7 +50,7 @@ __host__ __device__ __forceinline__ int64_t tiles_of(int64_t columns) {
   return (columns + kTileColumns - 1) / kTileColumns;
 }
 
-// What the sum of a column's products stands for; `bias`, of T, may be null.
+// Scales the sum of a column's products and adds the bias; `bias`, of T, may be null.
 template <class T>
 __device__ __forceinline__ float scale_and_bias(float sum, const TiledWeight& weight, const void* bias,
                                                 int64_t column) {

@@ -1,8 +1,8 @@
-// Products of up to 8 rows in shared memory with packed weights that are always on their way.
+// Products of up to 8 rows in shared memory with tiled weights that are always on their way.
 //
-// Every thread copies the chunks of the weight that it will multiply itself to places of its own in a ring in shared
+// Every thread copies the chunks of the weight that it will multiply itself to stages of its own of a ring in shared
 // memory, in the order of use and as far ahead as the ring is long: across the ends of products, and across whatever
-// the block waits for in between. Nobody else reads these places, so no barrier guards them.
+// the block waits for in between. Nobody else reads these stages, so no barrier guards them.
 #pragma once
 
 #include <cstring>
@@ -17,7 +17,7 @@ constexpr int kStreamRows = 8;
 constexpr int kStreamPass = 4;  // tiles that one warp sums at once
 constexpr int kSumsOfTile = kStreamRows * kTileColumns;
 
-// Some tiles of a packed weight over some of its depth: tiles `first`, `first + 1`, ... of a list that consists of runs
+// Some tiles of a tiled weight over some of its depth: tiles `first`, `first + 1`, ... of a list that consists of runs
 // of 2^run_bits neighbours, `stride` apart from `base` on.
 struct Product {
   const TiledWeight* weight;
@@ -30,7 +30,7 @@ struct Product {
   __device__ __forceinline__ int tile(int j) const {
     return (j >> run_bits) * stride + base + (j & ((1 << run_bits) - 1));
   }
-  // Of the weight, for column `column` of this product's tiles side by side.
+  // The column of the weight for column `column` of this product's tiles side by side.
   __device__ __forceinline__ int column(int column) const {
     return tile(first + column / kTileColumns) * kTileColumns + column % kTileColumns;
   }
@@ -62,6 +62,7 @@ class WeightStream {
  public:
   __device__ __forceinline__ WeightStream(WeightChunk* ring, const Program& program, int end)
       : ring_(ring + threadIdx.x), program_(program), end_(end), product_(program(0)), share_(product_) {
+    begin_product();
     skip_empty();
 #pragma unroll 1
     for (int i = 0; i < kStages; ++i) fetch();
@@ -82,10 +83,7 @@ class WeightStream {
   __device__ __forceinline__ void fetch() {
     if (number_ < end_) {
       const int j = product_.first + share_.tile + tile_ * share_.tile_stride;
-      const int step = product_.first_step + share_.step + step_ * share_.step_stride;
-      const auto chunk = (int64_t{product_.tile(j)} * product_.pitch + step) * kWarpSize + threadIdx.x % kWarpSize;
-      cp_async16(ring_ + fetched_ * kStreamThreads, static_cast<const WeightChunk*>(product_.weight->data) + chunk,
-                 true);
+      cp_async16(ring_ + fetched_ * kStreamThreads, chunks_ + product_.tile(j) * pitch_ + step_, true);
       advance();
     }
     cp_async_commit();
@@ -101,7 +99,8 @@ class WeightStream {
     ++tile_;
     if (tile_ < share_.tiles && tile_ < pass_ + kStreamPass) return;
     tile_ = pass_;
-    if (++step_ < share_.steps) return;
+    step_ += share_.step_stride * kWarpSize;
+    if (step_ < end_of_steps_) return;
     step_ = 0;
     tile_ = pass_ += kStreamPass;
     if (pass_ < share_.tiles) return;
@@ -112,10 +111,18 @@ class WeightStream {
     while (number_ < end_ && (share_.tiles == 0 || share_.steps == 0)) next_product();
   }
   __device__ __forceinline__ void next_product() {
-    tile_ = pass_ = step_ = 0;
     if (++number_ == end_) return;
     product_ = program_(number_);
     share_ = WarpShare(product_);
+    begin_product();
+  }
+  // Computes what all chunks of this thread in a product share, so that fetch() has little left to do.
+  __device__ __forceinline__ void begin_product() {
+    tile_ = pass_ = step_ = 0;
+    pitch_ = product_.pitch * kWarpSize;
+    end_of_steps_ = share_.steps * share_.step_stride * kWarpSize;
+    chunks_ = static_cast<const WeightChunk*>(product_.weight->data) + (product_.first_step + share_.step) * kWarpSize +
+              threadIdx.x % kWarpSize;
   }
 
   WeightChunk* ring_;  // of this thread
@@ -124,7 +131,9 @@ class WeightStream {
   int number_ = 0;  // of the product whose chunks are fetched
   Product product_;
   WarpShare share_;
-  int pass_ = 0, tile_ = 0, step_ = 0;
+  const WeightChunk* chunks_ = nullptr;  // of this thread in tile 0, from its first step on
+  int pitch_ = 0, end_of_steps_ = 0;     // chunks between tiles, and those of all steps
+  int pass_ = 0, tile_ = 0, step_ = 0;   // step_: chunks from the first step on
   int fetched_ = 0, taken_ = 0;
 };
 

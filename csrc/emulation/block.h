@@ -129,7 +129,7 @@ class Block {
   // After the last run: whether no other block wrote to the shared memory of this one when it had ended.
   bool left_alone() const { return neighbours_->cluster == 1 || shared.sealed(); }
   bool done() const { return count(State::done) == threads_.size(); }
-  // Whether all threads wait for the cluster, at the same place as those of `first`.
+  // True where all threads wait for the cluster, at the same place as those of `first`.
   bool at_cluster_with(const Block& first) const;
   void leave_cluster();
   std::string describe() const;
@@ -146,7 +146,7 @@ class Block {
   // Until an atomic value changes; false when none ever will.
   GITFAST_UNCHECKED bool poll();
   GITFAST_UNCHECKED Neighbours& neighbours() { return *neighbours_; }
-  // Of this block within its cluster.
+  // The rank of this block within its cluster.
   GITFAST_UNCHECKED unsigned rank() const { return index.x % neighbours_->cluster; }
   // The same place in the shared memory of another block of the cluster.
   GITFAST_UNCHECKED void* in_block(unsigned rank, void* address);
@@ -373,8 +373,8 @@ inline const Slot* Block::exchange(unsigned mask, const void* value, size_t byte
   return slots;
 }
 
-// What this thread knows of comes before its next atomic operation; what those whose atomic operations it saw knew of
-// comes before what follows.
+// Orders what this thread has seen before its next atomic operation, and what the threads whose atomic operations it
+// saw had seen before everything that follows.
 inline void Block::fence() {
   Thread& me = *current_;
   if (me.seen) Meeting::acquire(me.seen);

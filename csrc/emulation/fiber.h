@@ -31,7 +31,7 @@ void __tsan_release(void* address);
 #define GITFAST_SANITIZED 1
 #endif
 
-// What emulates is no subject of race detection, what is emulated is.
+// Leaves the emulation itself out of race detection: only the emulated kernels are watched.
 #define GITFAST_UNCHECKED [[gnu::no_sanitize("thread")]]
 
 namespace gitfast::emulation {

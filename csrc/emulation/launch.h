@@ -66,7 +66,7 @@ inline void run_side_by_side(Neighbours& neighbours) {
       }
     }
     if (release_clusters(neighbours) || moved) continue;
-    // Who polls a value that will not come is told so, once: it has a limit of its own on a device.
+    // Threads that poll a value which will not come are told so, once: on a device they have a limit of their own.
     if (neighbours.hopeless) {
       const auto stuck = std::find_if_not(order.begin(), order.end(), done);
       throw Fault("deadlock: " + (*stuck)->describe());

@@ -72,7 +72,7 @@ GITFAST_UNCHECKED inline unsigned increment_acq_rel(unsigned* counter, unsigned 
   return before;
 }
 
-// What `row` of each lane points to; element (row, column) of matrix m is at rows[8 m + row][column].
+// The rows that the lanes point to; element (row, column) of matrix m is at rows[8 m + row][column].
 struct MatrixRows {
   const uint16_t* rows[32];
 

@@ -1,4 +1,4 @@
-// What tests on a device share: memory of exact size, random values, and a line per case. Where the kernels are
+// Helpers of the tests on a device: memory of exact size, random values, and a line per case. Where the kernels are
 // emulated (csrc/emulation), memory is the host's.
 #pragma once
 

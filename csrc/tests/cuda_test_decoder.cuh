@@ -15,7 +15,7 @@ constexpr int kHeads = 2, kWidth = kHeads * kDecodeHeadDim, kInner = 256, kLayer
 constexpr int kImages = 2, kPrefix = 21, kVocabulary = 101, kMostPositions = 12;
 constexpr float kEps = 1e-12f;
 
-// Of rows and weights.
+// The dtype of rows or weights of type T.
 template <class T>
 constexpr DType kDType = std::is_same_v<T, __half>   ? DType::f16
                          : std::is_same_v<T, int8_t> ? DType::i8
@@ -106,7 +106,7 @@ struct Norm {
 };
 
 // Keys or values: of the images (B, H, P, 64), with a factor per token beside weights of 8 bits, and of the text
-// (S, H, 64). Those of text are random before they are stored.
+// (S, H, 64). Text is random before it is stored.
 template <class T, class W>
 struct Stored {
   using P = std::conditional_t<sizeof(W) == 1, int8_t, T>;
@@ -127,7 +127,7 @@ struct Stored {
   std::vector<double> prefix_truth, text_truth;
 };
 
-// What a step reads of its rows, as in DecodeStep.
+// The rows of a step, as in DecodeStep.
 struct StepRows {
   int max_text = 0;
   std::vector<int32_t> ids, positions, image, kv_index, text_len;

@@ -79,7 +79,7 @@ struct PersistentCase {
     return args;
   }
 
-  // Of all sequences, after a run.
+  // The error of all sequences, after a run.
   double error() {
     const Tokens found = search.tokens.host(), heard = token_stream.host(), ended = search.ended.host();
     const Tokens done = search.steps.host();

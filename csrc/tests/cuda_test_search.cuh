@@ -151,7 +151,7 @@ struct Sequences {
   int steps;                // that were needed
 };
 
-// What a prompt becomes. One beam is greedy search.
+// Searches on the host. One beam is greedy search.
 inline Sequences plain_search(const Language& language, const Tokens& prompt, int beams, int limit) {
   std::vector<Beam> running{{prompt, 0}}, finished;
   int step = 0;

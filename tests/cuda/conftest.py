@@ -60,12 +60,12 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def cpu() -> CpuEngine:
-    """What the CUDA engine is compared to, on the bundled model."""
+    """The CPU engine with the bundled model, to compare with."""
     checkpoint = open_checkpoint(MODEL)
     return CpuEngine.from_weights(checkpoint.config, checkpoint.weights)
 
 
 @pytest.fixture(scope="session")
 def processor() -> Processor:
-    """Of the bundled model."""
+    """The processor of the bundled model."""
     return Processor.from_folder(MODEL, open_checkpoint(MODEL).config)

@@ -9,6 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gitfast.ops import cuda, reference
+
 from support.cuda import emulated
 from support.cuda.attention_cases import COUNTERS, ROUNDING, Case, make_case
 

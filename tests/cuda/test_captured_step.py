@@ -22,7 +22,7 @@ class Stream:
 
 @pytest.fixture
 def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What happened, in order."""
+    """Notes of everything that happened, in order."""
     notes: list[str] = []
 
     class Graph:

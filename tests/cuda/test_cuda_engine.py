@@ -34,7 +34,7 @@ def pixels(processor: Processor) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def captioned(cpu: CpuEngine, processor: Processor, pixels: np.ndarray) -> list[list[Generation]]:
-    """What the CPU engine says of the images."""
+    """Captions by the CPU engine."""
     return cpu.generate(cpu.encode(pixels), [processor.tokenizer.prompt()] * len(IMAGES), GenerationOptions())
 
 

@@ -125,7 +125,7 @@ def test_every_value_of_8_bits_is_multiplied_exactly(emulation: ModuleType) -> N
         ({"residual": torch.zeros(2, 9, dtype=torch.bfloat16)}, r"residual: expected shape \(R=2, N=8\)"),
         ({"out": torch.zeros(2, 9, dtype=torch.bfloat16)}, r"weight: expected shape \(2, steps"),
         ({"out": torch.zeros(8, dtype=torch.bfloat16).expand(2, 8)}, "out: its rows overlap"),
-        ({"activation": "relu"}, "activation: expected none, gelu or quick_gelu, got relu"),
+        ({"activation": "relu"}, "activation: expected 'none', 'gelu' or 'quick_gelu', got 'relu'"),
     ],
 )
 def test_bad_arguments_are_named(emulation: ModuleType, change: dict[str, object], message: str) -> None:

@@ -42,7 +42,7 @@ class Outcome:
 
 
 def job_of(parameters: dict[str, str]) -> Job:
-    """Of a test's parameters."""
+    """Return the job of a test with these parameters."""
     if "name" not in parameters:
         return Job(parameters["sanitizer"], parameters["kernel"])
     fault = FAULTS[parameters["name"]]
@@ -51,8 +51,8 @@ def job_of(parameters: dict[str, str]) -> Job:
 
 @pytest.fixture(scope="session")
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[Job, Outcome]:
-    """Those of all jobs whose tests are to run, done two at a time from either end: a tree is best left at one kernel,
-    where one file is compiled for a fault, and at one sanitizer."""
+    """Outcomes of all jobs whose tests are to run, done two at a time from either end of the list: a tree is best left
+    at one kernel, where one file is compiled for a fault, and at one sanitizer."""
     if reason := emulated.why_not():
         pytest.skip(reason)
     mine = [item for item in request.session.items if item.path == Path(__file__) and isinstance(item, pytest.Function)]

@@ -17,7 +17,7 @@ from support.cuda.search_cases import CONTEXTS, Case, equal_choices, make_case
 
 
 def beams_error(case: Case, emulation: ModuleType) -> float:
-    """What beams find is what csrc/search finds, and their scores are to the bit."""
+    """Check that beams are those of csrc/search, with scores equal to the bit; return the error of the rest."""
     count = min(2 * case.options["num_beams"], case.language.vocab_size)
     found = case.on_device(emulation, case.likeliest(count))
     scores = [[score for _, _, score, _ in item] for item in found]

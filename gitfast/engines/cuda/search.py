@@ -73,7 +73,7 @@ class SearchKey(NamedTuple):
     mode: SearchMode
     slots: int  # sequences decoded together
     sequences: int
-    # Of the prompts, where they share prefixes or those are of several lengths.
+    # One per prompt, where prompts share prefixes or prefixes have several lengths.
     prefixes: tuple[PrefixIndex, ...] | None
     groups: tuple[tuple[int, int], ...]  # images and their tokens
     max_text: int

@@ -97,7 +97,7 @@ class DecodeCase:
         return x, torch.stack(keys), torch.stack(values)
 
     def _attention(self, layer: int, row: int, q: Tensor, k_new: Tensor, v_new: Tensor) -> Tensor:
-        """Of one row: (H, 64)."""
+        """Attention of one row: (H, 64)."""
         image, length = int(self.step["image"][row]), int(self.step["text_len"][row])
         earlier = self.step["kv_index"][row, : length - 1].long()
         parts = []

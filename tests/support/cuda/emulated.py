@@ -19,7 +19,7 @@ ORDERS = ("forward", "reverse", "shuffled", "run_ahead")
 
 
 def why_not() -> str | None:
-    """What building needs and this machine lacks."""
+    """Name the tools that building needs and this machine lacks."""
     missing = [tool for tool in ("nvcc", "cmake", "ninja") if shutil.which(tool) is None]
     return f"the emulation needs {', '.join(missing)}" if missing else None
 
@@ -58,7 +58,7 @@ def load(path: Path) -> ModuleType:
 
 
 def runtime_of(sanitizer: str) -> str | None:
-    """What must be loaded before Python for a module built with ``sanitizer``; None where it is not installed."""
+    """Return the libraries to load before Python for a module built with ``sanitizer``; None where it is not installed."""
     names = {"address": "libasan.so", "thread": "libtsan.so"}
     compiler = os.environ.get("CXX", "c++")
     found = []

@@ -499,7 +499,7 @@ FAULTS |= {
         r"tolerance|has ended",
     ),
     "decode: states of warps not waited for": Fault(
-        "decode", "    __syncthreads();\n    // What the warps", "    // What the warps", RACE, "thread"
+        "decode", "__syncthreads(); // Merge the states", "// Merge the states", RACE, "thread"
     ),
     "decode: mixed values not waited for": Fault(
         "decode", "    __syncthreads();\n    multiply_rows", "    multiply_rows", RACE, "thread"

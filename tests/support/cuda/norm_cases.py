@@ -13,7 +13,7 @@ from gitfast.ops import reference
 
 # Half the distance of neighbouring numbers, relative to them: the error of one rounding.
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-# What sums in float32 may add, relative to the largest value.
+# The error that sums in float32 may add, relative to the largest value.
 SUMS = 2e-6
 
 

@@ -61,7 +61,7 @@ class Case:
         return int(self.options["max_new_tokens"])
 
     def on_host(self) -> list[list[Found]]:
-        """What csrc/search finds, from all logits."""
+        """Search with csrc/search, from all logits."""
         search = _C.Search(self.options, self.prompts, self.language.vocab_size)
         rows = self.prompts
         while not search.done:
@@ -107,7 +107,7 @@ class Case:
         return found
 
     def _contexts(self, state: SearchState, text: dict[int, int]) -> list[int]:
-        """Of all rows; ``text`` gets their tokens."""
+        """Return the contexts of all rows; ``text`` gets their tokens."""
         lengths, entries, ids = state.text_len.tolist(), state.kv_index.tolist(), state.ids.tolist()
         assert state.positions.tolist() == [length - 1 for length in lengths]
         contexts = [0] * state.size.rows  # of rows that search for nothing any more
@@ -143,7 +143,7 @@ class Case:
         return state
 
     def error(self, found: list[list[Found]]) -> float:
-        """Of log-probabilities, in units of what float32 allows; infinite where anything else differs."""
+        """The error of log-probabilities, in units of what float32 allows; infinite where anything else differs."""
         error = 0.0
         expected = self.on_host()
         for ours, theirs in zip(found, expected, strict=True):
