@@ -58,7 +58,7 @@ def load(path: Path) -> ModuleType:
 
 
 def runtime_of(sanitizer: str) -> str | None:
-    """Return the libraries to load before Python for a module built with ``sanitizer``; None where it is not installed."""
+    """Return the libraries to load before Python for a module built with ``sanitizer``; None without them."""
     names = {"address": "libasan.so", "thread": "libtsan.so"}
     compiler = os.environ.get("CXX", "c++")
     found = []

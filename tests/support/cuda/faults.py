@@ -546,8 +546,8 @@ FAULTS |= {
     ),
     "decode: weights of the next pass before those of the next step": Fault(
         "decode",
-        "if (++step_ < share_.steps) return;",
-        "if (++step_ > share_.steps) return;",
+        "if (step_ < end_of_steps_) return;",
+        "if (step_ > end_of_steps_) return;",
         WRONG_VALUES,
         file=WEIGHTS_ON_THE_WAY,
     ),
