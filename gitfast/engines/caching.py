@@ -20,6 +20,7 @@ from gitfast.engines.base import Decoding, Engine, EngineStats
 from gitfast.errors import ArgumentError
 from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
 
+_MAX_FILES = 1 << 16  # whose pixels are known: some 15 MB
 _POLL_INTERVAL_S = 0.02  # how often a call that waits for another's encoding looks at its token
 
 
@@ -40,9 +41,9 @@ class CachingEngine(Engine):
     An image that several calls want at the same time is encoded once: the others wait for it.
 
     The key of ``encode`` is a digest of the pixels after preprocessing: the same picture in another file is a hit, and
-    the same file under other preprocessing settings is not. ``encode_keyed`` takes keys of the caller's, of the file's
-    bytes and the settings for example (``file_key``): then a hit saves reading and resizing, too. A prefix that was
-    evicted stays valid for those who still hold it.
+    the same file under other preprocessing settings is not. ``note_file`` keeps which pixels a file's bytes become, so
+    that ``of_file`` finds the prefix without decoding and resizing them again. ``encode_keyed`` takes keys of the
+    caller's. A prefix that was evicted stays valid for those who still hold it.
     """
 
     def __init__(self, engine: Engine, max_bytes: int) -> None:
@@ -56,6 +57,7 @@ class CachingEngine(Engine):
         self.engine = engine
         self.max_bytes = max_bytes
         self._prefixes: OrderedDict[bytes, ImagePrefix] = OrderedDict()
+        self._files: OrderedDict[bytes, bytes] = OrderedDict()  # digests of pixels by ``file_key``
         self._hits = self._misses = self._evictions = self._nbytes = 0
         self._after_fork()
         _engines.add(self)
@@ -109,7 +111,28 @@ class CachingEngine(Engine):
         """Let go of all prefixes; the counts stay."""
         with self._lock:
             self._prefixes.clear()
+            self._files.clear()
             self._nbytes = 0
+
+    def of_file(self, key: bytes) -> ImagePrefix | None:
+        """Look up the prefix of a file by its ``file_key``; None where it is not known, or no longer there."""
+        with self._lock:
+            digest = self._files.get(key)
+            prefix = None if digest is None else self._prefixes.get(digest)
+            if digest is None or prefix is None:
+                return None
+            self._hits += 1
+            self._files.move_to_end(key)
+            self._prefixes.move_to_end(digest)
+            return prefix
+
+    def note_file(self, key: bytes, pixels: np.ndarray) -> None:
+        """Keep what pixels, as ``encode`` takes them for one image, the file of this ``file_key`` becomes."""
+        digest = _digest(pixels)
+        with self._lock:
+            self._files[key] = digest
+            if len(self._files) > _MAX_FILES:
+                self._files.popitem(last=False)
 
     def encode(
         self, pixel_values: np.ndarray, *, interpolate_positions: bool = False, cancel: CancelToken | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from gitfast import arguments
 from gitfast.errors import ArgumentError, GitfastError, ImageError
-from gitfast.inputs.files import describe_source, is_stateless
+from gitfast.inputs.files import describe_source, is_stateless, open_encoded, read_encoded
 from gitfast.inputs.limits import DEFAULT_LIMITS
 from gitfast.inputs.pictures import detach
 from gitfast.inputs.processor import Processor
@@ -78,6 +79,18 @@ def read_input(processor: Processor, source: Any, clips: ClipSampling, *, normal
     return processor.clip(
         source, frames, normalize=normalize, sampling=clips.sampling, seed=clips.seed, repeat_stills=False
     )
+
+
+def read_bytes(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
+    """Read the bytes of an encoded image.
+
+    Raises:
+        ImageError: it cannot be read, or has more than ``max_bytes``.
+    """
+    name = describe_source(source)
+    file = open_encoded(source, name)
+    with file:
+        return read_encoded(file, name, max_bytes, "max_image_bytes")
 
 
 def detached(processor: Processor, source: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 import time
 from collections.abc import Generator, Iterable, Sequence, Sized
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from gitfast.engines.base import Engine
+from gitfast.engines.caching import CachingEngine, file_key
 from gitfast.errors import GitfastError, ImageError
 from gitfast.inputs.processor import Processor
 from gitfast.inputs.reading import map_in_threads
-from gitfast.inputs.sources import detached, read_input
+from gitfast.inputs.sources import detached, read_bytes, read_input
 from gitfast.pipeline.iterators import grouped, map_ahead, prefetch
 from gitfast.pipeline.options import DEFAULT_BATCHING, Batching
 from gitfast.results import Result, Timings
@@ -67,6 +69,20 @@ def encode(
     alone = isinstance(sources, Sized) and len(sources) == 1
     normalize = engine.normalization != processor.image_processor.normalization
     rectangles = processor.image_processor.crop_size is None  # without a crop, images keep their aspect ratio
+    cache = engine if isinstance(engine, CachingEngine) and processor.num_frames is None else None
+
+    def read_file(cache: CachingEngine, source: str | os.PathLike[str] | bytes) -> np.ndarray | ImagePrefix:
+        """Pixels of an encoded image; its prefix instead, if the same bytes were read before."""
+        data = read_bytes(source, processor.limits.max_image_bytes)
+        key = file_key(data, (processor.image_processor, normalize))
+        if (prefix := cache.of_file(key)) is not None:
+            return prefix
+        try:
+            pixels = read_input(processor, data, batching.clips, normalize=normalize)
+        except ImageError:  # once more by its name, for the message
+            return read_input(processor, source, batching.clips, normalize=normalize)
+        cache.note_file(key, pixels)
+        return pixels
 
     def read_one(source: Any) -> np.ndarray | ImagePrefix | GitfastError:
         if isinstance(source, _Read):
@@ -74,6 +90,8 @@ def encode(
         if isinstance(source, (ImagePrefix, GitfastError)):  # an error: of an input that could not be found
             return source
         try:
+            if cache is not None and isinstance(source, (str, os.PathLike, bytes)):
+                return read_file(cache, source)
             return read_input(processor, source, batching.clips, normalize=normalize)
         except ImageError as error:
             return error

@@ -10,6 +10,7 @@ import pytest
 
 import gitfast
 from gitfast.engines.caching import CachingEngine
+from gitfast.pipeline import batching
 
 from support.tiny_checkpoint import random_image
 
@@ -50,6 +51,33 @@ def test_pixels_are_the_key(model: gitfast.Model, tmp_path: Path) -> None:
     model.caption([image, tmp_path / "a.png", tmp_path / "b.bmp", random_image(1)])
     assert encoded(model) == 2
     assert caching(model).cache_stats.prefixes == 2
+
+
+def test_files_seen_before_are_not_decoded_again(model: gitfast.Model, tmp_path: Path, monkeypatch) -> None:
+    for name in ("a.png", "copy.png"):
+        random_image(0).save(tmp_path / name)
+    first = model.caption(tmp_path / "a.png")
+    read = []
+    original = batching.read_input
+    monkeypatch.setattr(batching, "read_input", lambda *a, **b: read.append(a[1]) or original(*a, **b))
+    again = [tmp_path / "a.png", str(tmp_path / "copy.png"), (tmp_path / "a.png").read_bytes()]
+    assert model.caption(again) == [first] * 3
+    assert model.caption(again[0], workers=2) == first
+    assert (read, encoded(model)) == ([], 1)
+    assert caching(model).cache_stats.hits == 4
+    random_image(1).save(tmp_path / "a.png")
+    assert model.caption(tmp_path / "a.png") != first, "another picture under the same name"
+    caching(model).clear()
+    assert model.caption(tmp_path / "copy.png") == first
+    assert (len(read), encoded(model)) == (2, 3)
+
+
+def test_bad_files_are_named_behind_a_cache(model: gitfast.Model, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    for name in ("bad.png", "missing.png"):
+        for _ in range(2):
+            with pytest.raises(gitfast.ImageError, match=f"^{tmp_path / name}: "):
+                model.caption(tmp_path / name)
 
 
 def test_order_of_a_batch_with_hits_and_misses(model: gitfast.Model, checkpoint_folder: Path) -> None:
