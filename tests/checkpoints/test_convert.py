@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,7 @@ from gitfast.checkpoints.convert import save_checkpoint
 from gitfast.cli import main
 from gitfast.errors import CheckpointError
 
+from support.bounded import outcome
 from support.tiny_checkpoint import random_image, write_checkpoint
 
 
@@ -89,3 +94,92 @@ def test_values_too_large_for_float16_are_named(source: Path, tmp_path: Path) ->
 def test_unknown_dtype(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dtype: expected 'float32', 'float16', 'bfloat16', got 'int8'"):
         save_checkpoint(open_checkpoint(source), tmp_path / "out", "int8")
+
+
+WRITTEN = ["config.json", "model.safetensors", "preprocessor_config.json", "vocab.txt"]
+
+
+def test_every_file_of_the_inputs_comes_along(source: Path, tmp_path: Path) -> None:
+    (source / "preprocessor_config.json").rename(source / "processor_config.json")
+    (source / "added_tokens.json").write_text("{}")
+    out = save_checkpoint(open_checkpoint(source), tmp_path / "a" / "b" / "out")
+    expected = ["added_tokens.json", "config.json", "model.safetensors", "processor_config.json", "vocab.txt"]
+    assert sorted(os.listdir(out)) == expected
+    assert os.listdir(out.parent) == ["out"]
+
+
+def test_a_folder_that_is_there_keeps_its_files(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "README.md").write_text("mine")
+    save_checkpoint(open_checkpoint(source), out)
+    assert sorted(os.listdir(out)) == ["README.md", *WRITTEN]
+
+    (out / "model.safetensors").unlink()
+    (out / "config.json").write_text("mine")
+    with pytest.raises(
+        CheckpointError, match=r"out: holds config\.json, preprocessor_config\.json, vocab\.txt already"
+    ):
+        save_checkpoint(open_checkpoint(source), out)
+    assert (out / "config.json").read_text() == "mine"
+    assert not (out / "model.safetensors").exists()
+
+
+def test_impossible_folders(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    for name, message in {
+        str(source): "holds a model already",
+        str(tmp_path / "file"): "expected a folder to write to, got a file",
+        str(tmp_path / "file" / "out"): "cannot be written: ",
+        "/proc/no/such": "cannot be written: ",
+        str(tmp_path / ("x" * 300)): "File name too long",
+        "nul\0": "embedded null",
+    }.items():
+        assert main(["convert", str(source), name]) == 1
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def unwritable() -> None:
+    """As on a full disk: no file may grow beyond 1,000 bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
+
+
+def killed_while_writing() -> None:
+    import safetensors
+
+    def write(tensors: object, path: str, metadata: object) -> None:
+        Path(path).write_bytes(b"half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    safetensors.serialize_file = write
+
+
+def convert_after(prepare: Callable[[], None], source: Path, out: Path) -> Path:
+    prepare()
+    return save_checkpoint(open_checkpoint(source), out)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_full_disk_leaves_nothing(source: Path, tmp_path: Path, exists: bool) -> None:
+    out = tmp_path / "out"
+    if exists:
+        out.mkdir()
+    error = outcome(convert_after, unwritable, source, out)
+    assert isinstance(error, CheckpointError)
+    assert f"{out}: cannot be written: " in str(error)
+    assert os.listdir(tmp_path) == (["source", "out"] if exists else ["source"])
+    assert not exists or not os.listdir(out)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_is_killed_leaves_nothing_that_looks_like_a_model(source: Path, tmp_path: Path, exists: bool) -> None:
+    out = tmp_path / "out"
+    if exists:
+        out.mkdir()
+    with pytest.raises(AssertionError, match="exit code -9"):
+        outcome(convert_after, killed_while_writing, source, out)
+    with pytest.raises(CheckpointError, match=r"no such file or folder|no weights"):
+        open_checkpoint(out)
+    save_checkpoint(open_checkpoint(source), out)
+    assert gitfast.load(out).config == gitfast.load(source).config
