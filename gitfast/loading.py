@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from gitfast.checkpoints import hub
 from gitfast.engines.caching import CachingEngine
@@ -23,6 +24,8 @@ def load(
     prefix_cache_bytes: int | None = None,
     preprocess: Preprocess = "hf",
     limits: Limits = DEFAULT_LIMITS,
+    base: str | os.PathLike[str] | None = None,
+    processor: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
@@ -44,28 +47,31 @@ def load(
         preprocess: "hf" as transformers, "original" as Microsoft's code (``ImageProcessor.original``), "fast" as "hf"
             with large JPEGs decoded at a fraction of their size: not exact (``ImageProcessor.fast``).
         limits: What an image or a video may cost; see ``gitfast.Limits``.
+        base: The model that an adapter is merged into, named as ``model``; None: the one that the adapter names.
+        processor: Where the tokenizer and preprocessor files are, named as ``model``, for a checkpoint that has none;
+            None: with the model.
         revision, cache_dir, local_files_only, token: As in huggingface_hub.
 
     Raises:
         CheckpointError, ConfigError: the model is not there, or a file of it is damaged; the message names it.
         EngineError: the engine cannot run here, or not with these dtypes.
     """
-    checkpoint = hub.open_model(
-        model, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
-    )
-    processor = Processor.from_folder(checkpoint.folder, checkpoint.config, preprocess=preprocess, limits=limits)
+    where: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+    checkpoint = hub.open_model(model, base=base, revision=revision, **where)
+    folder = checkpoint.folder if processor is None else hub.resolve_processor(processor, **where)
+    inputs = Processor.from_folder(folder, checkpoint.config, preprocess=preprocess, limits=limits)
     chosen = create_engine(
         engine,
         checkpoint,
         dtype=dtype,
         prefix_dtype=prefix_dtype,
         num_threads=num_threads,
-        normalization=processor.image_processor.normalization,
+        normalization=inputs.image_processor.normalization,
     )
     if prefix_cache_bytes is not None:
         chosen = CachingEngine(chosen, prefix_cache_bytes)
     values = {
-        "model": os.path.abspath(model) if os.path.exists(model) else os.fspath(model),
+        "model": _lasting(model),
         "engine": engine,
         "dtype": dtype,
         "prefix_dtype": prefix_dtype,
@@ -73,8 +79,16 @@ def load(
         "prefix_cache_bytes": prefix_cache_bytes,
         "preprocess": preprocess,
         "limits": limits,
+        "base": None if base is None else _lasting(base),
+        "processor": None if processor is None else _lasting(processor),
         "revision": revision,
         "cache_dir": cache_dir,
         "local_files_only": local_files_only,
     }
-    return Model(chosen, processor, checkpoint.config, name=os.fspath(model)).remember(load, values)
+    made = Model(chosen, inputs, checkpoint.config, os.fspath(model), checkpoint.generation)
+    return made.remember(load, values)
+
+
+def _lasting(name: str | os.PathLike[str]) -> str:
+    """A name that means the same in any working directory."""
+    return os.path.abspath(name) if os.path.exists(name) else os.fspath(name)

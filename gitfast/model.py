@@ -11,6 +11,7 @@ import numpy as np
 
 from gitfast import arguments
 from gitfast.checkpoints.config import GitConfig
+from gitfast.checkpoints.generation import GenerationDefaults
 from gitfast.engines.base import Engine
 from gitfast.errors import ArgumentError, EngineError
 from gitfast.inputs.image import ImageSource
@@ -60,11 +61,19 @@ class Model:
         name: How messages name the model.
     """
 
-    def __init__(self, engine: Engine, processor: Processor, config: GitConfig, name: str = "model") -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        processor: Processor,
+        config: GitConfig,
+        name: str = "model",
+        generation_defaults: GenerationDefaults | None = None,
+    ) -> None:
         self.engine = engine
         self.processor = processor
         self.config = config
         self.name = name
+        self.generation_defaults = generation_defaults or GenerationDefaults()
         self._reload: Callable[[], Model] | None = None
 
     def __repr__(self) -> str:
@@ -419,8 +428,10 @@ class Model:
         )
 
     def _options(self, options: StreamOptions, prompts: Prompts) -> GenerationOptions:
-        room = self.config.max_position_embeddings - max(map(len, prompts), default=1)
-        return make_options(options, self.processor.tokenizer, room=room)
+        longest = max(map(len, prompts), default=1)
+        room = self.config.max_position_embeddings - longest
+        defaults = self.generation_defaults.for_prompt(longest)
+        return make_options(options, self.processor.tokenizer, room=room, defaults=defaults)
 
     def _batching(self, options: ReadingOptions, kind: type) -> Batching:
         """How inputs are read; ``options`` may hold what ``kind`` names and nothing else."""

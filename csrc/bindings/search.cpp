@@ -185,7 +185,8 @@ SearchOptions search_options(const py::dict& dict) {
   fields.read("begin_suppress_tokens", o.begin_suppress_tokens);
   fields.read("forced_bos_token_id", o.forced_bos);
   fields.read("forced_eos_token_id", o.forced_eos);
-  fields.read("eos_token_id", o.eos);
+  if (const py::object eos = fields.take("eos_token_id"))
+    o.eos = PyIndex_Check(eos.ptr()) ? Tokens{integer<int32_t>(eos, "eos_token_id")} : token_list(eos, "eos_token_id");
   if (const py::object allowed = fields.take("allowed_token_ids")) {
     o.allowed = token_lists(allowed, "allowed_token_ids");
     if (o.allowed.empty()) throw Error("allowed_token_ids: expected None or at least one continuation, got none");

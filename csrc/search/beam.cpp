@@ -36,7 +36,7 @@ void BeamItem::advance(const float* logits, int64_t row_stride, const Normalizer
     find_candidates(logits, row_stride, normalizers, false, scratch);
   ++new_tokens_;
   const bool last_step = new_tokens_ == options_.max_new_tokens;
-  for (Candidate& c : candidates_) c.ends = c.token == options_.eos || last_step;
+  for (Candidate& c : candidates_) c.ends = options_.ends(c.token) || last_step;
   keep_finished(scratch.top_k);
   find_running(scratch.top_k);
   if (next_.empty() && !finished(1)) keep_any();
@@ -45,14 +45,14 @@ void BeamItem::advance(const float* logits, int64_t row_stride, const Normalizer
       running_.empty() || (finished(num_beams_) && (options_.early_stopping == EarlyStopping::yes || !can_improve()));
 }
 
-// The 2 K best of K * V. Of these at most K end in EOS, which leaves K that go on.
+// The (1 + E) K best of K * V, of E tokens that end. Of these at most E K do, which leaves K that go on.
 bool BeamItem::find_candidates(const float* logits, int64_t row_stride, const Normalizer* normalizers, bool rules_hold,
                                BeamScratch& scratch) {
   const int64_t vocab_size = vocab_size_;
   scratch.scores.resize(static_cast<size_t>(vocab_size));
   const auto beams = static_cast<int64_t>(num_beams_);
   float* scores = scratch.scores.data();
-  scratch.top_k.start(2 * beams, beams * vocab_size);
+  scratch.top_k.start(static_cast<int64_t>(1 + options_.eos.size()) * beams, beams * vocab_size);
   for (int64_t beam = 0; beam < beams; ++beam) {
     const bool absent = beam >= num_rows();  // in the first step all but one: copies of it, set aside
     const int64_t row = absent ? 0 : beam;
@@ -88,7 +88,7 @@ void BeamItem::keep_finished(TopK& top_k) {
   for (size_t i = 0; i < candidates_.size(); ++i) {
     Candidate& c = candidates_[i];
     const bool finishes = c.exists && c.ends && i < num_beams_;
-    values_.push_back(normalized(c.score, new_tokens_, c.token == options_.eos) + (finishes ? 0.0f : kAside));
+    values_.push_back(normalized(c.score, new_tokens_, options_.ends(c.token)) + (finishes ? 0.0f : kAside));
   }
   next_.resize(num_beams_);
   size_t place = 0;
@@ -126,7 +126,7 @@ void BeamItem::find_running(TopK& top_k) {
 // An item always has a result, even where the only tokens left are impossible, or scores fall below all set aside.
 void BeamItem::keep_any() {
   const auto best = std::find_if(candidates_.begin(), candidates_.end(), [](const Candidate& c) { return c.exists; });
-  const Candidate none{-INFINITY, 0, options_.eos, -INFINITY, true, true};
+  const Candidate none{-INFINITY, 0, options_.eos.front(), -INFINITY, true, true};
   const Candidate& c = best != candidates_.end() ? *best : none;
   Hypothesis& kept = finished_[0];
   extend(c, kept);
@@ -141,7 +141,7 @@ void BeamItem::extend(const Candidate& c, Hypothesis& out) const {
   out.logprobs = from.logprobs;
   out.logprobs.push_back(c.logprob);
   out.parent = c.row;
-  out.stopped = c.token == options_.eos;
+  out.stopped = options_.ends(c.token);
 }
 
 float BeamItem::normalized(float score, int32_t new_tokens, bool ends_in_eos) const {

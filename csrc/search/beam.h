@@ -71,7 +71,7 @@ class BeamItem {
   std::vector<Hypothesis> running_;    // best first, at most num_beams
   std::vector<Hypothesis> finished_;   // num_beams places, best first
   std::vector<Hypothesis> next_;       // room for the next of either
-  std::vector<Candidate> candidates_;  // 2 num_beams, best first
+  std::vector<Candidate> candidates_;  // (1 + E) num_beams of E tokens that end, best first
   std::vector<float> values_;
   bool done_ = false;
 };

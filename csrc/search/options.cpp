@@ -11,6 +11,7 @@
 namespace gitfast::search {
 namespace {
 
+constexpr size_t kMaxEos = 64;
 constexpr int32_t kMaxRowsPerItem = 4096;  // more is a mistake, and must not overflow the arithmetic of rows
 
 template <class T>
@@ -71,9 +72,10 @@ void check_allowed(const SearchOptions& o, int32_t vocab_size) {
     const Tokens& tokens = o.allowed[i];
     const std::string name = at("allowed_token_ids", i);
     check_tokens(tokens, vocab_size, name);
-    const size_t length = static_cast<size_t>(std::find(tokens.begin(), tokens.end(), o.eos) - tokens.begin());
+    const auto end = std::find_if(tokens.begin(), tokens.end(), [&](int32_t token) { return o.ends(token); });
+    const auto length = static_cast<size_t>(end - tokens.begin());
     if (length + 1 < tokens.size())
-      throw Error(name + ": the end-of-sequence token " + std::to_string(o.eos) + " stands before the end");
+      throw Error(name + ": the end-of-sequence token " + std::to_string(*end) + " stands before the end");
     require(length <= static_cast<size_t>(o.max_new_tokens), name.c_str(),
             "at most max_new_tokens (" + std::to_string(o.max_new_tokens) + ") tokens", length);
   }
@@ -86,7 +88,10 @@ void check(const SearchOptions& o, int32_t vocab_size) {
   check_lengths(o);
   check_rows(o);
   check_numbers(o);
-  check_tokens({o.eos}, vocab_size, "eos_token_id");
+  const size_t most = std::min(kMaxEos, static_cast<size_t>(vocab_size) - 1);
+  require(!o.eos.empty() && o.eos.size() <= most, "eos_token_id", "1 to " + std::to_string(most) + " token ids",
+          o.eos.size());
+  check_tokens(o.eos, vocab_size, "eos_token_id");
   check_tokens(o.suppress_tokens, vocab_size, "suppress_tokens");
   check_tokens(o.begin_suppress_tokens, vocab_size, "begin_suppress_tokens");
   if (o.forced_bos) check_tokens({*o.forced_bos}, vocab_size, "forced_bos_token_id");

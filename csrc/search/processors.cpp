@@ -7,8 +7,7 @@
 
 namespace gitfast::search {
 
-Processors::Processors(const SearchOptions& o, int32_t vocab_size)
-    : options_(o), allowed_(o.allowed, o.eos), vocab_size_(vocab_size) {
+Processors::Processors(const SearchOptions& o, int32_t vocab_size) : options_(o), allowed_(o), vocab_size_(vocab_size) {
   active_ = o.repetition_penalty != 1.0 || o.no_repeat_ngram_size > 0 || o.ban_last_token || !o.bad_words.empty() ||
             o.min_new_tokens > 0 || !allowed_.empty() || o.forced_bos || o.forced_eos || !o.suppress_tokens.empty() ||
             !o.begin_suppress_tokens.empty();
@@ -20,7 +19,8 @@ void Processors::apply(const History& history, float* scores) const {
   if (options_.no_repeat_ngram_size > 0) ban_ngrams(history.tokens, scores);
   if (options_.ban_last_token && new_tokens > 0) scores[history.tokens.back()] = -INFINITY;
   ban_words(history.tokens, scores);
-  if (new_tokens < options_.min_new_tokens) scores[options_.eos] = -INFINITY;
+  if (new_tokens < options_.min_new_tokens)
+    for (int32_t token : options_.eos) scores[token] = -INFINITY;
   if (!allowed_.empty()) allow_only(history, scores);
   if (options_.forced_bos && history.tokens.size() == 1) force(*options_.forced_bos, scores);
   if (options_.forced_eos && new_tokens + 1 == options_.max_new_tokens) force(*options_.forced_eos, scores);
@@ -32,9 +32,8 @@ void Processors::apply(const History& history, float* scores) const {
 
 void Processors::give_way(const History& history, float* scores) const {
   if (!allowed_.empty()) return allow_only(history, scores);
-  const float eos = scores[options_.eos];
-  std::fill(scores, scores + vocab_size_, -INFINITY);
-  scores[options_.eos] = eos;
+  for (int32_t token = 0; token < vocab_size_; ++token)
+    if (!options_.ends(token)) scores[token] = -INFINITY;
 }
 
 // Keskar et al. 2019 (CTRL). Once for each token seen before, the prompt's among them, however often it was seen.
@@ -56,7 +55,7 @@ void Processors::ban_ngrams(const Tokens& tokens, float* scores) const {
 void Processors::ban_words(const Tokens& tokens, float* scores) const {
   for (const Tokens& word : options_.bad_words) {
     const auto head = static_cast<ptrdiff_t>(word.size()) - 1;
-    if (head == 0 && word[0] == options_.eos) continue;  // as in transformers: EOS alone cannot be a bad word
+    if (head == 0 && options_.ends(word[0])) continue;  // as in transformers: EOS alone cannot be a bad word
     if (head > static_cast<ptrdiff_t>(tokens.size())) continue;
     if (std::equal(word.begin(), word.end() - 1, tokens.end() - head)) scores[word.back()] = -INFINITY;
   }

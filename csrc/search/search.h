@@ -22,6 +22,7 @@
 //    every item takes one of its own, so that equal prompts differ.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -63,7 +64,9 @@ struct SearchOptions {
   std::optional<int32_t> forced_bos;
   std::optional<int32_t> forced_eos;
   std::vector<Tokens> allowed;  // continuations allowed after the prompt, with or without EOS; none given: any
-  int32_t eos = 102;
+  Tokens eos = {102};           // tokens that end a sequence, the first of them where one has to be chosen
+
+  bool ends(int32_t token) const { return std::find(eos.begin(), eos.end(), token) != eos.end(); }
 };
 
 enum class FinishReason : uint8_t { stop, length };

@@ -13,7 +13,7 @@ void Single::advance(const Rules& rules, Sampler& sampler, const float* logits, 
   const int32_t token = choose(rules, sampler, logits, scratch);
   tokens_.push_back(token);
   logprobs_.push_back(normalizer.log_probability(logits[token]));
-  stopped_ = token == rules.options.eos;
+  stopped_ = rules.options.ends(token);
   done_ = stopped_ || static_cast<int32_t>(logprobs_.size()) >= rules.options.max_new_tokens;
 }
 
@@ -27,7 +27,7 @@ int32_t Single::choose(const Rules& rules, Sampler& sampler, const float* logits
     if (largest(scratch.data(), vocab_size) == -INFINITY) {
       scratch.assign(logits, logits + vocab_size);
       rules.processors.give_way(history, scratch.data());
-      if (largest(scratch.data(), vocab_size) == -INFINITY) return rules.options.eos;  // and its logit is -inf
+      if (largest(scratch.data(), vocab_size) == -INFINITY) return rules.options.eos.front();  // and its logit is -inf
     }
     scores = scratch.data();
   }

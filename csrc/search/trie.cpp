@@ -9,12 +9,12 @@ bool before(const std::pair<int32_t, int32_t>& child, int32_t token) { return ch
 
 }  // namespace
 
-Trie::Trie(const std::vector<Tokens>& continuations, int32_t eos) : nodes_(1) {
-  for (const Tokens& continuation : continuations) {
+Trie::Trie(const SearchOptions& options) : nodes_(1) {
+  for (const Tokens& continuation : options.allowed) {
     int32_t node = kRoot;
     for (int32_t token : continuation)
-      if (token != eos) node = add(node, token);
-    add(node, eos);
+      if (!options.ends(token)) node = add(node, token);
+    add(node, options.eos.front());
   }
 }
 

@@ -19,8 +19,8 @@ class Trie {
   static constexpr int32_t kNone = -1;
   using Children = std::vector<std::pair<int32_t, int32_t>>;  // (token, node), ascending by token
 
-  // A continuation may hold EOS as its last token, or not.
-  Trie(const std::vector<Tokens>& continuations, int32_t eos);
+  // Of `options.allowed`, which may hold EOS as their last token, or not.
+  explicit Trie(const SearchOptions& options);
 
   // No continuation at all, not even an empty one.
   bool empty() const { return nodes_.size() == 1; }

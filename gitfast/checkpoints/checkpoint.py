@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from gitfast.checkpoints.config import GitConfig, GitVisionConfig
 from gitfast.checkpoints.files import is_folder, is_there, read_json
+from gitfast.checkpoints.generation import GenerationDefaults, read_generation
 from gitfast.checkpoints.microsoft_keys import config_from_shapes, is_microsoft, rename_microsoft
 from gitfast.checkpoints.names import canonical_name
 from gitfast.checkpoints.pickle_reader import read_pickle
@@ -67,11 +68,13 @@ class Checkpoint:
         config: The shapes of the model.
         weights: Exactly the tensors that ``expected_tensors(config)`` names, with these shapes.
         folder: Where tokenizer and preprocessor files are looked for.
+        generation: The options it asks to be used with.
     """
 
     config: GitConfig
     weights: Mapping[str, np.ndarray]
     folder: Path
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -94,11 +97,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if is_folder(path):
         folder, path = path, _weight_file(path)
     tensors, microsoft = _named_tensors(path)
-    config = _read_config(folder, path, tensors if microsoft else None)
+    config, generation = _read_config(folder, path, tensors if microsoft else None)
     if (config.tie_word_embeddings or microsoft) and "git.embeddings.word_embeddings.weight" in tensors:
         tensors.setdefault("output.weight", tensors["git.embeddings.word_embeddings.weight"])
     _check_tensors(tensors, config, path)
-    return Checkpoint(config=config, weights=Weights(tensors), folder=folder)
+    return Checkpoint(config=config, weights=Weights(tensors), folder=folder, generation=generation)
 
 
 def _named_tensors(path: Path) -> tuple[dict[str, StoredTensor], bool]:
@@ -198,12 +201,19 @@ def _weight_file(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: no weights; expected one of {', '.join(WEIGHT_FILES)}{hint}")
 
 
-def _read_config(folder: Path, path: Path, tensors: Mapping[str, StoredTensor] | None) -> GitConfig:
-    """config.json; without one, what follows from ``tensors``."""
-    if tensors is None or is_there(folder / "config.json"):
-        return GitConfig.from_file(folder / "config.json")
+def _read_config(
+    folder: Path, path: Path, tensors: Mapping[str, StoredTensor] | None
+) -> tuple[GitConfig, GenerationDefaults]:
+    """config.json with the token ids that count; without one, what follows from ``tensors``."""
+    file = folder / "config.json"
+    if tensors is None or is_there(file):
+        values, generation = read_generation(folder, read_json(file))
+        try:
+            return GitConfig.from_dict(values), generation
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from error
     try:
-        return config_from_shapes(tensors)
+        return config_from_shapes(tensors), GenerationDefaults()
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 

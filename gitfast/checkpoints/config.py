@@ -30,6 +30,7 @@ _MAX_VALUES = {
     "num_image_with_embedding": 64,
 }
 _MAX_IMAGE_TOKENS = 65_536
+_MAX_EOS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,8 @@ class GitConfig:
 
     ``num_image_with_embedding`` is the number of frames of a video checkpoint, ``None`` for image checkpoints.
     ``tie_word_embeddings`` says that a file without ``output.weight`` means the word embeddings; a file that has
-    both is read as it is.
+    both is read as it is. A text ends at ``eos_token_id`` or at one of ``other_eos_token_ids``, which are one list in
+    ``config.json``.
     """
 
     vision_config: GitVisionConfig = field(default_factory=GitVisionConfig)
@@ -90,16 +92,18 @@ class GitConfig:
     layer_norm_eps: float = 1e-12
     num_image_with_embedding: int | None = None
     tie_word_embeddings: bool = False
-    bos_token_id: int = 101
+    bos_token_id: int | None = 101
     eos_token_id: int = 102
-    pad_token_id: int = 0
+    other_eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = 0
 
     def __post_init__(self) -> None:
         _check_fields(self, "config", hidden_act="gelu")
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(self, name)
-            if value >= self.vocab_size:
-                raise ConfigError(f"config.{name}: {value} is outside the vocabulary of {self.vocab_size}")
+        named = {"bos_token_id": [self.bos_token_id], "eos_token_id": self.eos_token_ids}
+        for name, ids in {**named, "pad_token_id": [self.pad_token_id]}.items():
+            for value in ids:
+                if value is not None and value >= self.vocab_size:
+                    raise ConfigError(f"config.{name}: {value} is outside the vocabulary of {self.vocab_size}")
         if self.num_image_tokens > _MAX_IMAGE_TOKENS:
             raise ConfigError(
                 f"config: its image size, patch size and frames make {self.num_image_tokens} image tokens; "
@@ -109,6 +113,11 @@ class GitConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """All tokens that end a text, ``eos_token_id`` first."""
+        return (self.eos_token_id, *self.other_eos_token_ids)
 
     @property
     def is_video(self) -> bool:
@@ -139,6 +148,10 @@ class GitConfig:
         elif not isinstance(vision, Mapping):
             raise ConfigError(f"config.vision_config: expected a JSON object, got {type(vision).__name__}")
         known = _known(cls, values)
+        ends = known.get("eos_token_id")
+        if isinstance(ends, (list, tuple)) and ends:
+            known["eos_token_id"], *others = ends
+            known["other_eos_token_ids"] = tuple(others)
         known["vision_config"] = GitVisionConfig(**_known(GitVisionConfig, vision))
         return cls(**known)
 
@@ -154,12 +167,14 @@ class GitConfig:
     def to_dict(self) -> dict[str, Any]:
         """The Hugging Face ``config.json`` mapping of this configuration."""
         values = dataclasses.asdict(self)
+        if values.pop("other_eos_token_ids"):
+            values["eos_token_id"] = list(self.eos_token_ids)
         return {"model_type": "git", "architectures": ["GitForCausalLM"], **values}
 
 
 def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(cls)}
-    return {k: v for k, v in values.items() if k in names and k != "vision_config"}
+    names = {f.name for f in dataclasses.fields(cls)} - {"vision_config", "other_eos_token_ids"}
+    return {k: v for k, v in values.items() if k in names}
 
 
 def _check_fields(config: GitConfig | GitVisionConfig, where: str, *, hidden_act: str) -> None:
@@ -167,12 +182,17 @@ def _check_fields(config: GitConfig | GitVisionConfig, where: str, *, hidden_act
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if expected := _violated(f.name, value, hidden_act):
-            raise ConfigError(f"{where}.{f.name}: expected {expected}, got {reprlib.repr(value)}")
+            named = f.name if f.name != "other_eos_token_ids" else "eos_token_id"
+            raise ConfigError(f"{where}.{named}: expected {expected}, got {reprlib.repr(value)}")
     if config.hidden_size % config.num_attention_heads:
         raise ConfigError(
             f"{where}.hidden_size: {config.hidden_size} is not divisible by "
             f"num_attention_heads {config.num_attention_heads}"
         )
+
+
+def _is_token_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _violated(name: str, value: Any, hidden_act: str) -> str | None:
@@ -186,8 +206,12 @@ def _violated(name: str, value: Any, hidden_act: str) -> str | None:
         return None if isinstance(value, bool) else "true or false"
     if name == "vision_config":
         return None if isinstance(value, GitVisionConfig) else "a GitVisionConfig"
+    if name == "other_eos_token_ids":
+        fits = isinstance(value, tuple) and len(value) < _MAX_EOS and all(map(_is_token_id, value))
+        return None if fits else f"at most {_MAX_EOS} token ids >= 0 in all"
     if name.endswith("_token_id"):
-        return None if is_int and value >= 0 else "a token id >= 0"
+        absent = value is None and name != "eos_token_id"  # a text needs an end, and no padding
+        return None if absent or _is_token_id(value) else "a token id >= 0"
     if name == "num_image_with_embedding" and value is None:
         return None
     limit = _MAX_VALUES[name]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gitfast.checkpoints.adapter import apply_adapter, base_model_name, is_adapter
+from gitfast.checkpoints.adapter import CONFIG_FILE, apply_adapter, base_model_name, is_adapter
 from gitfast.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from gitfast.checkpoints.files import is_folder, is_there
 from gitfast.errors import CheckpointError
 
 BUNDLED = ("git-tiny", "git-tiny-video")
@@ -44,6 +46,7 @@ ALIASES = {
 
 # What is fetched of a repository: the small files, and the weights in the first of these forms that it has.
 _SMALL_FILES = (
+    "added_tokens.json",
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -59,20 +62,69 @@ _WEIGHTS = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin", "adapter_model.bin"),
 )
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
+_MAX_PATH = 4_000
+_MAX_SHOWN = 200
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
-def open_model(model: str | os.PathLike[str], **options: Any) -> Checkpoint:
+def open_model(
+    model: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None, **options: Any
+) -> Checkpoint:
     """Open a model by name, as ``resolve`` finds it (options as there); a LoRA adapter is merged into its base model.
 
+    Args:
+        model: The model, or an adapter.
+        base: The model to merge an adapter into, any name that ``resolve`` takes. None: the one the adapter names.
+
     Raises:
-        CheckpointError, ConfigError: as ``resolve``, ``open_checkpoint`` and ``apply_adapter``.
+        CheckpointError, ConfigError: as ``resolve``, ``open_checkpoint`` and ``apply_adapter``; or ``base`` for what is
+            no adapter.
     """
     folder = resolve(model, **options)
     if not is_adapter(folder):
+        if base is not None:
+            raise CheckpointError(f"{os.fspath(model)}: no adapter, so it has no base model to be {os.fspath(base)}")
         return open_checkpoint(folder)
-    base = resolve(base_model_name(folder), **{**options, "revision": None})
-    return apply_adapter(folder, open_checkpoint(base))
+    options = {**options, "revision": None}  # that of the adapter
+    found = _adapter_base(folder, options) if base is None else resolve(base, **options)
+    return apply_adapter(folder, open_checkpoint(found))
+
+
+def _adapter_base(folder: Path, options: dict[str, Any]) -> Path:
+    """The base model an adapter names: a path, of which one beside the adapter wins, or a repository.
+
+    Short names are not taken: "base" in an adapter is the folder of its author, not a model of that alias.
+    """
+    name = base_model_name(folder)
+    problem = "no such folder, and no repository of the Hub has such a name"
+    try:
+        for path in (folder / name, folder.parent / name, Path(name)):
+            if _is_model_path(path):
+                return path
+        if _is_repository(name):
+            return _download(name, **options)
+    except CheckpointError as error:
+        problem = str(error)
+    raise CheckpointError(
+        f"{folder / CONFIG_FILE}: base_model_name_or_path {_shortened(name)!r} is not found ({problem}); "
+        "name the base model with base="
+    )
+
+
+def resolve_processor(
+    folder: str | os.PathLike[str],
+    *,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Path:
+    """Find the local folder of the tokenizer and preprocessor files of any model, named as in ``resolve``.
+
+    Raises:
+        CheckpointError: as ``resolve``; the weights of a repository are not fetched, nor needed.
+    """
+    options: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+    return _find(folder, lambda repository: _download(repository, **options, weights=((),)))
 
 
 def resolve(
@@ -98,15 +150,40 @@ def resolve(
         CheckpointError: there is no such model, or it is not in the cache and cannot be fetched; the message says
             which, and suggests the nearest known name.
     """
+    options: dict[str, Any] = {
+        "revision": revision,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+        "token": token,
+    }
+    return _find(model, lambda repository: _download(repository, **options))
+
+
+def _find(model: str | os.PathLike[str], download: Callable[[str], Path]) -> Path:
     name = os.fspath(model)
-    if name and (Path(name).is_dir() or (Path(name).suffix in _WEIGHT_SUFFIXES and Path(name).is_file())):
+    if name and _is_model_path(Path(name)):
         return Path(name)
     if name in BUNDLED:
         return _bundled(name)
     repository = ALIASES.get(name, name)
-    if not _REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
-        raise CheckpointError(f"{name}: not a folder, and not a known model{_suggestion(name)}")
-    return _download(repository, revision, cache_dir, local_files_only, token)
+    if not _is_repository(repository):
+        raise CheckpointError(f"{_shortened(name)}: not a folder, and not a known model{_suggestion(name)}")
+    return download(repository)
+
+
+def _is_model_path(path: Path) -> bool:
+    """Whether a path is a folder, or a weights file, that is there."""
+    if len(os.fspath(path)) > _MAX_PATH:
+        return False
+    return is_folder(path) or (path.suffix in _WEIGHT_SUFFIXES and is_there(path))
+
+
+def _is_repository(name: str) -> bool:
+    return bool(_REPOSITORY.fullmatch(name)) and ".." not in name and "--" not in name
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}..."
 
 
 def _bundled(name: str) -> Path:
@@ -120,25 +197,30 @@ def _bundled(name: str) -> Path:
 
 def _download(
     repository: str,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-    token: str | bool | None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    weights: Sequence[Sequence[str]] = _WEIGHTS,
 ) -> Path:
+    """The folder of a repository, with the first of these forms of its weights that it has."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     name = repository if revision is None else f"{repository}, revision {revision}"
     not_cached = None
-    for weights in _WEIGHTS:
+    asked = not local_files_only and not constants.HF_HUB_OFFLINE
+    silent = asked and not _answers(repository, revision, token)
+    for patterns in weights:
         try:
             folder = snapshot_download(
                 repository,
                 revision=revision,
                 cache_dir=cache_dir,
-                local_files_only=local_files_only,
+                local_files_only=local_files_only or silent,
                 token=token,
-                allow_patterns=[*_SMALL_FILES, *weights],
+                allow_patterns=[*_SMALL_FILES, *patterns],
             )
         except LocalEntryNotFoundError as error:  # perhaps only the other form of the weights is cached
             not_cached = error
@@ -149,14 +231,29 @@ def _download(
             ) from error
         except Exception as error:  # of the file system, the HTTP client or Xet, different in every version
             raise CheckpointError(f"{name}: cannot be fetched: {error}") from error
-        if any(next(Path(folder).glob(pattern), None) for pattern in weights):
+        if not patterns or any(next(Path(folder).glob(pattern), None) for pattern in patterns):
             return Path(folder)
     if not_cached is None:
         raise CheckpointError(f"{name}: holds no weights in a format that is read")
-    why = "local_files_only" if local_files_only else "HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "no connection"
-    raise CheckpointError(
-        f"{name}: not in the cache {cache_dir or constants.HF_HUB_CACHE}, and the Hub is not asked ({why})"
-    ) from not_cached
+    if asked:
+        why = f"the Hub, {constants.ENDPOINT}, does not answer"
+    else:
+        why = f"the Hub is not asked ({'local_files_only' if local_files_only else 'HF_HUB_OFFLINE'})"
+    raise CheckpointError(f"{name}: not in the cache {cache_dir or constants.HF_HUB_CACHE}, and {why}") from not_cached
+
+
+def _answers(repository: str, revision: str | None, token: str | bool | None) -> bool:
+    """Whether the Hub answers in time. ``snapshot_download`` waits for its first answer for ever."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().repo_info(repository, revision=revision, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except HfHubHTTPError:  # no such repository, or not for this token: what asks for files says so
+        return True
+    except Exception:  # of the HTTP client, different in every version
+        return False
+    return True
 
 
 def _suggestion(name: str) -> str:

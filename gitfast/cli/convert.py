@@ -21,9 +21,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("model", help="folder, weights file, Hugging Face repository, or short name")
     parser.add_argument("folder", help="where to write; must not hold a model yet")
+    parser.add_argument("--base", help="the model to merge an adapter into (default: the one that the adapter names)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the tensors (default: float32)")
 
 
 def run(args: argparse.Namespace) -> int:
-    print(save_checkpoint(hub.open_model(args.model), args.folder, args.dtype))
+    print(save_checkpoint(hub.open_model(args.model, base=args.base), args.folder, args.dtype))
     return 0

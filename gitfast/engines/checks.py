@@ -53,7 +53,7 @@ def check_generate(
     prefix_type: type[Prefix],
 ) -> list[Prefix | None]:
     """``check_text`` for prompts, and the options too."""
-    _C.check_search(native_options(options, config.eos_token_id), prompts, config.vocab_size)
+    _C.check_search(native_options(options, config.eos_token_ids), prompts, config.vocab_size)
     return check_text(prefixes, prompts, "prompts", config, prefix_type, options.max_new_tokens)
 
 

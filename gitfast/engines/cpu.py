@@ -139,7 +139,7 @@ class CpuEngine(Engine):
             ValueError, TypeError: an argument or option that cannot be; the message names it.
             CancelledError, DeadlineError: by ``cancel``, between steps.
         """
-        values = native_options(options, self.config.eos_token_id)
+        values = native_options(options, self.config.eos_token_ids)
         return generations(self._native.generate(prefixes, prompts, values, on_token, cancel_flag(cancel)))
 
     def score(
@@ -168,18 +168,18 @@ class CpuEngine(Engine):
 
     def decoding(self) -> CpuDecoding:
         """A running batch of its own, apart from that of the calls above."""
-        return CpuDecoding(self._native.decoding(), self.config.eos_token_id)
+        return CpuDecoding(self._native.decoding(), self.config.eos_token_ids)
 
 
 class CpuDecoding(Decoding):
     """A running batch on the CPU; ``CpuEngine.decoding`` makes one. It keeps its engine alive."""
 
-    def __init__(self, native: _C.Decoding, eos_token_id: int) -> None:
+    def __init__(self, native: _C.Decoding, eos_token_ids: Sequence[int]) -> None:
         self._native = native
-        self._eos_token_id = eos_token_id
+        self._eos_token_ids = eos_token_ids
 
     def add(self, prefix: ImagePrefix | None, prompt: Sequence[int], options: GenerationOptions) -> int:
-        return self._native.add(prefix, prompt, native_options(options, self._eos_token_id))
+        return self._native.add(prefix, prompt, native_options(options, self._eos_token_ids))
 
     def cancel(self, handle: int) -> bool:
         return self._native.cancel(handle)

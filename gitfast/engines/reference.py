@@ -103,7 +103,7 @@ class ReferenceEngine(Engine):
             caches = [output.cache for output in outputs]
             return torch.stack([output.logits[0, -1] for output in outputs]).float().cpu()
 
-        vocab_size, eos = self.config.vocab_size, self.config.eos_token_id
+        vocab_size, eos = self.config.vocab_size, self.config.eos_token_ids
         return generate_with(
             step, prompts, options, vocab_size=vocab_size, eos_token_id=eos, on_token=on_token, cancel=cancel
         )

@@ -19,7 +19,7 @@ from gitfast.types import CancelToken, Generation, GenerationOptions, TokenCallb
 StepFunction = Callable[[Sequence[Sequence[int]], Sequence[int] | None, Sequence[int]], Any]
 
 
-def native_options(options: GenerationOptions, eos_token_id: int) -> dict[str, Any]:
+def native_options(options: GenerationOptions, eos_token_id: int | Sequence[int]) -> dict[str, Any]:
     """The options as the native search takes them."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     return values | {"eos_token_id": eos_token_id}
@@ -42,7 +42,7 @@ def generate_with(
     options: GenerationOptions,
     *,
     vocab_size: int,
-    eos_token_id: int,
+    eos_token_id: int | Sequence[int],
     on_token: TokenCallback | None = None,
     cancel: CancelToken | None = None,
 ) -> list[list[Generation]]:

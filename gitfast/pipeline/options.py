@@ -157,13 +157,16 @@ def _check_names(values: Mapping[str, Any], kind: type) -> None:
             raise ArgumentError(f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
-def make_options(values: Mapping[str, Any], tokenizer: Tokenizer, *, room: int) -> GenerationOptions:
+def make_options(
+    values: Mapping[str, Any], tokenizer: Tokenizer, *, room: int, defaults: Mapping[str, Any] | None = None
+) -> GenerationOptions:
     """Build ``GenerationOptions`` from the keyword arguments that a task was given; those of reading are left alone.
 
     Args:
         values: Keys of ``TaskOptions``. What is given wins over ``preset``.
         tokenizer: Encodes the allowed texts.
         room: Text positions left behind the longest prompt; the default ``max_new_tokens`` is not larger.
+        defaults: Fields of ``GenerationOptions`` that the checkpoint asks for; ``preset`` and ``values`` win.
 
     Raises:
         ArgumentError: an unknown name or preset, or no allowed texts.
@@ -182,5 +185,22 @@ def make_options(values: Mapping[str, Any], tokenizer: Tokenizer, *, room: int) 
         if not allowed:
             raise ArgumentError("allowed_texts: expected at least one text, got none")
         fields["allowed_token_ids"] = [tokenizer.encode(text) for text in allowed]
-    fields.setdefault("max_new_tokens", max(1, min(GenerationOptions.max_new_tokens, room)))
-    return GenerationOptions(**fields)
+    return GenerationOptions(**_completed(fields, defaults or {}, room))
+
+
+def _completed(fields: dict[str, Any], defaults: Mapping[str, Any], room: int) -> dict[str, Any]:
+    """``fields`` and those of the checkpoint's ``defaults`` that can be had with them."""
+    usual = {"max_new_tokens": GenerationOptions.max_new_tokens, **defaults}
+    usual["max_new_tokens"] = max(1, min(usual["max_new_tokens"], room))
+    if fields.get("do_sample") and "num_beams" not in fields:
+        usual.pop("num_beams", None)
+    if fields.get("num_beams", 1) > 1 and "do_sample" not in fields:
+        usual.pop("do_sample", None)
+    if fields.get("allowed_token_ids") is not None:
+        usual.pop("forced_bos_token_id", None)
+        usual.pop("forced_eos_token_id", None)
+    chosen = {**usual, **fields}
+    for name, most in (("min_new_tokens", "max_new_tokens"), ("num_return_sequences", "num_beams")):
+        if name in usual and name not in fields and not (name == "num_return_sequences" and chosen.get("do_sample")):
+            chosen[name] = min(chosen[name], chosen.get(most, 1))
+    return chosen

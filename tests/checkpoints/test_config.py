@@ -72,7 +72,7 @@ def test_reads_what_transformers_writes(tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = GitConfig.from_file(tmp_path / "config.json")
     for f in dataclasses.fields(ours):
-        if f.name != "vision_config":
+        if f.name not in ("vision_config", "other_eos_token_ids"):
             assert getattr(ours, f.name) == getattr(theirs, f.name), f.name
     for f in dataclasses.fields(ours.vision_config):
         assert getattr(ours.vision_config, f.name) == getattr(theirs.vision_config, f.name), f.name
@@ -85,6 +85,15 @@ def test_transformers_reads_what_we_write(tmp_path):
     assert isinstance(theirs, transformers.GitConfig)
     assert GitConfig.from_dict(theirs.to_dict()) == ours
     assert GitConfig.from_file(tmp_path / "config.json") == ours
+
+
+def test_several_tokens_may_end_a_text():
+    config = GitConfig.from_dict({"eos_token_id": [102, 1012], "pad_token_id": None, "bos_token_id": None})
+    assert (config.eos_token_id, config.eos_token_ids) == (102, (102, 1012))
+    assert config.pad_token_id is config.bos_token_id is None
+    assert config.to_dict()["eos_token_id"] == [102, 1012]
+    assert GitConfig.from_dict(config.to_dict()) == config
+    assert GitConfig.from_dict({"eos_token_id": [7]}).to_dict()["eos_token_id"] == 7
 
 
 @pytest.mark.parametrize(
@@ -108,7 +117,12 @@ def test_transformers_reads_what_we_write(tmp_path):
         ({"hidden_act": ["gelu"]}, "config.hidden_act"),
         ({"tie_word_embeddings": 1}, "config.tie_word_embeddings"),
         ({"eos_token_id": 30522}, "config.eos_token_id: 30522 is outside the vocabulary of 30522"),
-        ({"eos_token_id": [102]}, "config.eos_token_id"),
+        ({"eos_token_id": []}, "config.eos_token_id: expected a token id >= 0, got .]"),
+        ({"eos_token_id": None}, "config.eos_token_id: expected a token id >= 0, got None"),
+        ({"eos_token_id": [102, -1]}, "config.eos_token_id: expected at most 64 token ids"),
+        ({"eos_token_id": [102, [5]]}, "config.eos_token_id: expected at most 64 token ids"),
+        ({"eos_token_id": [102, 30522]}, "config.eos_token_id: 30522 is outside the vocabulary of 30522"),
+        ({"eos_token_id": list(range(65))}, "config.eos_token_id: expected at most 64 token ids"),
         ({"pad_token_id": -1}, "config.pad_token_id"),
         ({"model_type": "blip"}, "config.model_type: expected 'git', got 'blip'"),
         ({"vision_config": []}, "config.vision_config: expected a JSON object, got list"),

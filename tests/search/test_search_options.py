@@ -49,6 +49,9 @@ def make(options=None, prompts=((3,),), vocab_size=V):
         ({"forced_bos_token_id": V}, "forced_bos_token_id: token id 20 is outside the vocabulary of 20"),
         ({"forced_eos_token_id": -3}, "forced_eos_token_id: token id -3 is outside the vocabulary of 20"),
         ({"eos_token_id": V}, "eos_token_id: token id 20 is outside the vocabulary of 20"),
+        ({"eos_token_id": [EOS, V]}, "eos_token_id: token id 20 is outside the vocabulary of 20"),
+        ({"eos_token_id": []}, "eos_token_id: expected 1 to 19 token ids, got 0"),
+        ({"eos_token_id": list(range(V))}, "eos_token_id: expected 1 to 19 token ids, got 20"),
         ({"allowed_token_ids": ()}, "allowed_token_ids: expected None or at least one continuation, got none"),
         ({"allowed_token_ids": [[3], [V]]}, "allowed_token_ids[1]: token id 20 is outside the vocabulary of 20"),
         (

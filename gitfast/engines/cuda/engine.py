@@ -192,9 +192,10 @@ class CudaEngine(Engine):
         with self._lock, _memory_errors():
             self._wait_for(given)
             self.stats.prefill_tokens += sum(map(len, prompts))
-            native = native_options(options, config.eos_token_id)
+            native = native_options(options, config.eos_token_ids)
             _C.check_search(native, prompts, config.vocab_size)
-            mode = SearchMode.of(options, config.vocab_size)
+            # The search on the device ends at one token only.
+            mode = SearchMode.of(options, config.vocab_size) if len(config.eos_token_ids) == 1 else None
             if on_token is not None and not (mode and self._can_stream(mode, given)):
                 return self._search_on_host(given, prompts, options, on_token, cancel)
             rows = max(options.num_beams, options.num_return_sequences)
@@ -280,7 +281,7 @@ class CudaEngine(Engine):
             hidden = batch.prefill(ids) if parents is None else batch.step([i for (i,) in ids], parents, of_rows)
             return self._decoder.logits(hidden).cpu()
 
-        vocab_size, eos = self.config.vocab_size, self.config.eos_token_id
+        vocab_size, eos = self.config.vocab_size, self.config.eos_token_ids
         return generate_with(
             step, prompts, options, vocab_size=vocab_size, eos_token_id=eos, on_token=on_token, cancel=cancel
         )
