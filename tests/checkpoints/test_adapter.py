@@ -113,7 +113,7 @@ def test_a_caption_of_the_adapter_is_that_of_the_merged_model(base: Path) -> Non
         ({"alpha_pattern": {"(a+)+": 1}}, "repeats a group"),
         ({"alpha_pattern": {"(query": 1}}, r"pattern '\(query'"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path is missing"),
-        ({"base_model_name_or_path": "no such model"}, "'no such model' is not found .* name the base model with base="),
+        ({"base_model_name_or_path": "no such model"}, "'no such model' is not found .* with base="),
     ],
 )
 def test_other_adapters_are_refused(base: Path, settings: dict[str, Any], message: str) -> None:
