@@ -235,8 +235,8 @@ def _walk_tiff(data: bytes, name: str, limits: Limits, *, all_pages: bool) -> Cl
             largest = max(largest, (values.get(256, 0), values.get(257, 0)), key=math.prod)
             tile = max(tile, values.get(322, 0) * values.get(323, 0))
             (offset,) = struct.unpack_from(order + pointer, data, offset + head_bytes + count * entry_bytes)
-    except struct.error:
-        pass  # cut short
+    except (struct.error, OverflowError):
+        pass  # cut short, or an offset beyond any file
     if tile > limits.max_pixels:
         raise ImageError(f"{name}: tiles of {tile} pixels; at most {limits.max_pixels} are allowed (max_pixels)")
     return Claim(size=largest if largest != (0, 0) else None, frames=max(1, pages))

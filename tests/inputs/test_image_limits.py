@@ -237,6 +237,9 @@ def test_pages_of_a_tiff_are_bounded() -> None:
     overlapping = tiff(PAGE, PAGE, PAGE, PAGE, entries=60_000)
     with pytest.raises(VideoError, match="more than 200000 directory entries"):
         load_clip(overlapping)
+    far = b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(40)
+    with pytest.raises(ImageError, match="not an image"):
+        load_image(far)
     circle = tiff(PAGE, PAGE)[:-4] + struct.pack("<I", 8)
     assert formats.inspect(circle, "TIFF", "x", Limits(), frames=True).frames == 2
 
