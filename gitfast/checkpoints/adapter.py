@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from gitfast.checkpoints.checkpoint import Checkpoint, Shape, expected_tensors, read_tensors
-from gitfast.checkpoints.config import read_json
+from gitfast.checkpoints.checkpoint import Checkpoint, Shape, expected_tensors, listed, read_tensors
+from gitfast.checkpoints.files import FormatError, is_there, read_json
+from gitfast.checkpoints.patterns import Budget, Suffix
 from gitfast.checkpoints.stored_tensor import FLOAT_DTYPES, StoredTensor
 from gitfast.errors import CheckpointError
 
@@ -28,7 +29,18 @@ _PREFIX = "base_model.model."
 _REQUIRED = {"peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False, "lora_bias": False, "use_qalora": False}
 # Initialisations that leave the base model as it is; the others (PiSSA, OLoRA, ...) train against a changed one.
 _INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
-_MAX_PATTERN = 200
+# Ways of peft to compute something else than W x + s B A x, or to change weights that hold no matrices.
+_UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "trainable_token_indices",
+    "use_bdlora",
+    "velora_config",
+)
+_MAX_PATTERNS = 4_096
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class _Pair:
 def is_adapter(folder: str | Path) -> bool:
     """Whether a folder holds an adapter rather than a model."""
     folder = Path(folder)
-    return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in _WEIGHT_FILES)
+    return is_there(folder / CONFIG_FILE) and any(is_there(folder / name) for name in _WEIGHT_FILES)
 
 
 def base_model_name(folder: str | Path) -> str:
@@ -54,7 +66,7 @@ def base_model_name(folder: str | Path) -> str:
     """
     path = Path(folder) / CONFIG_FILE
     name = read_json(path, CheckpointError).get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or "\0" in name:
         raise CheckpointError(f"{path}: base_model_name_or_path is missing")
     return name
 
@@ -70,17 +82,26 @@ def apply_adapter(folder: str | Path, base: Checkpoint) -> Checkpoint:
     settings = read_json(folder / CONFIG_FILE, CheckpointError)
     for name, value in _REQUIRED.items():
         if settings.get(name, value) != value:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: {name} is {settings[name]!r}; only {value!r} can be merged")
+            raise CheckpointError(
+                f"{folder / CONFIG_FILE}: {name} is {reprlib.repr(settings[name])}; only {value!r} can be merged"
+            )
+    if found := [name for name in _UNSUPPORTED if settings.get(name)]:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {', '.join(found)}: not supported; merge it with peft")
     if (kind := settings.get("init_lora_weights")) not in _INITIALISATIONS:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE}: init_lora_weights is {kind!r}, which changes the base model; convert it with peft"
+            f"{folder / CONFIG_FILE}: init_lora_weights is {reprlib.repr(kind)}, "
+            "which changes the base model; convert it with peft"
         )
-    path = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+    path = next((folder / name for name in _WEIGHT_FILES if is_there(folder / name)), None)
     if path is None:
         raise CheckpointError(f"{folder}: no adapter weights; expected one of {', '.join(_WEIGHT_FILES)}")
-    pairs, replaced, problems = _sort(read_tensors(path), settings, expected_tensors(base.config))
+    tensors = read_tensors(path)
+    try:
+        pairs, replaced, problems = _sort(tensors, settings, expected_tensors(base.config))
+    except FormatError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from None
     if problems:
-        raise CheckpointError(f"{path}: does not fit its base model in {len(problems)}:\n  " + "\n  ".join(problems))
+        raise CheckpointError(f"{path}: does not fit its base model in {len(problems)}:\n  " + listed(problems))
     own_files = (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file()
     weights = _MergedWeights(base.weights, pairs, replaced)
     return replace(base, weights=weights, folder=folder if own_files else base.folder)
@@ -120,6 +141,7 @@ def _sort(
     pairs: dict[str, _Pair] = {}
     replaced: dict[str, StoredTensor] = {}
     problems: list[str] = []
+    alphas = _Alphas(settings)
     for full_name, tensor in tensors.items():
         name = full_name.removeprefix(_PREFIX)
         if tensor.dtype not in FLOAT_DTYPES:
@@ -129,9 +151,11 @@ def _sort(
             up = tensors.get(full_name.replace(".lora_A.", ".lora_B."))
             problem = _pair_problem(module, tensor, up, shapes)
             if problem is None and up is not None:
-                pairs[f"{module}.weight"] = _Pair(tensor, up, _scale(module, tensor.shape[0], settings))
+                pairs[f"{module}.weight"] = _Pair(tensor, up, _scale(alphas.of(module), tensor.shape[0], settings))
             else:
                 problems.append(f"{full_name}: {problem}")
+        elif name.endswith((".lora_embedding_A", ".lora_embedding_B")):
+            problems.append(f"{full_name}: adapts an embedding, which is not supported; merge it with peft")
         elif name.endswith(".lora_B.weight"):
             if full_name.replace(".lora_B.", ".lora_A.") not in tensors:
                 problems.append(f"{full_name}: its lora_A is missing")
@@ -160,25 +184,26 @@ def _pair_problem(module: str, down: StoredTensor, up: StoredTensor | None, shap
     return None
 
 
-def _scale(module: str, rank: int, settings: Mapping[str, Any]) -> float:
-    """alpha / r of a layer; patterns give some layers an alpha of their own."""
-    alpha = _pattern_value(module, settings.get("alpha_pattern"), settings.get("lora_alpha", 8))
+def _scale(alpha: float, rank: int, settings: Mapping[str, Any]) -> float:
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def _pattern_value(module: str, patterns: Any, default: Any) -> float:
-    """The value of the first pattern that matches the end of the layer's name, as peft chooses; else the default."""
-    value = next((v for key, v in (patterns or {}).items() if _matches(key, module)), default)
+class _Alphas:
+    """The alpha of each layer: of the first pattern that matches the end of its name, as peft chooses, or of all."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        patterns = settings.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict) or len(patterns) > _MAX_PATTERNS:
+            raise FormatError(f"alpha_pattern: expected an object of at most {_MAX_PATTERNS} patterns")
+        self._patterns = [(Suffix(pattern), _alpha(value, pattern)) for pattern, value in patterns.items()]
+        self._default = _alpha(settings.get("lora_alpha", 8), "lora_alpha")
+        self._budget = Budget()
+
+    def of(self, module: str) -> float:
+        return next((alpha for suffix, alpha in self._patterns if suffix.matches(module, self._budget)), self._default)
+
+
+def _alpha(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise CheckpointError(f"{CONFIG_FILE}: alpha of {module}: expected a number, got {value!r}")
+        raise FormatError(f"alpha of {reprlib.repr(name)}: expected a number, got {reprlib.repr(value)}")
     return float(value)
-
-
-def _matches(pattern: str, module: str) -> bool:
-    """Patterns are regular expressions from a file: those that could run for ever are refused."""
-    if len(pattern) > _MAX_PATTERN or re.search(r"[)\]][*+{]", pattern):
-        raise CheckpointError(f"{CONFIG_FILE}: pattern {reprlib.repr(pattern)} is too long or repeats a group")
-    try:
-        return re.match(rf"(.*\.)?({pattern})$", module) is not None
-    except re.error as error:
-        raise CheckpointError(f"{CONFIG_FILE}: pattern {reprlib.repr(pattern)}: {error}") from None

@@ -131,6 +131,8 @@ def _cuda_status() -> EngineStatus:
     if not hasattr(_C, "cuda"):
         return EngineStatus(name="cuda", usable=False, detail="this build has no CUDA part")
     found = _C.cuda.devices()
+    if found["problem"] and not _has_nvidia_driver():
+        return EngineStatus(name="cuda", usable=False, detail="no NVIDIA driver")
     if found["problem"]:
         return EngineStatus(name="cuda", usable=False, detail=found["problem"])
     names = ", ".join(device["name"] for device in found["devices"])
@@ -146,3 +148,14 @@ def _reference_status() -> EngineStatus:
     from importlib.metadata import version  # a tenth of the import of this package
 
     return EngineStatus(name="reference", usable=True, detail=f"torch {version('torch')}")
+
+
+def _has_nvidia_driver() -> bool:
+    """Whether CUDA's driver library can be loaded. Without one the runtime speaks of an insufficient version."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False

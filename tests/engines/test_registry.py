@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from gitfast import _C
 from gitfast.checkpoints.checkpoint import open_checkpoint
 from gitfast.engines import registry
 from gitfast.engines.registry import EngineStatus, create_engine, engine_statuses
@@ -67,3 +69,12 @@ def test_without_torch(checkpoint_folder, monkeypatch):
     monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match="torch is not installed"):
         create_engine("reference", open_checkpoint(checkpoint_folder))
+
+
+def test_a_machine_without_a_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = "CUDA driver version is insufficient for CUDA runtime version"
+    found = SimpleNamespace(devices=lambda: {"devices": [], "problem": problem})
+    monkeypatch.setattr(_C, "cuda", found, raising=False)
+    for driver, detail in ((False, "no NVIDIA driver"), (True, problem)):
+        monkeypatch.setattr(registry, "_has_nvidia_driver", lambda driver=driver: driver)
+        assert registry.engine_status("cuda") == registry.EngineStatus(name="cuda", usable=False, detail=detail)
