@@ -114,7 +114,8 @@ class Suffix:
         if op is ops.SUBPATTERN and not (value[1] or value[2]):
             return self._sequence(value[3], then)
         if op in (ops.MAX_REPEAT, ops.MIN_REPEAT):
-            return self._repeat(*value, then)
+            least, most, repeated = value
+            return self._repeat(least, most, repeated, then)
         if op is ops.AT and value in (ops.AT_BEGINNING, ops.AT_BEGINNING_STRING, ops.AT_END, ops.AT_END_STRING):
             return self._add("at", value in (ops.AT_BEGINNING, ops.AT_BEGINNING_STRING), [then])
         raise FormatError(f"pattern {reprlib.repr(self._pattern)}: {op} is not supported")
