@@ -1,5 +1,5 @@
-// The kernels and the thread pool without Python, for the sanitizers: csrc/tests/run.sh builds and runs this under
-// AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer. Numbers are compared in tests/cpu;
+// The kernels, the thread pool and the running batch without Python, for the sanitizers: csrc/tests/run.sh runs this
+// under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer. Numbers are compared in tests/cpu;
 // here every array has its exact size, outputs start as NaN, and threads meet in as many ways as they can.
 #include <sys/wait.h>
 #include <unistd.h>
@@ -11,13 +11,16 @@
 #include <cstdlib>
 #include <fstream>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "cpu/engine.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/policy.h"
 #include "cpu/threads.h"
 #include "tensor.h"
 
@@ -306,6 +309,190 @@ void test_fork() {
 #endif
 }
 
+// Encoding with rows that decode, in simulated time: what the policy makes of slices and steps that take so long.
+struct Simulation {
+  double slice, step;  // seconds
+  double longest_gap = 0;
+  int64_t slices = 0, steps = 0;
+
+  void run(double duration) {
+    Work work{4, true, 0, 0, step, slice};
+    for (double now = 0, last = 0; now < duration;) {
+      work.since_step = now - last;
+      const Action action = next_action(work);
+      EXPECT(action != Action::idle);
+      now += action == Action::slice ? slice : step;
+      if (action == Action::slice) {
+        ++slices;
+        ++work.slices;
+      } else {
+        longest_gap = std::max(longest_gap, now - last);
+        last = now;
+        ++steps;
+        work.slices = 0;
+      }
+    }
+  }
+};
+
+void test_policy_bounds_the_gap_between_tokens() {
+  for (double slice : {0.0005, 0.002, 0.008, 0.014})
+    for (double step : {0.001, 0.005, 0.015}) {
+      Simulation simulation{slice, step};
+      simulation.run(10);
+      EXPECT(simulation.longest_gap <= kTokenGapSeconds + 1e-9);
+      EXPECT(static_cast<double>(simulation.slices) * slice >= 10 * 0.4 * (1 - step / kTokenGapSeconds));
+    }
+  Simulation slow{0.1, 0.02};  // no gap can be kept: they take turns
+  slow.run(12);
+  EXPECT(slow.slices - slow.steps <= 1 && slow.steps - slow.slices <= 1);
+  EXPECT(next_action({}) == Action::idle);
+  EXPECT(next_action({1, false}) == Action::step);
+  EXPECT(next_action({0, true}) == Action::slice);
+
+  Work none, rows{3, true, 0, 0, 0.010, 0};
+  EXPECT(images_together(8, 8, 10, 2, none, 0.05) == 8);     // one call's own
+  EXPECT(images_together(40, 40, 10, 2, none, 0.05) == 10);  // memory
+  EXPECT(images_together(8, 1, 10, 2, none, 0.05) == 2);     // of several calls: until the threads are busy
+  EXPECT(images_together(1, 1, 10, 2, none, 0.05) == 1);
+  EXPECT(images_together(8, 8, 10, 2, rows, 0.005) == 4);  // 20 ms are left of the gap
+  EXPECT(images_together(8, 8, 10, 2, rows, 0.050) == 1);
+}
+
+// A model of random weights, on which captions depend on everything.
+std::unique_ptr<Engine> tiny_engine(int threads) {
+  ModelConfig config;
+  config.vision = {32, 48, 2, 2, 32, 8, 1e-5f};
+  config.vocab_size = 50;
+  config.hidden_size = 32;
+  config.intermediate_size = 48;
+  config.num_layers = 2;
+  config.num_heads = 2;
+  config.max_positions = 40;
+  Floats values;
+  const auto shape_of = [&](const std::string& name) -> std::vector<int64_t> {
+    const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
+    const bool vector = has("bias") || has("norm") || has("LayerNorm") || has("layrnorm") || has("visual_projection.1");
+    if (has("class_embedding")) return {32};
+    if (has("patch_embedding")) return {32, 3, 8, 8};
+    if (has("image_encoder") && has("position_embedding")) return {17, 32};
+    if (has("position_embeddings")) return {40, 32};
+    if (has("word_embeddings")) return {50, 32};
+    if (name.rfind("output.", 0) == 0) return vector ? std::vector<int64_t>{50} : std::vector<int64_t>{50, 32};
+    if (has("fc1") || has("intermediate.dense"))
+      return vector ? std::vector<int64_t>{48} : std::vector<int64_t>{48, 32};
+    if ((has("fc2") || (has(".output.dense") && !has("attention"))) && !vector) return {32, 48};
+    return vector ? std::vector<int64_t>{32} : std::vector<int64_t>{32, 32};
+  };
+  const WeightSource source = [&](const std::string& name) {
+    const std::vector<int64_t> shape = shape_of(name);
+    TensorView t;
+    int64_t stride = 1;
+    t.ndim = static_cast<int>(shape.size());
+    for (int i = t.ndim - 1; i >= 0; --i) {
+      t.shape[i] = shape[static_cast<size_t>(i)];
+      t.strides[i] = stride;
+      stride *= t.shape[i];
+    }
+    values = whole_numbers(stride, static_cast<uint32_t>(std::hash<std::string>()(name)));
+    for (float& v : values) v *= 0.1f;
+    t.data = values.data();
+    return t;
+  };
+  return std::make_unique<Engine>(config, source, WeightFormat::f32, threads, Isa::scalar, false);
+}
+
+// Calls from many threads: joins, leaves, callbacks that throw or stop, cancelling, encodings, scores. Each gets what
+// it gets alone.
+void test_running_batch() {
+  const std::unique_ptr<Engine> engine = tiny_engine(2);
+  const Floats images = whole_numbers(3 * 3 * 32 * 32, 7);
+  PixelBatch pixels;
+  pixels.data = images.data();
+  pixels.images = 3;
+  pixels.height = pixels.width = 32;
+  const Control free;
+  std::vector<PrefixPtr> prefixes = engine->encode(pixels, free);
+  prefixes.push_back(nullptr);
+  const TokenLists prompts{{2, 5, 6}, {2}, {2, 9, 9, 20, 30}, {2, 8}};
+  std::vector<search::SearchOptions> options(3);
+  for (search::SearchOptions& o : options) o.max_new_tokens = 12, o.eos = {3};
+  options[1].num_beams = 3;
+  options[2].do_sample = true;
+  options[2].num_return_sequences = 4;
+  options[2].seed = 5;
+  std::vector<std::vector<std::vector<search::Result>>> want;
+  for (const search::SearchOptions& o : options) {
+    want.emplace_back();
+    for (size_t r = 0; r < prompts.size(); ++r)
+      want.back().push_back(engine->generate({prefixes[r]}, {prompts[r]}, o, nullptr, free)[0]);
+  }
+  const auto same = [](const std::vector<search::Result>& a, const std::vector<search::Result>& b) {
+    for (size_t i = 0; i < a.size(); ++i)
+      if (a[i].tokens != b[i].tokens || a[i].logprobs != b[i].logprobs || a[i].score != b[i].score) return false;
+    return a.size() == b.size();
+  };
+  const std::vector<std::vector<float>> scores = engine->score(prefixes, prompts, free);
+
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 6; ++caller)
+    callers.emplace_back([&, caller] {
+      for (int i = 0; i < 12; ++i) {
+        const auto o = static_cast<size_t>((caller + i) % 3);
+        switch ((caller * 5 + i) % 6) {
+          case 0:
+          case 1: {
+            const auto found = engine->generate(prefixes, prompts, options[o], nullptr, free);
+            for (size_t r = 0; r < prompts.size(); ++r) EXPECT(same(found[r], want[o][r]));
+            break;
+          }
+          case 2: {
+            TokenLists told(prompts.size());
+            const auto found = engine->generate(
+                prefixes, prompts, options[0],
+                [&](int32_t row, const std::vector<int32_t>& tokens) {
+                  TokenLists::value_type& mine = told[static_cast<size_t>(row)];
+                  mine.insert(mine.end(), tokens.begin(), tokens.end());
+                  return row != 1 || mine.size() < 3;
+                },
+                free);
+            for (size_t r = 0; r < prompts.size(); ++r) {
+              EXPECT(told[r] == found[r][0].tokens);
+              EXPECT(r == 1 || same(found[r], want[0][r]));
+            }
+            break;
+          }
+          case 3: {
+            bool thrown = false;
+            try {
+              engine->generate(
+                  prefixes, prompts, options[o], [&](int32_t, const auto&) -> bool { throw Error("mine"); }, free);
+            } catch (const Error& error) {
+              thrown = std::string(error.what()) == "mine";
+            }
+            EXPECT(thrown);
+            break;
+          }
+          case 4: {
+            const auto flag = std::make_shared<CancelFlag>();
+            std::thread other([&] { flag->cancel(); });
+            try {
+              for (;;) engine->generate(prefixes, prompts, options[o], nullptr, {flag, nullptr});
+            } catch (const Cancelled&) {
+            }
+            other.join();
+            break;
+          }
+          default: {
+            EXPECT(engine->encode(pixels, free).size() == 3);
+            EXPECT(engine->score(prefixes, prompts, free) == scores);
+          }
+        }
+      }
+    });
+  for (std::thread& t : callers) t.join();
+}
+
 void test_cgroup_quota() {
   char root[] = "/tmp/gitfast-cgroup-XXXXXX";
   EXPECT(mkdtemp(root) != nullptr);
@@ -367,6 +554,9 @@ void test_all() {
   test_pools_come_and_go();
   test_fork();
   test_cgroup_quota();
+  std::printf("running batch\n");
+  test_policy_bounds_the_gap_between_tokens();
+  test_running_batch();
 }
 
 }  // namespace

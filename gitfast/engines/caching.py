@@ -163,7 +163,10 @@ class CachingEngine(Engine):
             cancel: Looked at while another call encodes what this one needs, too.
         """
         found: dict[bytes, ImagePrefix] = {}
-        while missing := {key: i for i, key in enumerate(keys) if key not in found}:
+        first: dict[bytes, int] = {}
+        for i, key in enumerate(keys):
+            first.setdefault(key, i)
+        while missing := {key: i for key, i in first.items() if key not in found}:
             own, others = self._claim(missing, found)
             try:
                 if own:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import gitfast
-from gitfast.engines.caching import CachingEngine
+from gitfast.engines.caching import CachingEngine, file_key
 from gitfast.pipeline import batching
 
 from support.tiny_checkpoint import random_image
@@ -145,3 +148,80 @@ def test_threads(model: gitfast.Model) -> None:
 def test_the_size_must_be_positive(checkpoint_folder: Path) -> None:
     with pytest.raises(ValueError, match="prefix_cache_bytes: expected a positive number of bytes, got 0"):
         gitfast.load(checkpoint_folder, prefix_cache_bytes=0)
+
+
+def test_one_encoding_for_ten_threads(model: gitfast.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for the first, and are counted as hits."""
+    engine, encode, inside = caching(model), caching(model).engine.encode, threading.Event()
+
+    def slow(pixels, **options):
+        inside.set()
+        while engine.cache_stats.hits < 9:  # until all others wait
+            time.sleep(0.001)
+        return encode(pixels, **options)
+
+    monkeypatch.setattr(engine.engine, "encode", slow)
+    with ThreadPoolExecutor(10) as callers:
+        prefixes = list(callers.map(model.encode, [random_image(0)] * 10))
+    assert len({id(prefix) for prefix in prefixes}) == 1
+    assert (engine.cache_stats.hits, engine.cache_stats.misses) == (9, 1)
+    assert encoded(model) == 1
+
+
+def test_who_waits_goes_on_when_the_first_fails(model: gitfast.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, encode, failed = caching(model), caching(model).engine.encode, []
+
+    def fail_once(pixels, **options):
+        if failed:
+            return encode(pixels, **options)
+        failed.append(True)
+        while engine.cache_stats.hits < 1:
+            time.sleep(0.001)
+        raise gitfast.CancelledError("mine")
+
+    monkeypatch.setattr(engine.engine, "encode", fail_once)
+    with ThreadPoolExecutor(2) as callers:
+        calls = [callers.submit(model.encode, random_image(0)) for _ in range(2)]
+        errors = [call.exception() for call in calls]
+    assert sorted(type(error).__name__ for error in errors) == ["CancelledError", "NoneType"]
+    assert encoded(model) == 1
+
+
+def test_who_waits_can_be_cancelled(model: gitfast.Model) -> None:
+    engine, go_on = caching(model), threading.Event()
+    with ThreadPoolExecutor(1) as caller:
+        (prefix,) = [model.encode(random_image(1))]
+        first = caller.submit(engine.encode_keyed, [b"key"], lambda _: [prefix] * go_on.wait(60))
+        while engine.cache_stats.misses < 2:
+            time.sleep(0.001)
+        with pytest.raises(gitfast.DeadlineError):
+            engine.encode_keyed([b"key"], lambda _: [prefix], cancel=gitfast.CancelToken(timeout=0.01))
+        go_on.set()
+        assert first.result() == [prefix]
+
+
+def test_keys_of_the_caller(model: gitfast.Model) -> None:
+    """A hit by the file's bytes needs no pixels."""
+    engine = caching(model)
+    asked: list[list[int]] = []
+
+    def encode(missing):
+        asked.append(missing)
+        return [model.encode(random_image(i)) for i in missing]
+
+    keys = [file_key(data, ("crop", 224)) for data in (b"a", b"b", b"a")]
+    first = engine.encode_keyed(keys, encode)
+    assert first[0] is first[2]
+    assert engine.encode_keyed(keys, encode) == first
+    assert asked == [[0, 1]]
+    assert len({*keys, file_key(b"a", ("crop", 480)), file_key(b"c", ("crop", 224))}) == 4
+
+
+def test_a_child_forked_while_the_lock_is_held_goes_on(model: gitfast.Model) -> None:
+    engine = caching(model)
+    model.encode(random_image(0))
+    with engine._lock:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if engine.cache_stats.prefixes == 1 and model.encode(random_image(0)) else 1)
+    assert os.waitpid(child, 0)[1] == 0
