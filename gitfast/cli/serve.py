@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from gitfast import load
+from gitfast import Limits, load
 from gitfast.cli import common
 from gitfast.errors import EngineError
 
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
     add("--drain-seconds", type=_seconds, default=30.0, metavar="S", help="for what runs at SIGTERM (default: 30)")
     add("--max-body-mb", type=common.positive, default=64, metavar="MB", help="one request (default: 64)")
     add("--max-images", type=common.positive, default=16, metavar="N", help="in one request (default: 16)")
-    add("--max-megapixels", type=common.positive, default=50, metavar="N", help="of one image (default: 50)")
+    add("--max-megapixels", type=common.positive, default=120, metavar="N", help="of one image (default: 120)")
     add("--max-tokens", type=common.positive, default=512, metavar="N", help="of one text (default: 512)")
     add("--max-beams", type=common.positive, default=16, metavar="N", help="and choices of a prompt (default: 16)")
     add("--max-labels", type=common.positive, default=1000, metavar="N", help="of one request (default: 1000)")
@@ -73,13 +73,16 @@ def run(args: argparse.Namespace) -> int:
         drain=args.drain_seconds,
         max_body_bytes=args.max_body_mb * _MB,
         max_images=args.max_images,
-        max_pixels=args.max_megapixels * _MB,
         max_new_tokens=args.max_tokens,
         max_beams=args.max_beams,
         max_labels=args.max_labels,
         url_hosts=tuple(args.allow_url_host),
         log_texts=args.log_texts,
     )
+
+    # Of a clip at most twenty times as much is decoded as of an image, where calls of one's own allow more.
+    pixels = args.max_megapixels * _MB
+    limits = Limits(max_pixels=pixels, max_decoded_pixels=20 * pixels, max_video_pixels=20 * pixels)
 
     def load_model() -> Any:
         return load(
@@ -89,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
             num_threads=args.threads,
             preprocess=args.preprocess,
             prefix_cache_bytes=args.cache_mb * _MB or None,
+            limits=limits,
         )
 
     return serve(load_model, settings, host=args.host, port=args.port)

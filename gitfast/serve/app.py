@@ -43,7 +43,7 @@ class Service:
     def __post_init__(self) -> None:
         self.jobs = Jobs(self.settings, self.metrics)
         self.fetcher = Fetcher(
-            hosts=self.settings.url_hosts, max_bytes=self.settings.max_image_bytes, timeout=self.settings.url_timeout
+            hosts=self.settings.url_hosts, max_bytes=self.settings.max_body_bytes, timeout=self.settings.url_timeout
         )
 
     def start(self, model: Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -91,7 +92,10 @@ def of_validation(error: ValidationError) -> ApiError:
 
 def of_model(error: GitfastError | ValueError) -> ApiError:
     """Bad input that the model found: an image that cannot be read, an option that cannot be."""
-    code = "invalid_image" if isinstance(error, ImageError) else "invalid_value"
-    param, _, rest = str(error).partition(":")
-    named = bool(rest) and param.replace("[", "").replace("]", "").replace("_", "").isalnum()
-    return invalid(str(error), param if named else None, code=code)
+    message, code = str(error), "invalid_value"
+    if isinstance(error, ImageError):  # of several, "images[2]: ..." or "videos[2]: ..."
+        message, code = message.replace("encoded bytes: ", "", 1), "invalid_image"
+        message = re.sub(r"^(images|videos)(?=\[\d+\]: )|^", lambda found: "image" if found[1] else "image: ", message)
+    param, colon, _ = message.partition(":")
+    named = colon and re.fullmatch(r"\w+(\[\d+\])?", param)
+    return invalid(message, param if named else None, code=code)

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from gitfast.errors import GitfastError
-from gitfast.inputs.limits import Limits
-from gitfast.inputs.pictures import open_image
 from gitfast.model import Model
 from gitfast.results import Result
 from gitfast.serve import tracing
@@ -48,7 +46,6 @@ class Inference:
             ApiError: one cannot be read, or exceeds a limit.
         """
         with self._timed("encode"):
-            self._check_headers(files)
             prefixes = self.model.encode(list(files))
         self.metrics.images.inc(len(files))
         return prefixes
@@ -80,20 +77,6 @@ class Inference:
     def _count(self, results: list[Result]) -> list[Result]:
         self.metrics.tokens.inc(sum(len(r.token_ids) for result in results for r in (result, *result.alternatives)))
         return results
-
-    def _check_headers(self, files: Sequence[bytes]) -> None:
-        """Images are refused by what their header says, before any is decoded; clips have the model's own limits."""
-        if self.model.config.is_video:
-            return
-        limits = Limits(max_image_bytes=self.settings.max_image_bytes, max_pixels=self.settings.max_pixels)
-        for i, file in enumerate(files):
-            if len(file) > limits.max_image_bytes:
-                raise invalid(
-                    f"image[{i}]: {len(file)} bytes; at most {limits.max_image_bytes} are allowed",
-                    f"image[{i}]",
-                    code="invalid_image",
-                )
-            open_image(file, f"image[{i}]", limits)
 
     @contextmanager
     def _timed(self, what: str) -> Generator[None]:

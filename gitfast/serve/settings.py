@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from gitfast.inputs.limits import DEFAULT_LIMITS
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Limits of one server. Times are in seconds.
+    """Limits of one server. Times are in seconds. Limits of one image or clip are the model's: ``gitfast.Limits``.
 
     Attributes:
         served_name: The model's name in requests and replies; None: its own, without the folder it lies in.
@@ -22,7 +20,6 @@ class Settings:
         max_body_bytes: One request's body.
         max_buffered_bytes: The bodies of all requests that are in the house.
         max_images: Images or clips of one request.
-        max_image_bytes, max_pixels: One image, encoded and decoded; checked before it is decoded.
         max_texts: Questions, or texts to score, of one request.
         max_labels: Labels of one request.
         max_new_tokens: The most that a request may ask for.
@@ -43,8 +40,6 @@ class Settings:
     max_body_bytes: int = 64_000_000
     max_buffered_bytes: int = 1_000_000_000
     max_images: int = 16
-    max_image_bytes: int = DEFAULT_LIMITS.max_image_bytes
-    max_pixels: int = DEFAULT_LIMITS.max_pixels
     max_texts: int = 64
     max_labels: int = 1000
     max_new_tokens: int = 512

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from gitfast.inputs.limits import Limits
 from gitfast.inputs.pictures import load_image
 from gitfast.inputs.tokenizer import StreamDecoder, Tokenizer
 from gitfast.model import Model
@@ -149,7 +148,7 @@ def _attend(options: schemas.AttendOptions, files: Sequence[bytes], settings: Se
                 text = inference.captions([prefix], options.prompt, {})[0].text
             weights = inference.call(model.attend, prefix, text, prompt=options.prompt)
             frames = model.config.num_image_with_embedding or 1
-            view, grid = (None, None) if model.config.is_video else _view(model, file, settings)
+            view, grid = (None, None) if model.config.is_video else _view(model, file)
             maps = _patch_maps(weights, frames, grid)
             words = [
                 {"text": word, "attention": np.round(maps[first:last].mean(0, dtype=np.float64), 6).tolist()}
@@ -189,13 +188,12 @@ def _patch_maps(weights: np.ndarray, frames: int, grid: tuple[int, int] | None) 
     return patches.reshape(len(weights), frames, *grid)
 
 
-def _view(model: Model, file: bytes, settings: Settings) -> tuple[list[float], tuple[int, int]]:
+def _view(model: Model, file: bytes) -> tuple[list[float], tuple[int, int]]:
     """What the model sees of an image, (left, top, right, bottom) as parts of it, and its (rows, columns) of patches.
 
     A crop of an image that is smaller than it is reaches beyond the image.
     """
-    limits = Limits(max_image_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
-    image = load_image(file, limits=limits)
+    image = load_image(file, limits=model.processor.limits)
     processor, patch = model.processor.image_processor, model.config.vision_config.patch_size
     height, width, _ = processor.preprocess(image, normalize=False).shape
     grid = (height // patch, width // patch)
