@@ -316,6 +316,9 @@ py::dict stats(const Engine& engine) {
   out["encoded_images"] = engine.stats().encoded_images.load();
   out["prefill_tokens"] = engine.stats().prefill_tokens.load();
   out["decode_steps"] = engine.stats().decode_steps.load();
+  out["decode_rows"] = engine.stats().decode_rows.load();
+  out["step_seconds"] = 1e-9 * static_cast<double>(engine.stats().step_ns.load());
+  out["encode_seconds"] = 1e-9 * static_cast<double>(engine.stats().encode_ns.load());
   return out;
 }
 

@@ -226,6 +226,7 @@ void Decoding::begin_tokens() {
       counts_.prefill_tokens += size_of(s->ids);
     } else {
       goes_on = true;
+      counts_.decode_rows += static_cast<int64_t>(s->rows.size());
       for (size_t r = 0; r < s->rows.size(); ++r) {
         std::vector<int32_t>& slots = s->rows[r];
         slots.push_back(slots_.take());

@@ -52,6 +52,7 @@ class Decoding {
   struct Counts {
     int64_t prefill_tokens = 0;
     int64_t decode_steps = 0;  // steps in which a sequence went on
+    int64_t decode_rows = 0;   // rows that went on in them
   };
 
   explicit Decoding(const TextModel& model);

@@ -17,6 +17,7 @@ constexpr int64_t kFillTokens = 512, kFillTokensPerThread = 128;  // enough to k
 constexpr double kNewest = 0.5;                                   // the weight of the last measurement
 
 double seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
+int64_t nanoseconds(Clock::duration d) { return std::chrono::duration_cast<std::chrono::nanoseconds>(d).count(); }
 
 void average(double& mean, double value) { mean = mean == 0 ? value : mean + kNewest * (value - mean); }
 
@@ -342,6 +343,8 @@ void RunningBatch::run_step(Lock& lock) {
   slices_ = 0;
   stats_.prefill_tokens += decoding_.counts().prefill_tokens - before.prefill_tokens;
   stats_.decode_steps += decoding_.counts().decode_steps - before.decode_steps;
+  stats_.decode_rows += decoding_.counts().decode_rows - before.decode_rows;
+  stats_.step_ns += nanoseconds(end - begin);
   for (Decoding::Event& event : events) take(std::move(event));
 }
 
@@ -393,6 +396,7 @@ void RunningBatch::run_slice(Lock& lock) {
   const Clock::time_point done = Clock::now();
   lock.lock();
   average(slice_token_cost_, seconds(done - begin) / tokens);
+  stats_.encode_ns += nanoseconds(done - begin);
   ++slices_;
   for (auto& [call, index] : encoding_for_)
     if (error && call) end(*call, error);

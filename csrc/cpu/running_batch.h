@@ -45,6 +45,8 @@ class RunningBatch {
     std::atomic<int64_t> encoded_images{0};  // images and clips
     std::atomic<int64_t> prefill_tokens{0};
     std::atomic<int64_t> decode_steps{0};  // of all calls together
+    std::atomic<int64_t> decode_rows{0};   // of those steps
+    std::atomic<int64_t> step_ns{0}, encode_ns{0};
   };
 
   RunningBatch(const TextModel& text, const ImageModel& images, Stats& stats);

@@ -161,3 +161,6 @@ class EngineStats:
     encoded_images: int = 0  # images and clips
     prefill_tokens: int = 0
     decode_steps: int = 0  # of all calls together
+    decode_rows: int | None = None  # of those steps; over the steps, how many share one. None: not counted
+    step_seconds: float | None = None
+    encode_seconds: float | None = None

@@ -98,12 +98,7 @@ class CpuEngine(Engine):
     @property
     def stats(self) -> EngineStats:  # type: ignore[override]
         """Work done so far."""
-        counts = self._native.stats
-        return EngineStats(
-            encoded_images=counts["encoded_images"],
-            prefill_tokens=counts["prefill_tokens"],
-            decode_steps=counts["decode_steps"],
-        )
+        return EngineStats(**self._native.stats)
 
     def encode(
         self, pixel_values: np.ndarray, *, interpolate_positions: bool = False, cancel: CancelToken | None = None

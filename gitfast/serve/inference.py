@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from gitfast.errors import GitfastError
+from gitfast.errors import CancelledError, DeadlineError, GitfastError
 from gitfast.model import Model
 from gitfast.results import Result
 from gitfast.serve import tracing
-from gitfast.serve.cancellation import CancelledError
 from gitfast.serve.errors import invalid, of_model
 from gitfast.serve.jobs import Job
 from gitfast.serve.metrics import Metrics
@@ -46,18 +45,18 @@ class Inference:
             ApiError: one cannot be read, or exceeds a limit.
         """
         with self._timed("encode"):
-            prefixes = self.model.encode(list(files))
+            prefixes = self.model.encode(list(files), cancel=self.job.cancel)
         self.metrics.images.inc(len(files))
         return prefixes
 
     def captions(self, prefixes: Sequence[ImagePrefix], prompt: str | None, options: dict[str, Any]) -> list[Result]:
         with self._timed("generate"):
-            results = self.model.caption(list(prefixes), prompt=prompt, **options)
+            results = self.model.caption(list(prefixes), prompt=prompt, cancel=self.job.cancel, **options)
         return self._count(results)
 
     def answers(self, prefix: ImagePrefix, questions: Sequence[str], options: dict[str, Any]) -> list[Result]:
         with self._timed("generate"):
-            results = self.model.answer(prefix, list(questions), **options)
+            results = self.model.answer(prefix, list(questions), cancel=self.job.cancel, **options)
         return self._count(results)
 
     def stream(
@@ -65,14 +64,14 @@ class Inference:
     ) -> Result:
         """As ``captions`` or ``answers`` of one text, with ``on_piece`` called for its pieces as they come."""
         with self._timed("generate"):
-            pieces = self.model.stream(prefix, question=question, **options)
+            pieces = self.model.stream(prefix, question=question, cancel=self.job.cancel, **options)
             result = _exhaust(pieces, on_piece)
         return self._count([result])[0]
 
     def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Any other function of the model that takes prefixes: ``classify``, ``score``, ``attend``."""
         with self._timed("generate"):
-            return function(*arguments, **options)
+            return function(*arguments, cancel=self.job.cancel, **options)
 
     def _count(self, results: list[Result]) -> list[Result]:
         self.metrics.tokens.inc(sum(len(r.token_ids) for result in results for r in (result, *result.alternatives)))
@@ -81,12 +80,13 @@ class Inference:
     @contextmanager
     def _timed(self, what: str) -> Generator[None]:
         """Count the seconds of a stage, make bad input the client's error, and stop where the job has ended."""
-        if self.job.cancel.cancelled:
-            raise CancelledError
+        self.job.cancel.check()
         begin = time.perf_counter()
         try:
             with tracing.child_span(f"gitfast.{what}", self.parent):
                 yield
+        except (CancelledError, DeadlineError):
+            raise
         except (GitfastError, ValueError) as error:
             raise of_model(error) from None
         seconds = time.perf_counter() - begin

@@ -14,10 +14,11 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
-from gitfast.serve.cancellation import CancelledError, CancelToken, DeadlineError
+from gitfast.errors import CancelledError, DeadlineError
 from gitfast.serve.errors import ApiError, busy, timed_out
 from gitfast.serve.metrics import Metrics
 from gitfast.serve.settings import Settings
+from gitfast.types import CancelToken
 
 T = TypeVar("T")
 

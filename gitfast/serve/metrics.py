@@ -58,7 +58,7 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         engine: Any = self._model.engine
-        stats = getattr(getattr(engine, "engine", engine), "stats", None)  # behind the cache, where there is one
+        stats = getattr(engine, "stats", None)  # of engines that count their work
         for name, help in (
             ("encoded_images", "Images and clips encoded."),
             ("prefill_tokens", "Prompt tokens run."),

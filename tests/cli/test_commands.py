@@ -139,9 +139,9 @@ class TestManyFiles:
         printed = []
 
         class Engine(RefillingEngine):
-            def generate(self, *arguments):
+            def generate(self, *arguments, **options):
                 printed.append(len(capsys.readouterr().out.splitlines()))
-                return super().generate(*arguments)
+                return super().generate(*arguments, **options)
 
         engine = Engine(3)
         monkeypatch.setattr(common, "load_model", lambda _: Model(engine, model.processor, model.config))

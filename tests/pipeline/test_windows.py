@@ -248,8 +248,8 @@ class WatchedEngine(RefillingEngine):
         self.watch(self)
         return prefixes
 
-    def generate(self, *arguments):
-        generations = super().generate(*arguments)
+    def generate(self, *arguments, **options):
+        generations = super().generate(*arguments, **options)
         self.watch(self)
         return generations
 

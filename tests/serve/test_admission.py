@@ -98,7 +98,21 @@ def test_clients_that_leave(server, closed):
     for connection in clients:
         connection.close()
     server.wait_for("gitfast_queue_depth", 0)
+    server.wait_for("gitfast_running_requests", 0)  # while the engine would still keep them
     server.wait_for("gitfast_cancelled_total", before + RUNNING + QUEUE)
+
+
+def test_one_picture_of_many_clients_is_encoded_once(server):
+    image = SQUARES.read_bytes() + b"like no other file"
+    before = server.metric("gitfast_engine_encoded_images_total")
+
+    def ask(_: int) -> int:
+        with server.client() as client:
+            return client.post("/v1/caption", content=image, headers=HEADERS).status_code
+
+    with ThreadPoolExecutor(RUNNING + QUEUE) as pool:
+        assert set(pool.map(ask, range(10))) == {200}
+    assert server.metric("gitfast_engine_encoded_images_total") == before + 1
 
 
 def test_the_deadline(gate, tmp_path):

@@ -170,8 +170,9 @@ class GatedEngine:
         return getattr(self._engine, name)
 
     def generate(self, *arguments: Any, **options: Any) -> Any:
-        cancel = options.get("cancel")
-        while self._gate.exists() and not (cancel is not None and cancel.cancelled):
+        while self._gate.exists():
+            if options.get("cancel") is not None:
+                options["cancel"].check()
             time.sleep(0.005)
         return self._engine.generate(*arguments, **options)
 
@@ -185,7 +186,7 @@ def _serve_gated(gate: Path, arguments: list[str]) -> int:
         while gate.exists():
             time.sleep(0.01)
         model = load(*positional, **options)
-        model.engine = GatedEngine(model.engine, gate)
+        model.engine.engine = GatedEngine(model.engine.engine, gate)  # behind the cache
         return model
 
     cli.serve.load = load_gated  # type: ignore[assignment]
