@@ -46,15 +46,6 @@ class TestTasks:
             TASKS[task](model, "soon")
 
 
-def test_between_the_pieces_of_a_stream(model):
-    token = gitfast.CancelToken()
-    pieces = model.stream(IMAGE, max_new_tokens=30, min_new_tokens=30, cancel=token)
-    next(pieces)
-    token.cancel()
-    with pytest.raises(gitfast.CancelledError):
-        list(pieces)
-
-
 def test_text_over_a_prefix(model):
     """Encoded before, only the text is left to be cancelled."""
     prefix, token = model.encode(IMAGE), gitfast.CancelToken()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import random
 import socket
 import threading
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 from support.serving import IMAGES, SQUARES, assert_error, chat_body, running
+from support.tiny_checkpoint import random_image
 
 RUNNING, QUEUE = 2, 3
 HEADERS = {"Content-Type": "image/png"}
@@ -103,7 +105,9 @@ def test_clients_that_leave(server, closed):
 
 
 def test_one_picture_of_many_clients_is_encoded_once(server):
-    image = SQUARES.read_bytes() + b"like no other file"
+    file = io.BytesIO()
+    random_image(7).save(file, "PNG")
+    image = file.getvalue()
     before = server.metric("gitfast_engine_encoded_images_total")
 
     def ask(_: int) -> int:
