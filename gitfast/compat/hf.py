@@ -27,6 +27,7 @@ from transformers.models.git.modeling_git import GitPreTrainedModel
 from gitfast.checkpoints import hub
 from gitfast.checkpoints.adapter import is_adapter
 from gitfast.checkpoints.checkpoint import WEIGHT_FILES, open_checkpoint, read_tensors
+from gitfast.checkpoints.microsoft_keys import is_microsoft
 from gitfast.checkpoints.names import canonical_name
 from gitfast.compat import generation
 from gitfast.compat.rows import check_images, check_labels, check_text, visible_keys
@@ -86,7 +87,7 @@ def _renamed(cls: type, folder: Path) -> bool:
     if file is None:
         open_checkpoint(folder)  # says what is missing
     names = read_tensors(file)
-    if any(canonical_name(name) != name for name in names) or not any("embeddings." in name for name in names):
+    if any(canonical_name(name) != name for name in names) or is_microsoft(names):
         return True
     return issubclass(cls, GitVisionModel) and any(name.startswith("git.") for name in names)
 
