@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from gitfast.checkpoints import config, hub
 from gitfast.checkpoints.files import read_json
+from gitfast.errors import ConfigError
 
 
 class _Settings:
@@ -71,7 +72,11 @@ class GitConfig(_Settings):
     """``gitfast.checkpoints.config.GitConfig`` whose fields may be set, with those that training and saving need."""
 
     model_type = "git"
-    defaults = {f.name: f.default for f in dataclasses.fields(config.GitConfig) if f.name not in ("vision_config",)} | {
+    defaults = {
+        f.name: f.default
+        for f in dataclasses.fields(config.GitConfig)
+        if f.name not in ("vision_config", "other_eos_token_ids")
+    } | {
         "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,
         "initializer_range": 0.02,
@@ -89,15 +94,14 @@ class GitConfig(_Settings):
         self.checked()
 
     def checked(self) -> config.GitConfig:
-        """The shapes, as the models are built of them; token ids that are null or lists do not matter there.
+        """The shapes, as the models are built of them; no layer depends on what ends a text.
 
         Raises:
             ConfigError: a value cannot be.
         """
         values = {name: value for name, value in vars(self).items() if name != "vision_config"}
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if values[name] is None or isinstance(values[name], list):
-                values[name] = 0
+        if values["eos_token_id"] is None:
+            values["eos_token_id"] = 0
         vision = self.vision_config
         vision_values = vars(vision) if isinstance(vision, GitVisionConfig) else vision
         return config.GitConfig.from_dict({**values, "vision_config": vision_values})
@@ -110,9 +114,11 @@ class GitConfig(_Settings):
             CheckpointError, ConfigError: there is no such model, or its config.json is missing or wrong.
         """
         fetch = {name: options.pop(name) for name in tuple(options) if name in FETCH_OPTIONS}
-        values = read_json(hub.resolve(model, **fetch) / "config.json")
-        config.GitConfig.from_dict(_without_odd_ids(values))  # names what is wrong
-        return cls.from_dict(values, **options)
+        file = hub.resolve(model, **fetch) / "config.json"
+        try:
+            return cls.from_dict(read_json(file), **options)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from error
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json into ``folder``, which is made when it is not there."""
@@ -152,8 +158,3 @@ def write_json(values: Mapping[str, Any], path: Path) -> None:
     """Write a JSON object, into a folder that is made when it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _without_odd_ids(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Token ids that are null or lists are for ``generate`` alone."""
-    return {k: v for k, v in values.items() if not (k.endswith("_token_id") and (v is None or isinstance(v, list)))}

@@ -168,8 +168,8 @@ def _unusual(settings: dict[str, Any], given: Mapping[str, Any], tensors: Mappin
         return f"{other[0]} is an argument of the model itself"
     if other := sorted(given.keys() - settings.keys() - OURS - tensors.keys()):
         return f"{other[0]} is an option of transformers' search"
-    if len(_ids(settings["eos_token_id"])) != 1:
-        return f"eos_token_id is {settings['eos_token_id']}, not one token"
+    if not _ids(settings["eos_token_id"]):
+        return "no eos_token_id ends a text"
     return None
 
 
@@ -202,7 +202,7 @@ def _fill_ended(rows: Tensor, ends: list[int], pad: int) -> None:
 def _generate_natively(model: Any, settings: dict[str, Any], tensors: dict[str, Any], ours: dict[str, Any]) -> Any:
     ids, prompts = _prompts(model, settings, tensors)
     options = _options(settings, ours, ids.shape[1], model.config.max_position_embeddings)
-    engine = native.engine_of(model, _ids(settings["eos_token_id"])[0])
+    engine = native.engine_of(model, _ids(settings["eos_token_id"]))
     prefixes: list[Any] = [None]
     if (pixels := tensors.get("pixel_values")) is not None:
         interpolate = bool(tensors.get("interpolate_pos_encoding"))
@@ -256,7 +256,7 @@ def _generate_with_forward(
         caches = [cache for _, cache in found]
         return torch.stack([logits for logits, _ in found]).float().cpu()
 
-    sizes = {"vocab_size": model.config.vocab_size, "eos_token_id": _ids(settings["eos_token_id"])[0]}
+    sizes = {"vocab_size": model.config.vocab_size, "eos_token_id": _ids(settings["eos_token_id"])}
     with torch.no_grad():
         if options.do_sample and options.seed is None:  # torch.manual_seed decides
             options = dataclasses.replace(options, seed=int(torch.randint(0, 2**62, ())))

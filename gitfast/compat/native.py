@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,8 @@ _SAMPLES = 32  # values read of each tensor to see changes that autograd's versi
 
 
 def native_config(config: Any) -> GitConfig:
-    """A model's configuration as the engines take it; token ids that are null or lists do not matter to them."""
-    values = config.to_dict()
-    for name, fallback in (("bos_token_id", 0), ("eos_token_id", 0), ("pad_token_id", 0)):
-        if not isinstance(values.get(name), int):
-            values[name] = fallback
-    return GitConfig.from_dict(values)
+    """A model's configuration as the engines take it; ``generate`` says what ends a text."""
+    return GitConfig.from_dict({**config.to_dict(), "eos_token_id": 0})
 
 
 def own_class(model: Any) -> Any:
@@ -117,8 +114,8 @@ def _structures(own: type, key: str, config: _Unhashed) -> dict[str, tuple[type,
     return {name: (type(module), module.extra_repr()) for name, module in pristine.named_modules()}
 
 
-def engine_of(model: Any, eos_token_id: int) -> CpuEngine:
-    """The native engine of a model's weights, built again when they have changed.
+def engine_of(model: Any, ends: Sequence[int]) -> CpuEngine:
+    """The native engine of a model's weights, built again when they have changed; texts end at one of ``ends``.
 
     Raises:
         EngineError: the weights cannot be packed.
@@ -133,7 +130,7 @@ def engine_of(model: Any, eos_token_id: int) -> CpuEngine:
             raise EngineError(f"cpu engine: {error}") from error
         model._native = (engine, state)
     engine = copy.copy(model._native[0])  # the same weights
-    engine.config = dataclasses.replace(engine.config, eos_token_id=eos_token_id)
+    engine.config = dataclasses.replace(engine.config, eos_token_id=ends[0], other_eos_token_ids=tuple(ends[1:]))
     return engine
 
 
