@@ -160,7 +160,7 @@ def test_generation_stops_and_calls_back():
     with torch.no_grad():
         ours.output.bias[3] = 1e4  # always the end of the sequence
     engine = ReferenceEngine(ours)
-    (ended,) = engine.generate([None], [[2]], GenerationOptions())[0]
+    (ended,) = engine.generate([None], [[2]], GenerationOptions(max_new_tokens=20))[0]
     assert (ended.token_ids, ended.finish_reason) == ([3], "stop")
     (forced,) = engine.generate([None], [[2]], GenerationOptions(min_new_tokens=4, max_new_tokens=4))[0]
     assert len(forced.token_ids) == 4
@@ -168,7 +168,10 @@ def test_generation_stops_and_calls_back():
     assert forced.finish_reason == "length"
     seen = []
     (stopped,) = engine.generate(
-        [None], [[2]], GenerationOptions(min_new_tokens=9), lambda row, ids: seen.append((row, *ids)) or len(seen) < 2
+        [None],
+        [[2]],
+        GenerationOptions(min_new_tokens=9, max_new_tokens=20),
+        lambda row, ids: seen.append((row, *ids)) or len(seen) < 2,
     )[0]
     assert [token for _, token in seen] == stopped.token_ids
     assert len(seen) == 2
@@ -222,3 +225,19 @@ def test_half_precision_stays_as_near_as_transformers(dtype):
     error = (ours(ids, pixels.to(dtype)).logits.double() - truth).abs().mean()
     their_error = (theirs(input_ids=ids, pixel_values=pixels.to(dtype)).logits[:, -7:].double() - truth).abs().mean()
     assert error <= 1.5 * their_error
+
+
+def test_text_beyond_the_positions_is_refused():
+    """Every token that is read needs a position; the last that is generated is not read."""
+    ours, _ = make_pair()
+    with torch.no_grad():
+        ours.output.bias[3] = -1e4  # no end
+    engine = ReferenceEngine(ours)
+    (found,) = engine.generate([None], [[2]], GenerationOptions(max_new_tokens=40))[0]
+    assert len(found.token_ids) == 40
+    with pytest.raises(
+        ValueError, match=r"prompts\[0\]: 2 tokens and 40 new ones exceed the model's 40 text positions"
+    ):
+        engine.generate([None], [[2, 5]], GenerationOptions(max_new_tokens=40))
+    with pytest.raises(ValueError, match=r"sequences\[0\]: 41 tokens exceed the model's 40 text positions"):
+        engine.score([None], [[2] * 41])
