@@ -53,14 +53,6 @@ def layer_norm(
     isa: str,
     pool: ThreadPool | None,
 ) -> _Floats: ...
-def bias_activation(
-    x: ArrayLike,
-    bias: ArrayLike | None,
-    activation: str,
-    out: _Floats | None,
-    isa: str,
-    pool: ThreadPool | None,
-) -> _Floats: ...
 def prefix_attention(
     q: ArrayLike,
     prefix: PackedPrefix,

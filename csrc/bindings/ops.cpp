@@ -166,32 +166,6 @@ py::array layer_norm(const py::object& x, const py::object& gamma, const py::obj
   return y;
 }
 
-py::array bias_activation(const py::object& x, const py::object& bias, const std::string& activation,
-                          const py::object& out, const std::string& isa, cpu::ThreadPool* pool) {
-  Dim R("R"), D("D");
-  const Array xs(x, "x");
-  xs.floats().shape({&R, &D});
-  check_dense_rows(xs, "x");
-  const float* b = nullptr;
-  std::optional<Array> bs;
-  if (!bias.is_none()) {
-    bs.emplace(bias, "bias").floats().shape({&D}).contiguous();
-    b = bs->data();
-  }
-  const cpu::Activation act = activation_named(activation);
-  const cpu::Kernels& kernels = kernels_named(isa);
-  py::array_t<float> y = output(out, {R.value, D.value});
-  float* data = y.mutable_data();
-  const int64_t d = D.value, stride = xs.view().strides[0];
-  {
-    const py::gil_scoped_release release;
-    for_each_part(pool, R.value, [&](int64_t begin, int64_t end, int) {
-      kernels.bias_activation(xs.data() + begin * stride, stride, b, act, end - begin, d, data + begin * d, d);
-    });
-  }
-  return y;
-}
-
 // Which text tokens each row sees, in the form the kernel reads.
 struct TextSlots {
   TextSlots(const std::vector<std::vector<int32_t>>& slots, int64_t rows, int64_t stored) {
@@ -323,8 +297,6 @@ void bind_ops(py::module_& m) {
   m.def("linear", linear, arg("x"), arg("weight"), arg("residual"), arg("activation"), arg("out"), arg("isa"),
         arg("pool").none(true), arg("tiles"));
   m.def("layer_norm", layer_norm, arg("x"), arg("gamma"), arg("beta"), arg("eps"), arg("out"), arg("isa"),
-        arg("pool").none(true));
-  m.def("bias_activation", bias_activation, arg("x"), arg("bias"), arg("activation"), arg("out"), arg("isa"),
         arg("pool").none(true));
   m.def("prefix_attention", prefix_attention, arg("q"), arg("prefix"), arg("k_text"), arg("v_text"), arg("slots"),
         arg("scale"), arg("out"), arg("isa"), arg("pool").none(true));

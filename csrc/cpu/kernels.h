@@ -116,10 +116,6 @@ struct Kernels {
   void (*layer_norm)(const float* x, int64_t x_stride, const float* gamma, const float* beta, float eps, int64_t rows,
                      int64_t d, float* y, int64_t y_stride);
 
-  // y = act(x + bias), rows of length d; bias may be null, y may be x.
-  void (*bias_activation)(const float* x, int64_t x_stride, const float* bias, Activation act, int64_t rows, int64_t d,
-                          float* y, int64_t y_stride);
-
   // Packs the rows k and v (P, head_dim), both of row stride `stride`, as PackedHead has them.
   void (*pack_head)(const float* k, const float* v, int64_t stride, int64_t tokens, int64_t head_dim,
                     WeightFormat format, void* keys, void* values);

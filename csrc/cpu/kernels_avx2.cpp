@@ -2,6 +2,6 @@
 
 namespace gitfast::cpu {
 
-const Kernels kAvx2Kernels = {Isa::avx2, linear, attention, layer_norm, bias_activation, pack_head, kRoundRows};
+const Kernels kAvx2Kernels = {Isa::avx2, linear, attention, layer_norm, pack_head, kRoundRows};
 
 }  // namespace gitfast::cpu

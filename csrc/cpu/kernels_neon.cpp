@@ -2,6 +2,6 @@
 
 namespace gitfast::cpu {
 
-const Kernels kNeonKernels = {Isa::neon, linear, attention, layer_norm, bias_activation, pack_head, kRoundRows};
+const Kernels kNeonKernels = {Isa::neon, linear, attention, layer_norm, pack_head, kRoundRows};
 
 }  // namespace gitfast::cpu

@@ -2,7 +2,6 @@
 
 namespace gitfast::cpu {
 
-const Kernels kNeonBf16Kernels = {Isa::neon_bf16,  linear,    attention, layer_norm,
-                                  bias_activation, pack_head, kRoundRows};
+const Kernels kNeonBf16Kernels = {Isa::neon_bf16, linear, attention, layer_norm, pack_head, kRoundRows};
 
 }  // namespace gitfast::cpu

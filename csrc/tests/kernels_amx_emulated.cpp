@@ -5,6 +5,6 @@
 namespace gitfast::cpu {
 
 extern const Kernels kEmulatedAmxKernels;
-const Kernels kEmulatedAmxKernels = {Isa::amx, linear, attention, layer_norm, bias_activation, pack_head, kRoundRows};
+const Kernels kEmulatedAmxKernels = {Isa::amx, linear, attention, layer_norm, pack_head, kRoundRows};
 
 }  // namespace gitfast::cpu

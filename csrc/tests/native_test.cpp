@@ -182,19 +182,6 @@ void test_layer_norm(const Kernels& kernels) {
   }
 }
 
-void test_bias_activation(const Kernels& kernels) {
-  for (int64_t d : {1, 15, 16, 17, 100}) {
-    Floats x(static_cast<size_t>(3 * d), 50.0f), bias(static_cast<size_t>(d), 2.0f);
-    Floats y(static_cast<size_t>(3 * d), kNan);
-    for (const Activation act : {Activation::none, Activation::quick_gelu, Activation::gelu_erf}) {
-      kernels.bias_activation(x.data(), d, bias.data(), act, 3, d, y.data(), d);
-      for (const float value : y) EXPECT(std::fabs(value - 52.0f) < 1e-4f);
-      kernels.bias_activation(x.data(), d, nullptr, act, 3, d, y.data(), d);
-      for (const float value : y) EXPECT(std::fabs(value - 50.0f) < 1e-4f);
-    }
-  }
-}
-
 void test_parts_cover_the_range_once() {
   for (int threads : {1, 2, 5})
     for (int64_t n : {0, 1, 2, 7, 100})
@@ -527,7 +514,6 @@ void test_kernels(const Kernels& kernels) {
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8}) test_linear(kernels, format);
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16}) test_attention(kernels, format);
   test_layer_norm(kernels);
-  test_bias_activation(kernels);
 }
 
 void test_all_kernels() {

@@ -5,30 +5,14 @@ Here those of the CPU, on numpy arrays; :mod:`gitfast.ops.cuda` has the same on 
 """
 
 from gitfast._C import PackedPrefix, PackedWeight, ThreadPool, available_isas, choose_isa
-from gitfast.ops.cpu import (
-    Selection,
-    add_layer_norm,
-    bias_gelu,
-    bias_quick_gelu,
-    embed_layer_norm,
-    head_select,
-    layer_norm,
-    linear,
-    prefix_attention,
-)
+from gitfast.ops.cpu import layer_norm, linear, prefix_attention
 
 __all__ = [
     "PackedPrefix",
     "PackedWeight",
-    "Selection",
     "ThreadPool",
-    "add_layer_norm",
     "available_isas",
-    "bias_gelu",
-    "bias_quick_gelu",
     "choose_isa",
-    "embed_layer_norm",
-    "head_select",
     "layer_norm",
     "linear",
     "prefix_attention",

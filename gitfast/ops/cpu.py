@@ -12,13 +12,12 @@ Every function raises ``ValueError`` naming the argument, what came and what was
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gitfast._C import PackedPrefix, PackedWeight, ThreadPool
-from gitfast._C import bias_activation as _bias_activation
 from gitfast._C import layer_norm as _layer_norm
 from gitfast._C import linear as _linear
 from gitfast._C import prefix_attention as _prefix_attention
@@ -68,129 +67,6 @@ def layer_norm(
     may be ``x``.
     """
     return _layer_norm(x, gamma, beta, eps, out, isa, pool)
-
-
-def add_layer_norm(
-    x: ArrayLike,
-    gamma: ArrayLike,
-    beta: ArrayLike,
-    *,
-    bias: ArrayLike | None = None,
-    residual: ArrayLike | None = None,
-    eps: float = 1e-5,
-    isa: str = "",
-    pool: ThreadPool | None = None,
-) -> NDArray[np.float32]:
-    """``layer_norm(x + bias + residual)``: residual (R, D), bias (D,). In the engine ``linear`` has added them."""
-    for added in (bias, residual):
-        x = x if added is None else np.add(x, added)
-    return layer_norm(x, gamma, beta, eps=eps, isa=isa, pool=pool)
-
-
-def bias_gelu(
-    x: ArrayLike,
-    bias: ArrayLike | None = None,
-    *,
-    out: NDArray[np.float32] | None = None,
-    isa: str = "",
-    pool: ThreadPool | None = None,
-) -> NDArray[np.float32]:
-    """``gelu(x + bias)`` with erf: x (R, D), bias (D,) -> (R, D). ``out`` may be ``x``; ``linear`` has it built in."""
-    return _bias_activation(x, bias, "gelu", out, isa, pool)
-
-
-def bias_quick_gelu(
-    x: ArrayLike,
-    bias: ArrayLike | None = None,
-    *,
-    out: NDArray[np.float32] | None = None,
-    isa: str = "",
-    pool: ThreadPool | None = None,
-) -> NDArray[np.float32]:
-    """``y * sigmoid(1.702 y)`` of ``y = x + bias``, as ``bias_gelu``."""
-    return _bias_activation(x, bias, "quick_gelu", out, isa, pool)
-
-
-def embed_layer_norm(
-    ids: ArrayLike,
-    position_ids: ArrayLike,
-    words: NDArray[np.float32],
-    positions: NDArray[np.float32],
-    gamma: ArrayLike,
-    beta: ArrayLike,
-    *,
-    eps: float = 1e-12,
-    isa: str = "",
-    pool: ThreadPool | None = None,
-) -> NDArray[np.float32]:
-    """``layer_norm(words[ids] + positions[position_ids])``: ids (R,), tables (V, D) and (P, D) -> (R, D).
-
-    Raises ValueError for an id outside its table.
-    """
-    rows = []
-    for name, index, table in (("ids", ids, words), ("position_ids", position_ids, positions)):
-        index = np.asarray(index)
-        if index.size and not (index.min() >= 0 and index.max() < len(table)):
-            raise ValueError(f"{name}: expected 0 to {len(table) - 1}, got {index.min()} to {index.max()}")
-        rows.append(table[index])
-    return layer_norm(rows[0] + rows[1], gamma, beta, eps=eps, isa=isa, pool=pool)
-
-
-class Selection(NamedTuple):
-    """What ``head_select`` chose."""
-
-    tokens: NDArray[np.int32]
-    log_probs: NDArray[np.float32]
-    drawn: NDArray[np.int32] | None
-    logits: NDArray[np.float32]
-
-
-def head_select(
-    x: ArrayLike,
-    weight: ArrayLike | PackedWeight,
-    bias: ArrayLike | None = None,
-    *,
-    choices: int = 1,
-    temperature: float = 1.0,
-    quantiles: ArrayLike | None = None,
-    isa: str = "",
-    pool: ThreadPool | None = None,
-) -> Selection:
-    """The likeliest tokens of each row by ``(x @ weight.T + bias) / temperature``.
-
-    Args:
-        x: the last hidden states (R, K).
-        weight: the head (V, K), as in ``linear``.
-        bias: (V,).
-        choices: how many tokens per row.
-        temperature: what logits are divided by, positive.
-        quantiles: (R,) in [0, 1): also draw one token per row, the first with which the sum of probabilities, in order
-            of token, exceeds the row's quantile.
-
-    Returns:
-        int32 tokens and float32 log-probabilities (R, choices) in descending order, of equal ones the lower token
-        first; drawn tokens (R,); logits (R, V).
-
-    Raises:
-        ValueError: also for logits that are NaN or infinite.
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature: expected a positive number, got {temperature}")
-    logits = linear(x, weight, bias, isa=isa, pool=pool) / np.float32(temperature)
-    if not 1 <= choices <= logits.shape[1]:
-        raise ValueError(f"choices: expected 1 to {logits.shape[1]}, got {choices}")
-    if not np.isfinite(logits).all():
-        raise ValueError("logits: NaN or infinite")
-    tokens = np.argsort(-logits, axis=1, kind="stable")[:, :choices]
-    scores = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    weights = np.exp(scores)
-    totals = weights.sum(axis=1, keepdims=True)
-    log_probs = np.take_along_axis(scores, tokens, 1) - np.log(totals)
-    drawn = None
-    if quantiles is not None:
-        targets = np.asarray(quantiles, np.float64)[:, None] * totals
-        drawn = (weights.cumsum(axis=1) <= targets).sum(axis=1).clip(max=logits.shape[1] - 1).astype(np.int32)
-    return Selection(tokens.astype(np.int32), log_probs.astype(np.float32), drawn, logits)
 
 
 def prefix_attention(
