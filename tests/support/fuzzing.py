@@ -50,11 +50,13 @@ def fuzz(
     expected: type[Exception],
     mutations: Sequence[Mutation] = (),
     executions: int = EXECUTIONS,
+    folder: Path | None = None,
 ) -> Outcome:
     """Read mutations of the seeds; an error of another kind, or much work, fails with the input in a file.
 
     Args:
         mutations: Of the format, beside those of bytes.
+        folder: The only place where files may be opened; None: none may.
     """
     rng = np.random.default_rng(SEED)
     outcome = Outcome()
@@ -68,7 +70,7 @@ def fuzz(
             data = choices[rng.integers(len(choices))](bytearray(data), rng)[:MAX_INPUT_BYTES]
         begin = time.process_time()
         try:
-            with audited():
+            with audited(folder):
                 read(data)
             outcome.accepted += 1
         except expected:
@@ -112,17 +114,19 @@ _watching = threading.local()
 def _audit(event: str, arguments: tuple[object, ...]) -> None:
     if getattr(_watching, "on", False) and event.startswith(_FORBIDDEN):
         raise RuntimeError(f"{event}: {arguments!r:.200}")
-    if getattr(_watching, "on", False) and event == "open" and isinstance(arguments[0], (str, bytes)):
-        raise RuntimeError(f"open: {arguments[0]!r}")
+    if getattr(_watching, "on", False) and event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
+        folder = _watching.folder
+        if folder is None or not os.path.abspath(os.fsdecode(arguments[0])).startswith(f"{folder}{os.sep}"):
+            raise RuntimeError(f"open: {arguments[0]!r}")
 
 
 sys.addaudithook(_audit)
 
 
 @contextlib.contextmanager
-def audited() -> Iterator[None]:
-    """Fail, in this thread, on an import, code that is compiled or run, a process, a connection or a file opened."""
-    _watching.on = True
+def audited(folder: Path | None = None) -> Iterator[None]:
+    """Fail, in this thread, on an import, code that runs, a process, a connection, or a file opened elsewhere."""
+    _watching.on, _watching.folder = True, folder
     try:
         yield
     finally:
