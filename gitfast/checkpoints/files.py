@@ -81,7 +81,8 @@ def parse_json(data: bytes, path: str | Path, error_type: type[GitfastError]) ->
     Integers of more than 40 digits become floats, perhaps infinite: no arithmetic on what is read overflows.
     """
     try:
-        values = json.loads(data, parse_int=json_number)
+        text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")  # json would guess at other encodings
+        values = json.loads(text, parse_int=json_number)
     except (ValueError, RecursionError) as error:
         raise error_type(f"{path}: not valid JSON: {error}") from error
     if not isinstance(values, dict):

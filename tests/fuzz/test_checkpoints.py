@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.cp437  # noqa: F401  # zipfile decodes old names with it
 import io
 import json
 import zipfile
