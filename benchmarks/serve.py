@@ -51,7 +51,6 @@ import gitfast
 from gitfast.bench.machine import machine_facts
 from gitfast.checkpoints.checkpoint import expected_tensors
 from gitfast.checkpoints.config import GitConfig
-from gitfast.checkpoints.hub import open_model
 from gitfast.inputs.image import ImageProcessor
 
 PEERS = ("server", "direct", "transformers")
@@ -113,7 +112,7 @@ def summarize(peer: str, loop: str, load: float, answers: Sequence[Answer], seco
 
 
 def write_checkpoint(folder: Path, shape: str) -> None:
-    """Random weights in the layout of Hugging Face, with the tokenizer of the bundled model."""
+    """Random weights in the layout of Hugging Face, with a vocabulary in which every token is a word."""
     config = GitConfig.from_dict(SHAPES[shape])
     rng = np.random.default_rng(0)
     weights = {}
@@ -127,8 +126,9 @@ def write_checkpoint(folder: Path, shape: str) -> None:
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     settings = ImageProcessor.for_config(config).to_dict()
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    for name in ("vocab.txt", "tokenizer_config.json"):
-        (folder / name).write_bytes((open_model("git-tiny").folder / name).read_bytes())
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *(f"word{i}" for i in range(config.vocab_size - len(special)))]  # every token is text
+    (folder / "vocab.txt").write_text("\n".join(words))
 
 
 def picture(number: int) -> bytes:
