@@ -8,6 +8,9 @@ namespace gitfast::cpu {
 
 // What lies between two tokens of a row stays below this where a slice and a step together do.
 constexpr double kTokenGapSeconds = 0.030;
+// And below this where they do not: with a step after every slow slice, each image would be decoded by itself while the
+// next is encoded, and rows would share no steps.
+constexpr double kSlowTokenGapSeconds = 0.120;
 
 struct Work {
   int64_t rows = 0;       // sequences that decode or wait to begin
@@ -26,7 +29,9 @@ inline Action next_action(const Work& work) {
   if (work.rows == 0) return work.images ? Action::slice : Action::idle;
   if (!work.images) return Action::step;
   if (work.slices == 0) return Action::slice;
-  return work.since_step + work.slice_cost + work.step_cost <= kTokenGapSeconds ? Action::slice : Action::step;
+  const double both = work.slice_cost + work.step_cost;
+  const double gap = both <= kTokenGapSeconds ? kTokenGapSeconds : kSlowTokenGapSeconds;
+  return work.since_step + both <= gap ? Action::slice : Action::step;
 }
 
 // How many of `waiting` images are encoded together, `fit` at most. The first call's own go together; those of others

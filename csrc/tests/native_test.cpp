@@ -330,7 +330,11 @@ void test_policy_bounds_the_gap_between_tokens() {
       EXPECT(simulation.longest_gap <= kTokenGapSeconds + 1e-9);
       EXPECT(static_cast<double>(simulation.slices) * slice >= 10 * 0.4 * (1 - step / kTokenGapSeconds));
     }
-  Simulation slow{0.1, 0.02};  // no gap can be kept: they take turns
+  Simulation slow{0.035, 0.012};  // three slices, and a step
+  slow.run(10);
+  EXPECT(slow.longest_gap > kTokenGapSeconds && slow.longest_gap <= kSlowTokenGapSeconds);
+  EXPECT(std::abs(slow.slices - 3 * slow.steps) <= 3);
+  slow = {0.1, 0.03};  // no gap can be kept: they take turns
   slow.run(12);
   EXPECT(slow.slices - slow.steps <= 1 && slow.steps - slow.slices <= 1);
   EXPECT(next_action({}) == Action::idle);
@@ -342,7 +346,7 @@ void test_policy_bounds_the_gap_between_tokens() {
   EXPECT(images_together(40, 40, 10, 2, none, 0.05) == 10);  // memory
   EXPECT(images_together(8, 1, 10, 2, none, 0.05) == 2);     // of several calls: until the threads are busy
   EXPECT(images_together(1, 1, 10, 2, none, 0.05) == 1);
-  EXPECT(images_together(8, 8, 10, 2, rows, 0.005) == 4);  // 20 ms are left of the gap
+  EXPECT(images_together(8, 8, 10, 2, rows, 0.0048) == 4);  // 20 ms are left of the gap
   EXPECT(images_together(8, 8, 10, 2, rows, 0.050) == 1);
 }
 
