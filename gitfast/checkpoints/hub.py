@@ -12,31 +12,11 @@ from typing import Any
 from gitfast.checkpoints.adapter import CONFIG_FILE, apply_adapter, base_model_name, is_adapter
 from gitfast.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from gitfast.checkpoints.files import is_folder, is_there
+from gitfast.checkpoints.published import SHAPES
 from gitfast.errors import CheckpointError
 
 BUNDLED = ("git-tiny", "git-tiny-video")
-PUBLISHED = tuple(
-    f"microsoft/git-{name}"
-    for name in (
-        "base",
-        "base-coco",
-        "base-textcaps",
-        "base-vqav2",
-        "base-textvqa",
-        "base-vatex",
-        "base-msrvtt-qa",
-        "large",
-        "large-coco",
-        "large-textcaps",
-        "large-vqav2",
-        "large-textvqa",
-        "large-vatex",
-        "large-msrvtt-qa",
-        "large-r",
-        "large-r-coco",
-        "large-r-textcaps",
-    )
-)
+PUBLISHED = tuple(f"microsoft/{name}" for name in SHAPES)
 # Both "base-coco" and "git-base-coco" mean "microsoft/git-base-coco".
 ALIASES = {
     alias: name

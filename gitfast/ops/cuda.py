@@ -1,6 +1,6 @@
 """Run the CUDA kernels on torch tensors of one device, on torch's current stream.
 
-:mod:`gitfast.ops.reference` has the same functions in plain torch, as the definition of what they compute. Tensors are
+:mod:`gitfast.ops.reference` has the same functions in plain numpy, as the definition of what they compute. Tensors are
 float16 or bfloat16 where not said otherwise; rows may be strided and start at multiples of 16 bytes. Results are new
 tensors. A row's result does not depend, to the bit, on the rows around it.
 

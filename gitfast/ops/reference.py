@@ -1,139 +1,175 @@
-"""What the kernels compute, in plain torch: on any device, in any dtype; float64 gives the truth tests compare with.
+"""What the kernels compute, in plain numpy, in the dtype of the arguments: float64 gives the truth they are held to.
 
-Arguments and results are those of :mod:`gitfast.ops.cuda`; weights are plain (N, K) tensors.
+Arguments are those of :mod:`gitfast.ops.cpu` and :mod:`gitfast.ops.cuda`, arrays or torch tensors in host memory;
+weights are plain (N, K) arrays. Results are arrays.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
-import torch
-import torch.nn.functional as F
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.floating]
+
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 
-def quick_gelu(x: torch.Tensor) -> torch.Tensor:
+def quick_gelu(x: ArrayLike) -> Floats:
     """x * sigmoid(1.702 x)."""
-    return x * torch.sigmoid(1.702 * x)
+    x = np.asarray(x)
+    with np.errstate(over="ignore"):  # exp of a large number: the result is 0
+        y: Floats = x / (1 + np.exp(-1.702 * x))
+    return y
 
 
-def gelu(x: torch.Tensor) -> torch.Tensor:
+def gelu(x: ArrayLike) -> Floats:
     """x * Phi(x), by erfc: 1 + erf would lose the digits of its tail, in float64 too."""
-    return x / 2 * torch.erfc(-x / 2**0.5)
+    x = np.asarray(x)
+    y: Floats = x / 2 * _erfc(-x / math.sqrt(2)).astype(x.dtype)
+    return y
 
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "none": lambda x: x,
-    "gelu": gelu,
-    "quick_gelu": quick_gelu,
-}
+ACTIVATIONS: dict[str, Callable[[ArrayLike], Floats]] = {"none": np.asarray, "gelu": gelu, "quick_gelu": quick_gelu}
 
 
-def _plus(x: torch.Tensor, *terms: torch.Tensor | None) -> torch.Tensor:
+def _plus(x: ArrayLike, *terms: ArrayLike | None) -> Floats:
+    total = np.asarray(x)
     for term in terms:
-        x = x if term is None else x + term
-    return x
+        total = total if term is None else total + np.asarray(term)
+    return total
+
+
+def layer_norm(x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, *, eps: float = 1e-5) -> Floats:
+    """``LayerNorm(x)`` over rows (R, D)."""
+    x, gamma, beta = map(np.asarray, (x, gamma, beta))
+    centred = x - x.mean(-1, keepdims=True)
+    norm: Floats = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + x.dtype.type(eps)) * gamma + beta
+    return norm
 
 
 def add_layer_norm(
-    x: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
+    x: ArrayLike,
+    gamma: ArrayLike,
+    beta: ArrayLike,
     *,
-    bias: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
+    bias: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
     eps: float = 1e-5,
-) -> torch.Tensor:
+) -> Floats:
     """``LayerNorm(x + bias + residual)`` over rows (R, D)."""
-    return F.layer_norm(_plus(x, bias, residual), gamma.shape, gamma, beta, eps)
+    return layer_norm(_plus(x, bias, residual), gamma, beta, eps=eps)
 
 
-def bias_gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def bias_gelu(x: ArrayLike, bias: ArrayLike | None = None) -> Floats:
     """``gelu(x + bias)``: (R, D)."""
     return gelu(_plus(x, bias))
 
 
-def bias_quick_gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def bias_quick_gelu(x: ArrayLike, bias: ArrayLike | None = None) -> Floats:
     """``quick_gelu(x + bias)``: (R, D)."""
     return quick_gelu(_plus(x, bias))
 
 
 def embed_layer_norm(
-    ids: torch.Tensor,
-    position_ids: torch.Tensor,
-    words: torch.Tensor,
-    positions: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
+    ids: ArrayLike,
+    position_ids: ArrayLike,
+    words: ArrayLike,
+    positions: ArrayLike,
+    gamma: ArrayLike,
+    beta: ArrayLike,
     *,
     eps: float = 1e-12,
-) -> torch.Tensor:
+) -> Floats:
     """``LayerNorm(words[ids] + positions[position_ids])``; NaN in rows whose id lies outside its table: (R, D)."""
 
-    def rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def rows(table: ArrayLike, index: ArrayLike) -> Floats:
+        table, index = np.asarray(table), np.asarray(index)
         exists = (index >= 0) & (index < len(table))
-        return torch.where(exists[:, None], table[index.long().clamp(0, len(table) - 1)], torch.nan)
+        return np.where(exists[:, None], table[index.clip(0, len(table) - 1)], table.dtype.type(np.nan))
 
-    return add_layer_norm(rows(words, ids), gamma, beta, residual=rows(positions, position_ids), eps=eps)
+    return layer_norm(rows(words, ids) + rows(positions, position_ids), gamma, beta, eps=eps)
 
 
 def linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
     *,
     activation: str = "none",
-    residual: torch.Tensor | None = None,
-) -> torch.Tensor:
+    residual: ArrayLike | None = None,
+) -> Floats:
     """``activation(x @ weight.T + bias) + residual``: (R, N)."""
-    return _plus(ACTIVATIONS[activation](_plus(x @ weight.T, bias)), residual)
+    sums = _plus(np.asarray(x) @ np.asarray(weight).T, bias)
+    return _plus(ACTIVATIONS[activation](sums), residual)
+
+
+def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None) -> Floats:
+    """One row: q (H, head_dim) over k and v (H, tokens, head_dim) -> (H, head_dim); zero without a token."""
+    q, k, v = map(np.asarray, (q, k, v))
+    if not k.shape[1]:
+        return np.zeros_like(q)
+    scores = (k @ q[:, :, None])[:, :, 0] * q.dtype.type(scale or q.shape[1] ** -0.5)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    mixed: Floats = (weights[:, None] @ v)[:, 0] / weights.sum(-1, keepdims=True)
+    return mixed
 
 
 def prefix_attention(
-    q: torch.Tensor,
-    k_prefix: torch.Tensor,
-    v_prefix: torch.Tensor,
+    q: ArrayLike,
+    k_prefix: ArrayLike,
+    v_prefix: ArrayLike,
     images: Sequence[int],
     *,
-    k_text: torch.Tensor | None = None,
-    v_text: torch.Tensor | None = None,
+    k_text: ArrayLike | None = None,
+    v_text: ArrayLike | None = None,
     slots: Sequence[Sequence[int]] | None = None,
     scale: float | None = None,
-) -> torch.Tensor:
+) -> Floats:
     """Attention of rows (R, H, head_dim), row r over the prefix of ``images[r]`` and the text tokens ``slots[r]``."""
-    scale = max(q.shape[2], 1) ** -0.5 if scale is None else scale
-    out = torch.zeros_like(q)
+    q, k_prefix, v_prefix = map(np.asarray, (q, k_prefix, v_prefix))
+    out = np.zeros_like(q)
     for row, image in enumerate(images):
         k, v = k_prefix[image], v_prefix[image]
         if slots is not None and k_text is not None and v_text is not None:
-            named = torch.as_tensor(slots[row], dtype=torch.long, device=q.device)
-            k = torch.cat([k, k_text[named].transpose(0, 1)], 1)
-            v = torch.cat([v, v_text[named].transpose(0, 1)], 1)
-        if k.shape[1]:
-            weights = (torch.einsum("hd,htd->ht", q[row], k) * scale).softmax(-1)
-            out[row] = torch.einsum("ht,htd->hd", weights, v)
+            named = np.asarray(slots[row], dtype=np.intp)
+            k = np.concatenate([k, np.asarray(k_text)[named].swapaxes(0, 1)], 1)
+            v = np.concatenate([v, np.asarray(v_text)[named].swapaxes(0, 1)], 1)
+        out[row] = attention(q[row], k, v, scale=scale)
     return out
 
 
+def log_softmax(logits: ArrayLike) -> Floats:
+    """Over the last axis."""
+    logits = np.asarray(logits)
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probs: Floats = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return log_probs
+
+
 def head_select(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
     *,
     choices: int = 1,
     temperature: float = 1.0,
-    quantiles: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    quantiles: ArrayLike | None = None,
+) -> tuple[NDArray[np.intp], Floats, NDArray[np.intp] | None, Floats]:
     """Tokens and log-probabilities (R, choices), drawn tokens (R,) at ``quantiles`` (R,), and logits (R, V).
 
     Descending, of equal ones the lower token first; a token is drawn where the sum of probabilities up to and with it
     first exceeds the quantile.
     """
     logits = linear(x, weight, bias) / temperature
-    order = logits.sort(dim=1, descending=True, stable=True).indices[:, :choices]
+    log_probs = log_softmax(logits)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :choices]
     drawn = None
     if quantiles is not None:
-        shares = logits.softmax(1)
-        reached = (shares.cumsum(1) > quantiles[:, None]) & (shares > 0)
-        last = (shares > 0).int().cumsum(1).argmax(1)  # where rounding keeps the sum below
-        drawn = torch.where(reached.any(1), reached.int().argmax(1), last)
-    return order, logits.log_softmax(1).gather(1, order), drawn, logits
+        shares = np.exp(log_probs)
+        reached = (shares.cumsum(1) > np.asarray(quantiles)[:, None]) & (shares > 0)
+        last = shares.shape[1] - 1 - (shares > 0)[:, ::-1].argmax(1)  # where rounding keeps the sum below
+        drawn = np.where(reached.any(1), reached.argmax(1), last)
+    return order, np.take_along_axis(log_probs, order, 1), drawn, logits

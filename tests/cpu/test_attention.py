@@ -6,22 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gitfast import ops
+from gitfast.ops import reference
 
 from support.accuracy import assert_as_good_as_numpy, poisoned, size_of_sum
 
 
-def plain_attention(q, k, v, k_text, v_text, slots, scale):
-    """Row by row, in the dtype of the arguments."""
-    out = np.zeros_like(q)
-    for r, named in enumerate(slots):
-        named = np.asarray(named, dtype=np.intp)
-        for h in range(q.shape[1]):
-            keys = np.concatenate([k[h], k_text[named, h]])
-            if len(keys):
-                scores = keys @ q[r, h] * q.dtype.type(scale)
-                weights = np.exp(scores - scores.max())
-                out[r, h] = weights @ np.concatenate([v[h], v_text[named, h]]) / weights.sum()
-    return out
+def plain_attention(q, k, v, k_text, v_text, slots, scale=None):
+    """In the dtype of the arguments; all rows see one prefix."""
+    text = {"k_text": k_text, "v_text": v_text, "slots": slots}
+    return reference.prefix_attention(q, k[None], v[None], [0] * len(q), **text, scale=scale)
 
 
 def problem(seed, rows, heads, prefix, stored, head_dim, lengths):

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gitfast.checkpoints.config import GitConfig
+from gitfast.checkpoints.published import SHAPES
 from gitfast.errors import ConfigError, ImageError
 from gitfast.inputs.formats import FORMATS
 from gitfast.inputs.image import ImageProcessor
@@ -27,32 +27,10 @@ from gitfast.inputs.pictures import load_image
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
-# Every published checkpoint: processor class, edge of the resized and of the cropped image, patch, frames.
-CHECKPOINTS = {
-    "git-base": ("CLIPImageProcessor", 224, 16, None),
-    "git-base-coco": ("CLIPImageProcessor", 224, 16, None),
-    "git-base-textcaps": ("CLIPImageProcessor", 224, 16, None),
-    "git-base-vqav2": ("CLIPImageProcessor", 480, 16, None),
-    "git-base-textvqa": ("CLIPImageProcessor", 480, 16, None),
-    "git-base-vatex": ("VideoMAEImageProcessor", 224, 16, 6),
-    "git-base-msrvtt-qa": ("VideoMAEImageProcessor", 224, 16, 6),
-    "git-large": ("CLIPImageProcessor", 224, 14, None),
-    "git-large-coco": ("CLIPImageProcessor", 224, 14, None),
-    "git-large-textcaps": ("CLIPImageProcessor", 224, 14, None),
-    "git-large-r": ("CLIPImageProcessor", 224, 14, None),
-    "git-large-r-coco": ("CLIPImageProcessor", 224, 14, None),
-    "git-large-r-textcaps": ("CLIPImageProcessor", 224, 14, None),
-    "git-large-vqav2": ("CLIPImageProcessor", 420, 14, None),
-    "git-large-textvqa": ("CLIPImageProcessor", 420, 14, None),
-    "git-large-vatex": ("VideoMAEImageProcessor", 224, 14, 6),
-    "git-large-msrvtt-qa": ("VideoMAEImageProcessor", 224, 14, 6),
-}
-
 
 def published_settings(name: str) -> dict:
     """The preprocessor_config.json of a published checkpoint."""
-    kind, edge, _, _ = CHECKPOINTS[name]
-    video = kind == "VideoMAEImageProcessor"
+    edge, video = SHAPES[name].vision_config.image_size, SHAPES[name].is_video
     return {
         "crop_size": {"height": edge, "width": edge},
         "do_center_crop": True,
@@ -61,20 +39,13 @@ def published_settings(name: str) -> dict:
         "do_rescale": True,
         "do_resize": True,
         "image_mean": [0.5] * 3 if video else CLIP_MEAN,
-        "image_processor_type": kind,
+        "image_processor_type": "VideoMAEImageProcessor" if video else "CLIPImageProcessor",
         "image_std": [0.5] * 3 if video else CLIP_STD,
         "processor_class": "GitProcessor",
         "resample": 2 if video else 3,
         "rescale_factor": 0.00392156862745098,
         "size": {"shortest_edge": edge},
     }
-
-
-def config_of(name: str) -> GitConfig:
-    _, edge, patch, frames = CHECKPOINTS[name]
-    return GitConfig.from_dict(
-        {"vision_config": {"image_size": edge, "patch_size": patch}, "num_image_with_embedding": frames}
-    )
 
 
 def transformers_pixels(values: dict, image: object, **options: object) -> np.ndarray:
@@ -121,11 +92,11 @@ def encoded(image: PIL.Image.Image, image_format: str = "PNG", **options: object
 # Parity
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", SHAPES)
 def test_photographs_match_transformers(name: str, photographs: dict[str, PIL.Image.Image]) -> None:
     values = published_settings(name)
     processor = ImageProcessor.from_dict(values)
-    assert processor == ImageProcessor.for_config(config_of(name))
+    assert processor == ImageProcessor.for_config(SHAPES[name])
     for photograph in photographs.values():
         assert_identical(processor(photograph)[0], transformers_pixels(values, photograph))
 
@@ -510,7 +481,7 @@ def test_spellings_of_the_same_settings(values: dict) -> None:
 
 
 def test_legacy_video_settings_take_video_defaults() -> None:
-    video = ImageProcessor.for_config(config_of("git-base-vatex"))
+    video = ImageProcessor.for_config(SHAPES["git-base-vatex"])
     assert ImageProcessor.from_dict({"feature_extractor_type": "VideoMAEFeatureExtractor"}) == video
     assert (video.resample, video.image_mean) == ("bilinear", (0.5, 0.5, 0.5))
 
@@ -553,7 +524,7 @@ def test_files_that_transformers_saves(name: str, tmp_path: Path) -> None:
     values = published_settings(name)
     theirs = VideoMAEImageProcessorPil if name.endswith("vatex") else CLIPImageProcessorPil
     theirs(**values).save_pretrained(tmp_path)
-    expected = ImageProcessor.for_config(config_of(name))
+    expected = ImageProcessor.for_config(SHAPES[name])
     assert ImageProcessor.from_file(tmp_path / "preprocessor_config.json") == expected
     nested = tmp_path / "processor_config.json"
     nested.write_text(json.dumps({"processor_class": "GitProcessor", "image_processor": values}))
@@ -579,7 +550,7 @@ def test_files_that_transformers_saves(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_original_question_answering_keeps_the_aspect_ratio(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    processor = ImageProcessor.original(config_of("git-base-vqav2"))
+    processor = ImageProcessor.original(SHAPES["git-base-vqav2"])
     pixels = processor(picture(*size))
     assert pixels.shape == (1, 3, expected[1], expected[0])
     width, height = expected
@@ -588,9 +559,9 @@ def test_original_question_answering_keeps_the_aspect_ratio(size: tuple[int, int
 
 
 def test_original_large_and_video_settings() -> None:
-    large = ImageProcessor.original(config_of("git-large-textvqa"))
+    large = ImageProcessor.original(SHAPES["git-large-textvqa"])
     assert (large.size, large.max_size, large.crop_size) == (420, 560, None)
-    video = ImageProcessor.original(config_of("git-large-vatex"))
+    video = ImageProcessor.original(SHAPES["git-large-vatex"])
     assert (video.resample, video.image_mean, video.image_std) == ("bicubic", tuple(CLIP_MEAN), tuple(CLIP_STD))
     assert (large.rounding, large.min_edge) == ("original", 14)
     same = ImageProcessor.from_dict(large.to_dict())  # but for what a file cannot say
@@ -606,7 +577,7 @@ def test_original_crop_halves_odd_margins_to_even() -> None:
 
 
 def test_different_sizes_do_not_make_one_batch() -> None:
-    processor = ImageProcessor.original(config_of("git-base-vqav2"))
+    processor = ImageProcessor.original(SHAPES["git-base-vqav2"])
     with pytest.raises(ImageError, match=r"these settings give different sizes: \[\(480, 480\), \(320, 640\)\]"):
         processor([picture(50, 50), picture(100, 50)])
 

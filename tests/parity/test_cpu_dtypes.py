@@ -12,13 +12,12 @@ from gitfast import _C
 from gitfast.engines.cpu import CpuEngine
 from gitfast.types import GenerationOptions
 
-from support.parity_cases import CHECKPOINTS, EOS, NEW_TOKENS, Case, published_weights, scaled_config
+from support.parity_cases import EOS, NEW_TOKENS, Case, published_case, published_weights
 
 
 @pytest.fixture(scope="module", params=["git-base", "git-base-vqav2", "git-large-vatex"])
 def case(request) -> Case:
-    shape = CHECKPOINTS[request.param]
-    return Case(scaled_config(shape), seed=60, attention_gain=4, questions=shape.questions)
+    return published_case(request.param, seed=60, attention_gain=4)
 
 
 def logits_of(case: Case, engine: CpuEngine) -> np.ndarray:

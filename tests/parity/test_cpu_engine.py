@@ -10,20 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+from gitfast.checkpoints.published import SHAPES
 from gitfast.types import GenerationOptions
 
-from support.parity_cases import CHECKPOINTS, EOS, NEW_TOKENS, Case, scaled_config
+from support.parity_cases import EOS, NEW_TOKENS, Case, published_case
 
 OPTIONS = GenerationOptions(max_new_tokens=NEW_TOKENS, suppress_tokens=[EOS])
 
 
-@pytest.fixture(scope="module", params=[*CHECKPOINTS, "git-base at full size"])
+@pytest.fixture(scope="module", params=[*SHAPES, "git-base at full size"])
 def case(request) -> Case:
-    if request.param not in CHECKPOINTS:
+    if request.param not in SHAPES:
         return Case({}, seed=0, std=0.02, attention_gain=3)
-    shape = CHECKPOINTS[request.param]
-    seed = list(CHECKPOINTS).index(request.param)
-    return Case(scaled_config(shape), seed=seed, questions=shape.questions)
+    return published_case(request.param, seed=list(SHAPES).index(request.param))
 
 
 def assert_as_near(got, theirs: torch.Tensor, truth: torch.Tensor, what: str) -> None:
@@ -83,7 +82,7 @@ def test_greedy_tokens(case):
 @pytest.mark.parametrize("frames", [None, 1, 4])
 def test_fewer_frames_on_a_video_model(frames):
     """One image, without temporal embedding, or fewer frames than the model has embeddings for."""
-    case = Case(scaled_config(CHECKPOINTS["git-base-vatex"]), seed=40)
+    case = published_case("git-base-vatex", seed=40)
     case.pixels = case.pixels[:, 0].contiguous() if frames is None else case.pixels[:, :frames].contiguous()
     case.prompts = [[101], [101]]  # without padding: transformers sizes its mask for all frames
     assert case.prefixes[0].num_tokens == 197 * (frames or 1)

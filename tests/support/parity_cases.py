@@ -8,66 +8,48 @@ whether prompts are [CLS] alone or [CLS] and a question.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
 from gitfast.checkpoints.config import GitConfig
+from gitfast.checkpoints.published import SHAPES
 from gitfast.engines.cpu import CpuEngine
 
 BOS, EOS = 101, 102
 NEW_TOKENS = 20
 
 
-@dataclass(frozen=True)
-class Shape:
-    vision: str  # "B/16" or "L/14"
-    image_size: int = 224
-    frames: int | None = None
-    questions: bool = False
-
-
-CHECKPOINTS = {
-    "git-base": Shape("B/16"),
-    "git-base-coco": Shape("B/16"),
-    "git-base-textcaps": Shape("B/16"),
-    "git-base-vqav2": Shape("B/16", image_size=480, questions=True),
-    "git-base-textvqa": Shape("B/16", image_size=480, questions=True),
-    "git-base-vatex": Shape("B/16", frames=6),
-    "git-base-msrvtt-qa": Shape("B/16", frames=6, questions=True),
-    "git-large": Shape("L/14"),
-    "git-large-coco": Shape("L/14"),
-    "git-large-textcaps": Shape("L/14"),
-    "git-large-r": Shape("L/14"),
-    "git-large-r-coco": Shape("L/14"),
-    "git-large-r-textcaps": Shape("L/14"),
-    "git-large-vqav2": Shape("L/14", image_size=420, questions=True),
-    "git-large-textvqa": Shape("L/14", image_size=420, questions=True),
-    "git-large-vatex": Shape("L/14", frames=6),
-    "git-large-msrvtt-qa": Shape("L/14", frames=6, questions=True),
-}
-
+# By patch: ViT-B/16 is as wide as the decoder, ViT-L/14 wider.
 _VISION = {
-    "B/16": {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2, "patch_size": 16},
-    "L/14": {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3, "patch_size": 14},
+    16: {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2},
+    14: {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3},
 }
 
 
-def scaled_config(shape: Shape) -> dict:
-    """The ``config.json`` values of a checkpoint, scaled down."""
+def scaled_config(name: str) -> dict:
+    """The ``config.json`` values of a published checkpoint, scaled down."""
+    shape = SHAPES[name]
+    image_size, patch_size = shape.vision_config.image_size, shape.vision_config.patch_size
+    vision = {**_VISION[patch_size], "num_hidden_layers": 3, "image_size": image_size, "patch_size": patch_size}
     return {
-        "vision_config": {**_VISION[shape.vision], "num_hidden_layers": 3, "image_size": shape.image_size},
+        "vision_config": vision,
         "vocab_size": 1_000,
         "hidden_size": 128,
         "intermediate_size": 512,
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
         "max_position_embeddings": 64,
-        "num_image_with_embedding": shape.frames,
+        "num_image_with_embedding": shape.num_image_with_embedding,
     }
+
+
+def published_case(name: str, **options: Any) -> Case:
+    """A published checkpoint, scaled down; those that answer questions are asked some."""
+    return Case(scaled_config(name), questions="qa" in name, **options)
 
 
 def random_model(values: dict, seed: int, std: float, attention_gain: float) -> transformers.GitForCausalLM:

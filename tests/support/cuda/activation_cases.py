@@ -38,7 +38,7 @@ class Case:
         return x if self.bias is None else x + self.bias.cpu().double()
 
     def truth(self) -> torch.Tensor:
-        return getattr(reference, self.function)(self.sums())
+        return torch.from_numpy(getattr(reference, self.function)(self.sums()))
 
     def error(self) -> float:
         """Largest difference of ``out`` from the truth, in units of what is allowed; NaN counts as infinite.

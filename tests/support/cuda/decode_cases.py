@@ -7,10 +7,10 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gitfast.engines.search import native_options
+from gitfast.ops import reference
 from gitfast.ops.cuda_search import SearchSize, SearchState
 from gitfast.ops.cuda_weights import TiledWeight
 from gitfast.types import GenerationOptions
@@ -85,15 +85,15 @@ class DecodeCase:
         keys, values = [], []
         for index, layer in enumerate(self.layers):
             m, v = layer.matrices, layer.vectors
-            qkv = _rounded(_rounded(x, dtype) @ m["qkv"].T + v["qkv_bias"], dtype)
+            qkv = _rounded(_linear(_rounded(x, dtype), m["qkv"], v["qkv_bias"]), dtype)
             q, k_new, v_new = qkv.view(-1, 3, H, HEAD_DIM).unbind(1)
             keys.append(k_new)
             values.append(v_new)
             mixed = torch.stack([self._attention(index, row, q[row], k_new[row], v_new[row]) for row in range(len(x))])
-            y = _rounded(mixed.view(-1, D), dtype) @ m["out"].T + v["out_bias"]
+            y = _linear(_rounded(mixed.view(-1, D), dtype), m["out"], v["out_bias"])
             x = _norm(x + y, v["gamma1"], v["beta1"])
-            inner = _rounded(F.gelu(_rounded(x, dtype) @ m["fc1"].T + v["fc1_bias"]), dtype)
-            x = _norm(x + inner @ m["fc2"].T + v["fc2_bias"], v["gamma2"], v["beta2"])
+            inner = _rounded(_linear(_rounded(x, dtype), m["fc1"], v["fc1_bias"], "gelu"), dtype)
+            x = _norm(x + _linear(inner, m["fc2"], v["fc2_bias"]), v["gamma2"], v["beta2"])
         return x, torch.stack(keys), torch.stack(values)
 
     def _attention(self, layer: int, row: int, q: Tensor, k_new: Tensor, v_new: Tensor) -> Tensor:
@@ -112,8 +112,7 @@ class DecodeCase:
                     1,
                 )
             )
-        scores = (parts[0] @ q[:, :, None])[..., 0] * HEAD_DIM**-0.5
-        return (scores.softmax(-1)[:, None] @ parts[1])[:, 0]
+        return torch.from_numpy(reference.attention(q, *parts))
 
     def _prefix(self, name: str, layer: int, image: int) -> Tensor:
         """Keys or values (H, P, 64) of an image as they are multiplied."""
@@ -185,8 +184,12 @@ def decode(
     return tokens, log_probs
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
+    return torch.from_numpy(reference.linear(x, weight, bias, activation=activation))
+
+
 def _norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], gamma.double(), beta.double(), EPS)
+    return torch.from_numpy(reference.layer_norm(x, gamma.double(), beta.double(), eps=EPS))
 
 
 def make_case(

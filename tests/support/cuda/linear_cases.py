@@ -42,11 +42,11 @@ class Case:
         """
         x, weight = self.x.cpu().double(), self.weight.unpack().cpu().double()
         bias, residual = (t if t is None else t.cpu().double() for t in (self.bias, self.residual))
-        truth = reference.linear(x, weight, bias, activation=self.activation, residual=residual)
-        size = reference.linear(
+        truth = torch.from_numpy(reference.linear(x, weight, bias, activation=self.activation, residual=residual))
+        size = torch.from_numpy(reference.linear(
             x.abs(), weight.abs(), None if bias is None else bias.abs(),
             residual=None if residual is None else residual.abs(),
-        )  # fmt: skip
+        ))  # fmt: skip
         allowed = ROUNDING[self.out.dtype] * truth.abs() + 4e-7 * size + 1e-7
         error = ((self.out.cpu().double() - truth).abs() / allowed).max().item()
         return float("inf") if np.isnan(error) else error

@@ -37,7 +37,7 @@ class Case:
         """float64 (R, D), on the CPU."""
         given = (self.x, self.gamma, self.beta, self.bias, self.residual)
         x, gamma, beta, bias, residual = (t if t is None else t.cpu().double() for t in given)
-        return reference.add_layer_norm(x, gamma, beta, bias=bias, residual=residual, eps=self.eps)
+        return torch.from_numpy(reference.add_layer_norm(x, gamma, beta, bias=bias, residual=residual, eps=self.eps))
 
     def error(self) -> float:
         """Largest difference of ``out`` from the truth, in units of what is allowed; NaN counts as infinite.

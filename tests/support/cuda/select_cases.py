@@ -51,7 +51,7 @@ class Case:
     def truth(self) -> torch.Tensor:
         """Logits over the temperature, float64 (R, V), on the CPU."""
         weight, bias = self.weight.unpack().cpu().double(), None if self.bias is None else self.bias.cpu().double()
-        return reference.linear(self.x.cpu().double(), weight, bias) / self.temperature
+        return torch.from_numpy(reference.linear(self.x.cpu().double(), weight, bias) / self.temperature)
 
     def error(self) -> float:
         """The largest error in units of what is allowed; infinite for a wrong token.
