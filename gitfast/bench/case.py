@@ -33,9 +33,9 @@ class Operands:
 
     sides: Mapping[str, Side]
     num_rows: int
-    truth: Callable[[NDArray[np.int64]], NDArray[np.float64]]
+    truth: Callable[[NDArray[np.int64]], NDArray[np.floating]]
 
-    def expected(self) -> NDArray[np.float64]:
+    def expected(self) -> NDArray[np.floating]:
         """The rows that are checked."""
         return self.truth(checked_rows(self.num_rows))
 
@@ -61,7 +61,7 @@ class GateError(Exception):
     """A side computes something else than float64 does."""
 
 
-def check(operands: Operands, name: str, truth: NDArray[np.float64]) -> float:
+def check(operands: Operands, name: str, truth: NDArray[np.floating]) -> float:
     """The error of a side in units of what is allowed; ``truth`` is what is expected. Raises GateError above 1.
 
     All of the result must be finite. Of many rows some are compared, always the first and the last.

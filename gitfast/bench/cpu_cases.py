@@ -10,9 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from gitfast import ops
-from gitfast.bench import peers, truth
+from gitfast.bench import operands, peers
 from gitfast.bench.case import OURS, Case, Operands, Side
-from gitfast.bench.models import MODELS, Attention, Rows, attentions, layer_rows
+from gitfast.bench.shapes import Attention, Rows, attentions, layer_rows
+from gitfast.checkpoints.published import SHAPES
+from gitfast.ops import reference
 
 DECODE_ROWS = (1, 4, 8, 64)  # one image, its beams, many images
 
@@ -42,13 +44,13 @@ def layer_norm(context: Context, models: Sequence[str]) -> Iterator[Case]:
 
 def _layer_norm(context: Context, rows: int, width: int) -> Operands:
     rng, eps = np.random.default_rng(0), 1e-5
-    x, gamma, beta = truth.normal(rng, rows, width), truth.normal(rng, width), truth.normal(rng, width)
+    x, gamma, beta = operands.normal(rng, rows, width), operands.normal(rng, width), operands.normal(rng, width)
     out = np.empty((rows, width), np.float32)
     sides = {OURS: Side(lambda: ops.layer_norm(x, gamma, beta, eps=eps, out=out, pool=context.pool))}
     if torch := context.torch:
         given = [torch.from_numpy(a) for a in (x, gamma, beta)]
         sides["torch"] = Side(lambda: torch.nn.functional.layer_norm(given[0], (width,), *given[1:], eps))
-    return Operands(sides, rows, lambda some: truth.layer_norm(x[some], gamma, beta, eps))
+    return Operands(sides, rows, lambda some: reference.layer_norm(*_doubles(x[some], gamma, beta), eps=eps))
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,16 @@ def _layers(rows: Rows) -> Iterator[Layer]:
             yield Layer("fc2", m, d, rows.mlp, dtype, residual=True, tiles=not decode)
         yield Layer("fc1", m, rows.mlp, d, dtype, activation=activation, tiles=not decode)
         if decode:
-            yield Layer("head", m, MODELS[rows.model].vocab_size, d, dtype)
+            yield Layer("head", m, SHAPES[rows.model].vocab_size, d, dtype)
 
 
 def _linear(context: Context, layer: Layer) -> Operands:
     rng, (m, n, k, dtype) = np.random.default_rng(0), (layer.m, layer.n, layer.k, layer.dtype)
-    x, bias = truth.normal(rng, m, k, dtype=dtype), truth.normal(rng, n, dtype=dtype)
-    weight, residual = truth.weights(rng, n, k, dtype), truth.normal(rng, m, n, dtype=dtype) if layer.residual else None
+    x, bias = operands.normal(rng, m, k, dtype=dtype), operands.normal(rng, n, dtype=dtype)
+    weight, residual = (
+        operands.weights(rng, n, k, dtype),
+        operands.normal(rng, m, n, dtype=dtype) if layer.residual else None,
+    )
     packed, out = ops.PackedWeight(weight, bias, dtype=dtype), np.empty((m, n), np.float32)
 
     def ours() -> np.ndarray:
@@ -110,8 +115,8 @@ def _linear(context: Context, layer: Layer) -> Operands:
         sides[f"torch {theirs}"] = Side(call, theirs)
 
     def rows(some: np.ndarray) -> np.ndarray:
-        y = truth.activation(layer.activation, truth.linear(x[some], weight, bias))
-        return y if residual is None else y + residual[some]
+        added = None if residual is None else residual[some]
+        return reference.linear(*_doubles(x[some], weight, bias), activation=layer.activation, residual=added)
 
     return Operands(sides, m, rows)
 
@@ -135,9 +140,9 @@ def prefix_attention(context: Context, models: Sequence[str]) -> Iterator[Case]:
 
 def _prefix_attention(context: Context, shape: Attention, dtype: str) -> Operands:
     rng, heads, d, rows = np.random.default_rng(0), shape.heads, shape.head_dim, shape.rows
-    q = truth.normal(rng, rows, heads, d, dtype=dtype)
-    k, v = (truth.normal(rng, heads, shape.prefix, d, dtype=dtype) for _ in range(2))
-    k_text, v_text = (truth.normal(rng, shape.text * rows, heads, d, dtype=dtype) for _ in range(2))
+    q = operands.normal(rng, rows, heads, d, dtype=dtype)
+    k, v = (operands.normal(rng, heads, shape.prefix, d, dtype=dtype) for _ in range(2))
+    k_text, v_text = (operands.normal(rng, shape.text * rows, heads, d, dtype=dtype) for _ in range(2))
     slots = [[t * rows + row for t in range(shape.text)] for row in range(rows)]  # step by step, as decoding writes
     prefix, out = ops.PackedPrefix(k, v, dtype), np.empty((rows, heads, d), np.float32)
     text = (k_text, v_text, slots) if shape.text else (None, None, None)
@@ -155,12 +160,18 @@ def _prefix_attention(context: Context, shape: Attention, dtype: str) -> Operand
         sides |= peers.attention(torch, shape, tq, tk, tv, stored, context.flex)
 
     def some_rows(some: np.ndarray) -> np.ndarray:
-        def seen(prefix: np.ndarray, text: np.ndarray, row: int) -> np.ndarray:
-            return np.concatenate([prefix, text[slots[row]].transpose(1, 0, 2)], 1) if shape.text else prefix
-
-        return np.stack([truth.attention(q[row], seen(k, k_text, row), seen(v, v_text, row)) for row in some])
+        queries, keys, values, own_keys, own_values = _doubles(q[some], k[None], v[None], k_text, v_text)
+        named = [slots[row] for row in some]
+        images = [0] * len(some)
+        return reference.prefix_attention(
+            queries, keys, values, images, k_text=own_keys, v_text=own_values, slots=named
+        )
 
     return Operands(sides, rows, some_rows)
+
+
+def _doubles(*arrays: np.ndarray) -> list[np.ndarray]:
+    return [array.astype(np.float64) for array in arrays]
 
 
 def _rows(models: Sequence[str]) -> Iterator[Rows]:

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gitfast.bench import peers, truth
+from gitfast.bench import peers
 from gitfast.bench.case import OURS, Case, Operands, Side
-from gitfast.bench.models import MODELS, Attention, attentions, layer_rows
+from gitfast.bench.shapes import Attention, attentions, layer_rows
+from gitfast.checkpoints.published import SHAPES
+from gitfast.ops import reference
 
 MOST_ROWS_OF_TEXT = 64  # of a layer whose kernel is made for few
 STORED: tuple[Literal["bfloat16", "int8", "float8"], ...] = ("bfloat16", "int8", "float8")
@@ -84,7 +86,7 @@ def _add_layer_norm(context: Context, rows: int, width: int, dtype: str) -> Oper
 
     def some_rows(some: np.ndarray) -> np.ndarray:
         added = _doubles(x[some]) + _doubles(bias) + _doubles(residual[some])
-        return truth.layer_norm(added, _doubles(gamma), _doubles(beta), eps)
+        return reference.layer_norm(added, _doubles(gamma), _doubles(beta), eps=eps)
 
     return Operands(context.sides(ours, plain, (x, bias, residual, gamma, beta)), rows, some_rows)
 
@@ -124,7 +126,7 @@ def _bias_activation(context: Context, rows: int, width: int, name: str) -> Oper
     return Operands(
         context.sides(ours, plain, (x, bias)),
         rows,
-        lambda some: truth.activation(name, _doubles(x[some]) + _doubles(bias)),
+        lambda some: reference.ACTIVATIONS[name](_doubles(x[some]) + _doubles(bias)),
     )
 
 
@@ -142,7 +144,7 @@ def embed_layer_norm(context: Context, models: Sequence[str]) -> Iterator[Case]:
 
 
 def _embed_layer_norm(context: Context, rows: int, model: str) -> Operands:
-    torch, config = context.torch, MODELS[model]
+    torch, config = context.torch, SHAPES[model]
     width, eps = config.hidden_size, config.layer_norm_eps
     words, positions = (
         context.normal(count, width, dtype="bfloat16") for count in (config.vocab_size, config.max_position_embeddings)
@@ -166,7 +168,7 @@ def _embed_layer_norm(context: Context, rows: int, model: str) -> Operands:
 
     def some_rows(some: np.ndarray) -> np.ndarray:
         added = _doubles(words[ids[some].long()]) + _doubles(positions[places[some].long()])
-        return truth.layer_norm(added, _doubles(gamma), _doubles(beta), eps)
+        return reference.layer_norm(added, _doubles(gamma), _doubles(beta), eps=eps)
 
     return Operands(context.sides(ours, plain, (ids, places, words, positions, gamma, beta)), rows, some_rows)
 
@@ -222,7 +224,7 @@ def _prefix_attention(context: Context, shape: Attention) -> Operands:
         if stored:
             own = [_doubles(t[:, row]).transpose(1, 0, 2) for t in stored]
             keys_values = [np.concatenate(pair, 1) for pair in zip(keys_values, own, strict=True)]
-        return truth.attention(_doubles(q[row]), *keys_values)
+        return reference.attention(_doubles(q[row]), *keys_values)
 
     sides = {OURS: Side(ours, "bfloat16")} | peers.attention(torch, shape, q, k, v, stored, context.flex)
     return Operands(sides, total, lambda some: np.stack([row_of_truth(int(row)) for row in some]))
@@ -291,9 +293,9 @@ def _linear(context: Context, layer: Layer) -> Operands:
         return peers.linear(context.torch, x, weight, bias, layer.activation, residual)
 
     def some_rows(some: np.ndarray) -> np.ndarray:
-        sums = truth.linear(_doubles(x[some]), _doubles(packed.unpack()), _doubles(bias))
-        y = truth.activation(layer.activation, sums)
-        return y if residual is None else y + _doubles(residual[some])
+        added = None if residual is None else _doubles(residual[some])
+        given = (_doubles(x[some]), _doubles(packed.unpack()), _doubles(bias))
+        return reference.linear(*given, activation=layer.activation, residual=added)
 
     return Operands(context.sides(ours, plain, (x, plain_weight, bias)), layer.rows, some_rows)
 
@@ -301,7 +303,7 @@ def _linear(context: Context, layer: Layer) -> Operands:
 def head_select(context: Context, models: Sequence[str]) -> Iterator[Case]:
     """The log-probabilities of the likeliest tokens: one of greedy search, 2 K of K beams."""
     for rows in layer_rows(models, ("decode",)):
-        vocab, beams = MODELS[rows.model].vocab_size, rows.rows // rows.images
+        vocab, beams = SHAPES[rows.model].vocab_size, rows.rows // rows.images
         if rows.rows > MOST_ROWS_OF_TEXT:
             continue
         for stored in STORED:
@@ -333,11 +335,8 @@ def _head_select(context: Context, layer: Layer, choices: int) -> Operands:
         return torch.nn.functional.linear(x, weight, bias).float().log_softmax(-1).topk(choices).values
 
     def some_rows(some: np.ndarray) -> np.ndarray:
-        logits = truth.linear(_doubles(x[some]), _doubles(packed.unpack()), _doubles(bias))
-        logits -= logits.max(-1, keepdims=True)
-        logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-        best: np.ndarray = -np.sort(-logits, axis=-1)[:, :choices]
-        return best
+        given = (_doubles(x[some]), _doubles(packed.unpack()), _doubles(bias))
+        return reference.head_select(*given, choices=choices)[1]
 
     return Operands(context.sides(ours, plain, (x, plain_weight, bias)), rows, some_rows)
 

@@ -13,8 +13,9 @@ from gitfast.bench.case import Case
 from gitfast.bench.cpu_clock import CpuClock
 from gitfast.bench.cuda_clock import CudaClock
 from gitfast.bench.machine import gpu_facts, machine_facts
-from gitfast.bench.models import MODELS
 from gitfast.bench.run import Bench
+from gitfast.bench.shapes import MODELS
+from gitfast.checkpoints.published import SHAPES
 from gitfast.errors import EngineError
 
 
@@ -24,7 +25,7 @@ def open_bench(
     models: Iterable[str] | None = None,
     threads: int | None = None,
 ) -> Bench:
-    """``device`` is "cpu" or "cuda"; None is all kernels of it, all models, all CPUs.
+    """``device`` is "cpu" or "cuda"; None is all kernels of it, the models of all shapes, all CPUs.
 
     Raises:
         ValueError: a kernel or model that is not there, or threads of a GPU.
@@ -32,7 +33,7 @@ def open_bench(
     """
     known: dict[str, Callable[..., Iterator[Case]]] = (cpu_cases if device == "cpu" else cuda_cases).KERNELS
     chosen = _known("kernel", kernels, known, f" on {device}")
-    shapes = _known("model", models, MODELS)
+    shapes = _known("model", map(published_name, MODELS if models is None else models), SHAPES)
     if device == "cuda" and threads is not None:
         raise ValueError("threads: only the cpu has threads")
     torch = peers.import_torch()
@@ -50,6 +51,11 @@ def _known(what: str, given: Iterable[str] | None, known: Iterable[str], where: 
         if name not in known:
             raise ValueError(f"{what}: expected {', '.join(known)}{where}, got {name!r}")
     return names
+
+
+def published_name(name: str) -> str:
+    """ "base" and "git-base" name the same shape."""
+    return f"git-{name}" if f"git-{name}" in SHAPES else name
 
 
 def _native_cuda() -> Any | None:

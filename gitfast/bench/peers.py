@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from gitfast.bench.case import Side
-from gitfast.bench.models import Attention
+from gitfast.bench.shapes import Attention
 
 # torch is passed around as a value, so that nothing here imports it.
 Torch = Any

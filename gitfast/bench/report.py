@@ -10,7 +10,7 @@ from gitfast.bench.case import OURS
 from gitfast.bench.run import Report, Row, Spread
 
 _COLUMNS = (
-    f"{'kernel':<16} {'rows':<14} {'shape':<33} {'dtype':<8} {'cache':<5} {'us':>9} {'(quartiles)':<19}"
+    f"{'kernel':<16} {'rows':<21} {'shape':<33} {'dtype':<8} {'cache':<5} {'us':>9} {'(quartiles)':<19}"
     f" {'GB/s':>6} {'TFLOP/s':>8} {'share of':<12}  times as fast as (quartiles)"
 )
 
@@ -39,7 +39,7 @@ def line(row: Row) -> str:
     ours = row.microseconds[OURS]
     peers = ", ".join(f"{name} {_ratio(ratio)}" for name, ratio in row.ratio.items())
     return (
-        f"{row.kernel:<16} {row.model:<14} {row.shape:<33} {row.dtype:<8} {row.cache:<5}"
+        f"{row.kernel:<16} {row.model:<21} {row.shape:<33} {row.dtype:<8} {row.cache:<5}"
         f" {ours.median:9.1f} {f'({ours.q1:.1f}-{ours.q3:.1f})':<19} {row.gb_per_s:6.1f} {row.tflop_per_s:8.4f}"
         f" {row.share:4.2f} {row.bound:<7}  {peers or '-'}"
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gitfast import ops
-from gitfast.bench import cpu_cases, truth
+from gitfast.bench import cpu_cases, operands
 from gitfast.bench.case import OURS, GateError, Operands, Side, check, checked_rows
 
 from support.tiny_bench import shrink
@@ -22,7 +22,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> cpu_cases.Context:
 @pytest.mark.parametrize("kernel", cpu_cases.KERNELS)
 def test_every_side_computes_the_same(context, kernel):
     names: set[str] = set()
-    for case in cpu_cases.KERNELS[kernel](context, ["base", "video"]):
+    for case in cpu_cases.KERNELS[kernel](context, ["git-base", "git-base-vatex"]):
         built = case.build()
         errors = {name: check(built, name, built.expected()) for name in built.sides}
         assert all(error <= 1 for error in errors.values())
@@ -37,14 +37,14 @@ def test_every_side_computes_the_same(context, kernel):
 def test_without_torch_there_are_no_peers(context):
     alone = cpu_cases.Context(context.pool, None)
     for kernel in cpu_cases.KERNELS.values():
-        assert all(list(case.build().sides) == [OURS] for case in kernel(alone, ["base"]))
+        assert all(list(case.build().sides) == [OURS] for case in kernel(alone, ["git-base"]))
 
 
-def gate(operands: Operands) -> float:
-    return check(operands, OURS, operands.expected())
+def gate(made: Operands) -> float:
+    return check(made, OURS, made.expected())
 
 
-def operands(result: np.ndarray, rounds_to: str = "float32") -> Operands:
+def made(result: np.ndarray, rounds_to: str = "float32") -> Operands:
     expected = np.random.default_rng(0).standard_normal((5, 40))
     return Operands({OURS: Side(lambda: result + expected, rounds_to)}, 5, lambda rows: expected[rows])
 
@@ -57,21 +57,21 @@ def wrong_by(amount: float) -> np.ndarray:
 
 class TestGate:
     def test_one_wrong_value(self):
-        assert gate(operands(wrong_by(1e-6))) < 1
+        assert gate(made(wrong_by(1e-6))) < 1
         with pytest.raises(GateError, match=r"gitfast is .* times as far from float64 as float32 may be"):
-            gate(operands(wrong_by(1e-3)))
-        assert gate(operands(wrong_by(1e-3), "bfloat16")) < 1
+            gate(made(wrong_by(1e-3)))
+        assert gate(made(wrong_by(1e-3), "bfloat16")) < 1
         with pytest.raises(GateError, match="bfloat16"):
-            gate(operands(wrong_by(0.1), "bfloat16"))
+            gate(made(wrong_by(0.1), "bfloat16"))
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_values_that_are_not_finite(self, value):
         with pytest.raises(GateError, match="not finite"):
-            gate(operands(wrong_by(value)))
+            gate(made(wrong_by(value)))
 
     def test_a_wrong_shape(self):
         with pytest.raises(GateError, match=r"shape \(1, 5, 40\), expected \(5, 40\)"):
-            gate(operands(np.zeros((1, 5, 40))))
+            gate(made(np.zeros((1, 5, 40))))
 
     def test_many_rows_are_compared_at_both_ends_and_between(self):
         assert checked_rows(200).tolist() == list(range(200))
@@ -79,20 +79,13 @@ class TestGate:
         assert (rows[0], rows[-1], len(np.unique(rows))) == (0, 9999, 256)
 
 
-class TestTruth:
+class TestOperands:
     def test_bfloat16_is_rounded_as_torch_rounds(self):
-        values = truth.normal(np.random.default_rng(0), 1000)
-        assert np.array_equal(truth.to_bfloat16(values), torch.from_numpy(values).bfloat16().float().numpy())
+        values = operands.normal(np.random.default_rng(0), 1000)
+        assert np.array_equal(operands.to_bfloat16(values), torch.from_numpy(values).bfloat16().float().numpy())
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
     def test_packing_keeps_the_weights(self, dtype):
-        weight = truth.weights(np.random.default_rng(0), 40, 33, dtype)
+        weight = operands.weights(np.random.default_rng(0), 40, 33, dtype)
         read = ops.linear(np.eye(33, dtype=np.float32), ops.PackedWeight(weight, dtype=dtype))
         assert np.array_equal(read, weight.T)
-
-    def test_activations(self):
-        x = np.linspace(-9, 9, 101)
-        tensor = torch.from_numpy(x)
-        assert np.allclose(truth.activation("gelu", x), torch.nn.functional.gelu(tensor), atol=1e-14)
-        assert np.allclose(truth.activation("quick_gelu", x), tensor * torch.sigmoid(1.702 * tensor), atol=1e-14)
-        assert truth.activation("none", x) is x

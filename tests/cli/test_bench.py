@@ -108,7 +108,7 @@ def test_plot_without_matplotlib(bench, monkeypatch, tmp_path):
     ("arguments", "message"),
     [
         (["--kernel", "relu"], "kernel: expected layer_norm, linear, prefix_attention on cpu, got 'relu'"),
-        (["--model", "huge"], "model: expected base, large, vqa, video, got 'huge'"),
+        (["--model", "huge"], "model: expected git-base, git-base-coco,"),
         (["--device", "cuda", "--kernel", "layer_norm"], "on cuda, got 'layer_norm'"),
         (["--device", "cuda", "--threads", "2"], "threads: only the cpu has threads"),
     ],

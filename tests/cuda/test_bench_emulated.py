@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from gitfast.bench import cuda_cases, models
+from gitfast.bench import cuda_cases, shapes
 from gitfast.bench.case import check
 
 from support.tiny_bench import shrink
@@ -16,10 +16,10 @@ from support.tiny_bench import shrink
 @pytest.mark.parametrize("kernel", cuda_cases.KERNELS)
 def test_every_side_computes_the_same(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     shrink(monkeypatch)
-    monkeypatch.setattr(models, "IMAGES", (1, 2))
-    monkeypatch.setattr(models, "BEAMS", (1, 3))
+    monkeypatch.setattr(shapes, "IMAGES", (1, 2))
+    monkeypatch.setattr(shapes, "BEAMS", (1, 3))
     context = cuda_cases.Context(emulation, torch, torch.Generator().manual_seed(0), "cpu")
-    cases = list(cuda_cases.KERNELS[kernel](context, ["base", "video"]))
+    cases = list(cuda_cases.KERNELS[kernel](context, ["git-base", "git-base-vatex"]))
     assert cases
     for case in cases:
         operands = case.build()

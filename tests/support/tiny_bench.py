@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gitfast.bench import cpu_clock, models, peers
+from gitfast.bench import cpu_clock, peers
 from gitfast.checkpoints.config import GitConfig, GitVisionConfig
+from gitfast.checkpoints.published import SHAPES
 
 TINY = GitConfig(
     vocab_size=110,
@@ -21,10 +22,10 @@ TINY = GitConfig(
 
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """All models are ``TINY``, with 17 image tokens; the video model has two frames. Nothing is compiled."""
-    for name in models.MODELS:
-        monkeypatch.setitem(models.MODELS, name, TINY)
+    for name in SHAPES:
+        monkeypatch.setitem(SHAPES, name, TINY)
     video = GitConfig.from_dict({**TINY.to_dict(), "num_image_with_embedding": 2})
-    monkeypatch.setitem(models.MODELS, "video", video)
+    monkeypatch.setitem(SHAPES, "git-base-vatex", video)
     monkeypatch.setattr(cpu_clock, "GEMMS", ((32, 32, 32),))
     monkeypatch.setattr(cpu_clock, "FLUSH_BYTES", (1 << 20, 1 << 20))
     monkeypatch.setattr(cpu_clock, "PAUSE", 0)

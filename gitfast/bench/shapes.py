@@ -1,4 +1,4 @@
-"""The shapes of the published models that the kernels meet."""
+"""The shapes that the kernels meet in the published models."""
 
 from __future__ import annotations
 
@@ -6,18 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from gitfast.checkpoints.config import GitConfig, GitVisionConfig
+from gitfast.checkpoints.config import GitConfig
+from gitfast.checkpoints.published import SHAPES
 
-MODELS = {
-    "base": GitConfig(),  # 197 image tokens, all 768 wide
-    "large": GitConfig(  # 257 image tokens, 1024 wide in the vision encoder
-        vision_config=GitVisionConfig(
-            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
-        )
-    ),
-    "vqa": GitConfig(vision_config=GitVisionConfig(image_size=480)),  # 901 image tokens
-    "video": GitConfig(num_image_with_embedding=6),  # 6 x 197 image tokens
-}
+# Every width and number of tokens that the published models have; the others repeat these.
+MODELS = ("git-base", "git-large", "git-base-vqav2", "git-base-vatex")
 IMAGES = (1, 8, 64)
 BEAMS = (1, 4, 8)
 TEXT = 10  # text tokens that a row of decoding sees: half of a caption
@@ -80,7 +73,7 @@ def layer_rows(models: Iterable[str], stages: Iterable[Stage] = STAGES) -> Itera
     """All numbers of rows with their widths, each once."""
     seen = set()
     for name in models:
-        for rows in _layer_rows(name, MODELS[name]):
+        for rows in _layer_rows(name, SHAPES[name]):
             key = (rows.rows, rows.width, rows.mlp)
             if key not in seen and rows.rows <= MOST_ROWS and rows.stage in stages:
                 seen.add(key)
@@ -103,7 +96,7 @@ def attentions(models: Iterable[str], images: Iterable[int] = IMAGES) -> Iterato
     """All attention there is, each shape once."""
     seen = set()
     for name in models:
-        for case in _attentions(name, MODELS[name], tuple(images)):
+        for case in _attentions(name, SHAPES[name], tuple(images)):
             key = (case.images, case.rows, case.prefix, case.text, case.heads, case.head_dim)
             if key not in seen and case.images * case.prefix <= MOST_ROWS:
                 seen.add(key)
