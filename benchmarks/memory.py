@@ -1,4 +1,4 @@
-"""How much memory a CPU engine takes: python benchmarks/memory.py [--shape git-base] [--json FILE]
+"""How much memory a CPU engine takes: python benchmarks/memory.py [--model git-base] [--json FILE]
 
 Weights are made one tensor at a time as the engine asks for them, so that what is resident beyond the interpreter is
 the engine: at its peak while loading, and while captioning. Each dtype runs in a process of its own.
@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import mmap
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from gitfast.bench.machine import machine_facts
+from gitfast.bench.report import check_writable
+from gitfast.bench.workload import RandomWeights
+from gitfast.checkpoints.checkpoint import expected_tensors
+from gitfast.checkpoints.published import SHAPES
+from gitfast.engines.cpu import CpuEngine
+from gitfast.types import GenerationOptions
+
+DTYPES = ("float32", "bfloat16", "int8")
 
 
 def peak_mb() -> float:
@@ -25,81 +35,55 @@ def peak_mb() -> float:
     raise OSError("/proc/self/status has no VmHWM")
 
 
-class RandomWeights(Mapping):
-    """float32 tensors that exist only while somebody looks at them."""
-
-    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.shapes = shapes
+class MappedWeights(RandomWeights):
+    """Tensors in pages of their own, as if read from a file: given back whole, and not to the heap."""
 
     def __getitem__(self, name: str) -> np.ndarray:
-        shape = self.shapes[name]
-        pages = mmap.mmap(-1, 4 * int(np.prod(shape)))  # as from a file: given back whole, and not to the heap
-        values = np.frombuffer(pages, np.float32).reshape(shape)
-        np.random.default_rng(0).standard_normal(dtype=np.float32, out=values)
-        values *= 0.02
-        return values
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
+        values = super().__getitem__(name)
+        mapped = np.frombuffer(mmap.mmap(-1, values.nbytes), np.float32).reshape(values.shape)
+        mapped[:] = values
+        return mapped
 
 
-def measure(dtype: str, config: dict, shapes: dict[str, tuple[int, ...]]) -> dict[str, object]:
-    from gitfast.checkpoints.config import GitConfig
-    from gitfast.engines.cpu import CpuEngine
-    from gitfast.types import GenerationOptions
-
-    before = peak_mb()
-    engine = CpuEngine.from_weights(GitConfig.from_dict(config), RandomWeights(shapes), dtype=dtype)
+def measure(model: str, dtype: str) -> dict[str, object]:
+    """In this process, which has done nothing else."""
+    config, before = SHAPES[model], peak_mb()
+    engine = CpuEngine.from_weights(config, MappedWeights(config), dtype=dtype)
     loaded = peak_mb()
-    size, frames = engine.config.vision_config.image_size, engine.config.num_image_with_embedding
+    size, frames = config.vision_config.image_size, config.num_image_with_embedding
     pixels = np.zeros((1, *([frames] if frames else []), 3, size, size), np.float32)
-    engine.generate(engine.encode(pixels), [[engine.config.bos_token_id]], GenerationOptions(max_new_tokens=20))
-    weights = engine.nbytes / 1e6
-    largest = max(np.prod(shape) for shape in shapes.values()) * 4 / 1e6
+    engine.generate(engine.encode(pixels), [[config.bos_token_id]], GenerationOptions(max_new_tokens=20))
     return {
         "dtype": dtype,
-        "weights_mb": weights,
+        "weights_mb": engine.nbytes / 1e6,
         "loading_mb": loaded - before,
         "captioning_mb": peak_mb() - before,
-        "largest_tensor_mb": float(largest),  # read as float32 while it is packed
+        # Read as float32 while it is packed.
+        "largest_tensor_mb": max(map(math.prod, expected_tensors(config).values())) * 4 / 1e6,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", default="git-base")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--model", default="git-base", choices=SHAPES)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", choices=DTYPES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    import torch
-    import transformers
-    from captioners import SHAPES
-
-    from gitfast.bench.machine import machine_facts
-
-    config = transformers.GitConfig(**SHAPES[arguments.shape])
-    with torch.device("meta"):
-        shapes = {name: tuple(x.shape) for name, x in transformers.GitForCausalLM(config).state_dict().items()}
-    request = {"config": config.to_dict(), "shapes": shapes}
+    if arguments.measure:
+        print(json.dumps(measure(arguments.model, arguments.measure)))
+        return
+    if arguments.json:
+        check_writable("json", arguments.json)
     rows = []
-    for dtype in ("float32", "bfloat16", "int8"):
-        program = [sys.executable, __file__, "--measure", dtype]
-        output = subprocess.run(
-            program, input=json.dumps(request), text=True, check=True, stdout=subprocess.PIPE
-        ).stdout
-        rows.append(json.loads(output))
+    for dtype in DTYPES:
+        program = [sys.executable, __file__, "--model", arguments.model, "--measure", dtype]
+        rows.append(json.loads(subprocess.run(program, text=True, check=True, stdout=subprocess.PIPE).stdout))
         print("{dtype}: weights {weights_mb:.0f} MB, peak {loading_mb:.0f} MB while loading (the largest tensor is "
               "{largest_tensor_mb:.0f} MB), {captioning_mb:.0f} MB after a caption".format(**rows[-1]))  # fmt: skip
     if arguments.json:
-        result = {"benchmark": "memory", "machine": machine_facts("numpy"), "shape": arguments.shape, "results": rows}
-        Path(arguments.json).write_text(json.dumps(result, indent=1))
+        result = {"benchmark": "memory", "machine": machine_facts("numpy"), "model": arguments.model, "results": rows}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        given = json.load(sys.stdin)
-        print(json.dumps(measure(sys.argv[2], given["config"], {n: tuple(s) for n, s in given["shapes"].items()})))
-    else:
-        main()
+    main()

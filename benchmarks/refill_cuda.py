@@ -1,6 +1,6 @@
 """Times captions of many lengths on a GPU: as many as are decoded at once after another, or one by one refilled.
 
-    python benchmarks/refill_cuda.py [--shape git-base] [--images 256] [--rows 64] [--rounds 7] [--json FILE]
+    python benchmarks/refill_cuda.py [--model git-base] [--images 256] [--rows 64] [--rounds 7] [--json FILE]
 
 Random weights, told to end a text with a probability of a tenth at each token: samples, whose keys depend on their
 prompts, so every image has a prompt of its own. Images are encoded before. Both sides give the same tokens, to the bit;
@@ -18,35 +18,41 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
-from captioners import SHAPES, milliseconds, random_model
 
+from gitfast.bench.caption import milliseconds
 from gitfast.bench.machine import gpu_facts
+from gitfast.bench.report import check_writable
+from gitfast.bench.spread import Spread, in_turns
+from gitfast.bench.workload import WEIGHT_STD, RandomWeights, random_pixels
 from gitfast.checkpoints.config import GitConfig
+from gitfast.checkpoints.published import SHAPES
 from gitfast.engines.cuda.engine import CudaEngine
 from gitfast.types import Generation, GenerationOptions
 
 LONGEST, END = 50, 0.1  # new tokens; the probability that a text ends at one
 
 
-def ending_model(config: transformers.GitConfig) -> transformers.GitForCausalLM:
-    """The model of captioners.py, for which all tokens are about as likely, but the end."""
-    model = random_model(config)
-    with torch.no_grad():
-        model.output.weight /= 100
-        model.output.bias[config.eos_token_id] = math.log(END / (1 - END) * config.vocab_size)
-    return model
+class EndingWeights(RandomWeights):
+    """Weights under which all tokens are about as likely, but the end."""
+
+    def __init__(self, config: GitConfig) -> None:
+        super().__init__(config, WEIGHT_STD)
+        self._config = config
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        values = super().__getitem__(name)
+        if name == "output.weight":
+            values /= 100
+        if name == "output.bias":
+            values[self._config.eos_token_id] = math.log(END / (1 - END) * self._config.vocab_size)
+        return values
 
 
-def run(shape: str, images: int, rows: int, rounds: int, device: str) -> dict[str, object]:
+def run(config: GitConfig, images: int, rows: int, rounds: int, device: str) -> dict[str, object]:
     """Both ways, over the same prefixes."""
-    config = transformers.GitConfig(**SHAPES[shape])
-    weights = {name: x.float().numpy() for name, x in ending_model(config).state_dict().items()}
-    own = GitConfig.from_dict(config.to_dict())
-    engine = CudaEngine.from_weights(own, weights, device=device, rows_at_once=rows)
-    pixels = np.random.default_rng(0).standard_normal((images, 3, *[own.vision_config.image_size] * 2), np.float32)
-    prefixes = engine.encode(pixels)
-    prompts = [[own.bos_token_id, 10 + i % (own.vocab_size - 10)] for i in range(images)]
+    engine = CudaEngine.from_weights(config, EndingWeights(config), device=device, rows_at_once=rows)
+    prefixes = engine.encode(random_pixels(config, images).normalised)
+    prompts = [[config.bos_token_id, 10 + i % (config.vocab_size - 10)] for i in range(images)]
     options = GenerationOptions(max_new_tokens=LONGEST, do_sample=True, seed=1)
 
     def refilled() -> list[list[Generation]]:
@@ -64,26 +70,23 @@ def run(shape: str, images: int, rows: int, rounds: int, device: str) -> dict[st
         side()  # steps are captured by now
         calls = len(parts) if side is in_parts else 1  # whose first steps are counted with the prompts
         steps[name], times[name] = engine.stats.decode_steps - before + calls, []
-    for i in range(rounds):
-        for name in sides if i % 2 else reversed(sides):
-            times[name].append(milliseconds(sides[name]))
+    for name in in_turns(sides, rounds):
+        times[name].append(milliseconds(sides[name]))
     lengths = [len(item[0].token_ids) for item in texts["refilled"]]
-    ratios = [a / b for a, b in zip(times["in parts"], times["refilled"], strict=True)]
     return {
-        "shape": shape,
         "images": images,
         "rows": rows,
         "new_tokens": {"mean": statistics.mean(lengths), "longest": max(lengths)},
         "steps": steps,
         "ms": {name: statistics.median(all_times) for name, all_times in times.items()},
-        "speedup": statistics.median(ratios),
+        "speedup": Spread.of_ratios(times["in parts"], times["refilled"]).median,
         "same": texts["refilled"] == texts["in parts"],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="git-base", choices=[name for name in SHAPES if name != "tiny"])
+    parser.add_argument("--model", default="git-base", choices=SHAPES)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
@@ -91,10 +94,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("torch sees no GPU")
-    result = run(arguments.shape, arguments.images, arguments.rows, arguments.rounds, "cuda")
+    if arguments.json:
+        check_writable("json", arguments.json)
+    result = run(SHAPES[arguments.model], arguments.images, arguments.rows, arguments.rounds, "cuda")
     print(json.dumps(result, indent=1))
     if arguments.json:
-        report = {"gpu": gpu_facts(torch), "rounds": arguments.rounds, **result}
+        report = {"gpu": gpu_facts(torch), "model": arguments.model, "rounds": arguments.rounds, **result}
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -21,6 +21,10 @@ class Ceilings:
     gb_per_s: float
     gemm: dict[str, Gemm]
 
+    def describe(self) -> str:
+        products = ", ".join(f"{d} {g.tflop_per_s:.3g} TFLOP/s ({g.by})" for d, g in self.gemm.items())
+        return f"{self.stream} {self.gb_per_s:.1f} GB/s; largest product: {products}"
+
     def tflop_per_s(self, dtype: str) -> float:
         """int8 weights are multiplied as bfloat16."""
         return self.gemm["bfloat16" if dtype == "int8" else dtype].tflop_per_s

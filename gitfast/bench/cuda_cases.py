@@ -283,9 +283,9 @@ def _linear(context: Context, layer: Layer) -> Operands:
     residual = context.normal(layer.rows, layer.n, dtype="bfloat16") if layer.residual else None
     out = context.torch.empty(layer.rows, layer.n, dtype=x.dtype, device=context.device)
 
-    def ours() -> Tensor:
+    def ours(overlap: bool = True) -> Tensor:
         weight = {"weight": packed.data, "weight_scales": packed.scales, "bias": bias}
-        rest = {"activation": layer.activation, "residual": residual, "overlap": True}
+        rest = {"activation": layer.activation, "residual": residual, "overlap": overlap}
         context.kernels.linear(x=x, **weight, **rest, out=out, stream=context.stream())
         return out
 
@@ -297,7 +297,8 @@ def _linear(context: Context, layer: Layer) -> Operands:
         given = (_doubles(x[some]), _doubles(packed.unpack()), _doubles(bias))
         return reference.linear(*given, activation=layer.activation, residual=added)
 
-    return Operands(context.sides(ours, plain, (x, plain_weight, bias)), layer.rows, some_rows)
+    alone = {"without overlap": Side(partial(ours, overlap=False), "bfloat16")}
+    return Operands(context.sides(ours, plain, (x, plain_weight, bias)) | alone, layer.rows, some_rows)
 
 
 def head_select(context: Context, models: Sequence[str]) -> Iterator[Case]:
@@ -325,9 +326,9 @@ def _head_select(context: Context, layer: Layer, choices: int) -> Operands:
         context.kernels.select_workspace(rows, vocab, choices), dtype=torch.uint8, device=context.device
     )
 
-    def ours() -> Tensor:
+    def ours(overlap: bool = True) -> Tensor:
         head = {"weight": packed.data, "weight_scales": packed.scales, "vocab_size": vocab, "bias": bias}
-        chosen = {"tokens": tokens, "log_probs": log_probs, "workspace": workspace, "overlap": True}
+        chosen = {"tokens": tokens, "log_probs": log_probs, "workspace": workspace, "overlap": overlap}
         context.kernels.head_select(x=x, **head, **chosen, stream=context.stream())
         return log_probs
 
@@ -338,7 +339,8 @@ def _head_select(context: Context, layer: Layer, choices: int) -> Operands:
         given = (_doubles(x[some]), _doubles(packed.unpack()), _doubles(bias))
         return reference.head_select(*given, choices=choices)[1]
 
-    return Operands(context.sides(ours, plain, (x, plain_weight, bias)), rows, some_rows)
+    alone = {"without overlap": Side(partial(ours, overlap=False), "bfloat16")}
+    return Operands(context.sides(ours, plain, (x, plain_weight, bias)) | alone, rows, some_rows)
 
 
 KERNELS = {

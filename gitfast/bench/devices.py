@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from gitfast import _C, ops
 from gitfast.bench import cpu_cases, cuda_cases, peers
+from gitfast.bench.caption import Report as CaptionReport
+from gitfast.bench.caption import Settings
+from gitfast.bench.captioners import ENGINES, Way
 from gitfast.bench.case import Case
 from gitfast.bench.cpu_clock import CpuClock
 from gitfast.bench.cuda_clock import CudaClock
 from gitfast.bench.machine import gpu_facts, machine_facts
 from gitfast.bench.run import Bench
 from gitfast.bench.shapes import MODELS
-from gitfast.checkpoints.published import SHAPES
+from gitfast.bench.workload import Workload
+from gitfast.checkpoints.published import SHAPES, full_name
 from gitfast.errors import EngineError
+
+CEILING_ROUNDS = 3
 
 
 def open_bench(
@@ -33,7 +39,7 @@ def open_bench(
     """
     known: dict[str, Callable[..., Iterator[Case]]] = (cpu_cases if device == "cpu" else cuda_cases).KERNELS
     chosen = _known("kernel", kernels, known, f" on {device}")
-    shapes = _known("model", map(published_name, MODELS if models is None else models), SHAPES)
+    shapes = _known("model", map(full_name, MODELS if models is None else models), SHAPES)
     if device == "cuda" and threads is not None:
         raise ValueError("threads: only the cpu has threads")
     torch = peers.import_torch()
@@ -53,9 +59,74 @@ def _known(what: str, given: Iterable[str] | None, known: Iterable[str], where: 
     return names
 
 
-def published_name(name: str) -> str:
-    """ "base" and "git-base" name the same shape."""
-    return f"git-{name}" if f"git-{name}" in SHAPES else name
+# What is compared where nothing is said. The first is what the others are compared to.
+DEFAULT_WAYS = {
+    "cpu": (
+        "transformers:float32",
+        "openvino:float32",
+        "onnxruntime:float32",
+        "gitfast:float32",
+        "gitfast:bfloat16",
+        "gitfast:int8",
+    ),
+    "cuda": (
+        "transformers:bfloat16",
+        "reference:bfloat16",
+        "gitfast:bfloat16",
+        "gitfast:bfloat16,decode=persistent",
+        "gitfast:bfloat16,prefix_dtype=int8",
+        "gitfast:int8",
+        "gitfast:float8",
+        "gitfast:float8,decode=persistent",
+    ),
+}
+
+
+def caption_settings(
+    device: str,
+    ways: Iterable[str] | None = None,
+    dtypes: Iterable[str] | None = None,
+    *,
+    threads: Sequence[int] | None = None,
+    batches: Sequence[int] = (1,),
+    clients: Sequence[int] = (),
+    new_tokens: int = 20,
+    rounds: int = 9,
+) -> Settings:
+    """Check what is asked for; None is the ways of the device, all dtypes, all CPUs.
+
+    Raises:
+        ValueError: a way that is not there, or threads of a GPU.
+        EngineError: the device cannot be timed here.
+    """
+    chosen = [Way.parse(name) for name in dict.fromkeys(ways or DEFAULT_WAYS[device])]
+    if dtypes is not None:
+        wanted = _known("dtype", dtypes, {way.dtype: way for way in chosen})
+        chosen = [way for way in chosen if way.dtype in wanted]
+    if device == "cuda":
+        if threads:
+            raise ValueError("threads: only the cpu has threads")
+        _check_cuda(peers.import_torch())
+    return Settings(chosen, device, threads or [ops.ThreadPool(0).num_threads], batches, clients, new_tokens, rounds)
+
+
+def start_captions(workload: Workload, settings: Settings) -> CaptionReport:
+    """A report with the ceilings only."""
+    torch = peers.import_torch()
+    packages = {package for way in settings.ways if not way.missing() for package in ENGINES[way.engine].packages}
+    machine = machine_facts("numpy", *sorted(packages))
+    if settings.device == "cpu":
+        pool = ops.ThreadPool(max(settings.threads))
+        if torch:
+            torch.set_num_threads(pool.num_threads)
+        machine |= {"isa": ops.choose_isa(""), "threads": pool.num_threads}
+        ceilings = CpuClock(pool, torch).ceilings(CEILING_ROUNDS)
+    else:
+        machine |= {"gpu": gpu_facts(torch)}
+        ceilings = CudaClock(torch).ceilings(CEILING_ROUNDS)
+    return CaptionReport(
+        settings.device, machine, workload.name, workload.random, settings.new_tokens, settings.rounds, ceilings
+    )
 
 
 def _native_cuda() -> Any | None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
 
 from gitfast.bench.case import OURS
-from gitfast.bench.run import Report, Row, Spread
+from gitfast.bench.run import Report, Row
+from gitfast.bench.spread import Spread
+from gitfast.errors import GitfastError
 
 _COLUMNS = (
     f"{'kernel':<16} {'rows':<21} {'shape':<33} {'dtype':<8} {'cache':<5} {'us':>9} {'(quartiles)':<19}"
@@ -15,8 +21,15 @@ _COLUMNS = (
 )
 
 
-def where(report: Report) -> str:
-    """The GPU, or the threads and the processor."""
+class OnMachine(Protocol):
+    """A report of any benchmark."""
+
+    device: str
+    machine: dict[str, Any]
+
+
+def where(report: OnMachine) -> str:
+    """The GPU, or the threads and the CPU."""
     machine = report.machine
     if report.device == "cuda":
         return str(machine["gpu"]["name"])
@@ -25,10 +38,8 @@ def where(report: Report) -> str:
 
 
 def headline(report: Report) -> Iterator[str]:
-    ceilings = report.ceilings
     yield f"{where(report)}; medians of {report.rounds} rounds"
-    products = ", ".join(f"{d} {g.tflop_per_s:.3g} TFLOP/s ({g.by})" for d, g in ceilings.gemm.items())
-    yield f"measured ceilings: {ceilings.stream} {ceilings.gb_per_s:.1f} GB/s; largest product: {products}"
+    yield f"measured ceilings: {report.ceilings.describe()}"
     for peer, why in report.not_measured.items():
         yield f"not measured: {peer}: {why}"
     yield "a ratio below 1 is a loss; a share above 1 comes out of the caches, or of a machine that was busier before"
@@ -62,5 +73,42 @@ def summary(report: Report) -> Iterator[str]:
         yield f"  {ratio:.2f} beside {name}: {row.kernel}, {row.shape}, {row.dtype}, {row.cache}"
 
 
-def as_json(report: Report) -> str:
+def as_json(report: Any) -> str:
     return json.dumps(dataclasses.asdict(report), indent=1)
+
+
+class ReportFile:
+    """Where the JSON of a run goes: one document, or a line per row behind those of other runs (``.jsonl``).
+
+    It is written after each comparison, so that a run that is stopped keeps what it has.
+    """
+
+    def __init__(self, path: Path) -> None:
+        check_writable("json", path)
+        self._path, self._as_lines = path, path.suffix == ".jsonl"
+        self._begun = False
+
+    def save(self, report: Any, new: Iterable[Any]) -> None:
+        """``new``: the rows and failures that came since the last time."""
+        if not self._as_lines:
+            self._path.write_text(as_json(report) + "\n", encoding="utf-8")
+            return
+        lines = [{"kind": type(row).__name__, **dataclasses.asdict(row)} for row in new]
+        if not self._begun:
+            self._begun = True
+            about = {key: value for key, value in dataclasses.asdict(report).items() if not isinstance(value, list)}
+            lines.insert(0, {"kind": "Run", "arguments": sys.argv[1:], **about})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def check_writable(argument: str, path: Path) -> None:
+    """Raise GitfastError naming the argument before any work is done. A file that is there keeps what it holds."""
+    existed = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise GitfastError(f"{argument}: cannot write {path}: {error.strerror}") from None
+    if not existed:
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -11,7 +11,7 @@ from gitfast.bench.run import Report
 from gitfast.errors import GitfastError
 
 _LINE = {"color": "0.35", "linewidth": 1.2, "zorder": 1}
-_COLOURS = ("#c2410c", "#0369a1", "#4d7c0f", "#7e22ce", "#a16207", "#0f766e", "#be185d")
+COLOURS = ("#c2410c", "#0369a1", "#4d7c0f", "#7e22ce", "#a16207", "#0f766e", "#be185d")
 
 
 def import_pyplot() -> Any:
@@ -44,7 +44,7 @@ def draw(report: Report, picture: Path) -> None:
 
 def _draw_points(axes: Any, report: Report) -> None:
     for i, kernel in enumerate(dict.fromkeys(row.kernel for row in report.rows)):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         for cache, face in (("warm", "none"), ("cold", colour)):
             rows = [row for row in report.rows if (row.kernel, row.cache) == (kernel, cache)]
             axes.loglog(

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from gitfast.bench.case import OURS, Case, GateError, Operands, check
 from gitfast.bench.ceilings import Ceilings
+from gitfast.bench.spread import Spread, in_turns
 
 T = TypeVar("T")
 
@@ -34,15 +35,6 @@ class Bench:
     cases: Iterable[Case]
     not_measured: dict[str, str]
     torch: Any | None
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Of the rounds: the median between the quartiles."""
-
-    median: float
-    q1: float
-    q3: float
 
 
 @dataclass(frozen=True)
@@ -118,7 +110,9 @@ def run_case(case: Case, clock: Clock, report: Report) -> list[Row]:
     rows = []
     for cache, used in caches.items():
         sides = _of_sides(case, errors, report, lambda name: clock.prepare(name, used, cache))  # noqa: B023
-        samples = _in_turns(sides, report.rounds)
+        samples: dict[str, list[float]] = {name: [] for name in sides}
+        for name in in_turns(sides, report.rounds):
+            samples[name].append(sides[name]())
         rows.append(_row(case, cache, samples, errors, report.ceilings))
     return rows
 
@@ -136,20 +130,10 @@ def _of_sides(case: Case, names: Iterable[str], report: Report, get: Callable[[s
     return found
 
 
-def _in_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round of every side, forwards and backwards."""
-    samples: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(rounds):
-        for name in sides if i % 2 else reversed(sides):
-            samples[name].append(sides[name]())
-    return samples
-
-
 def _row(case: Case, cache: str, samples: dict[str, list[float]], errors: dict[str, float], ceilings: Ceilings) -> Row:
     ours = samples[OURS]
     seconds = statistics.median(ours)
     least, bound = ceilings.least_seconds(case.flops, case.bytes, case.dtype)
-    ratios = {name: [t / o for t, o in zip(theirs, ours, strict=True)] for name, theirs in samples.items()}
     return Row(
         case.kernel,
         case.model,
@@ -158,21 +142,14 @@ def _row(case: Case, cache: str, samples: dict[str, list[float]], errors: dict[s
         cache,
         case.flops,
         case.bytes,
-        microseconds={name: _spread([1e6 * s for s in side]) for name, side in samples.items()},
-        ratio={name: _spread(ratio) for name, ratio in ratios.items() if name != OURS},
+        microseconds={name: Spread.of([1e6 * s for s in side]) for name, side in samples.items()},
+        ratio={name: Spread.of_ratios(side, ours) for name, side in samples.items() if name != OURS},
         gb_per_s=case.bytes / seconds / 1e9,
         tflop_per_s=case.flops / seconds / 1e12,
         share=least / seconds,
         bound=bound,
         error={name: errors[name] for name in samples},
     )
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
-    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(median, q1, q3)
 
 
 def _inference(torch: Any | None) -> contextlib.AbstractContextManager[Any]:

@@ -45,3 +45,8 @@ SHAPES: dict[str, GitConfig] = {
     "git-large-r-coco": _large(),
     "git-large-r-textcaps": _large(),
 }
+
+
+def full_name(name: str) -> str:
+    """Both "base" and "git-base" name a published checkpoint; other names stay."""
+    return f"git-{name}" if f"git-{name}" in SHAPES else name

@@ -24,7 +24,7 @@ class FakeTensor:
     def __init__(self, log: list[str]) -> None:
         self._log = log
 
-    def zero_(self) -> None:
+    def amax(self) -> None:
         self._log.append("flush")
 
 
@@ -46,7 +46,7 @@ def clock(log: list[str]) -> CudaClock:
         graph=lambda graph: contextlib.nullcontext(log.append("capture")),
         Event=lambda enable_timing: event,
     )
-    return CudaClock(SimpleNamespace(cuda=cuda, uint8=None, empty=lambda *shape, **options: FakeTensor(log)))
+    return CudaClock(SimpleNamespace(cuda=cuda, int64=None, zeros=lambda *shape, **options: FakeTensor(log)))
 
 
 def operands(log: list[str], name: str) -> Operands:

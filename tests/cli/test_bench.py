@@ -1,4 +1,4 @@
-"""``gitfast bench kernels`` in this process, on models so small that its times mean nothing."""
+"""``gitfast bench`` in this process, on models so small that its times mean nothing."""
 
 from __future__ import annotations
 
@@ -53,6 +53,18 @@ def test_a_run_prints_a_table_and_writes_json(bench, tmp_path):
     assert f"{len(rows)} rows, 0 cases failed" in out
     assert "measured ceilings: read" in out
     assert "not measured: torch.compile, FlexAttention: a test compiles nothing" in out
+
+
+def test_lines_of_json_are_added(bench, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    for kernel in ("layer_norm", "linear"):
+        assert bench("--kernel", kernel, "--model", "base", "--json", file)[0] == 0
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    runs = [line for line in lines if line["kind"] == "Run"]
+    assert [run["device"] for run in runs] == ["cpu", "cpu"]
+    assert all(run["ceilings"]["gb_per_s"] > 0 for run in runs)
+    kernels = [line["kernel"] for line in lines if line["kind"] == "Row"]
+    assert list(dict.fromkeys(kernels)) == ["layer_norm", "linear"]
 
 
 def test_json_instead_of_the_table(bench):
@@ -133,8 +145,30 @@ def test_no_device(bench, monkeypatch, cuda, reason):
     assert bench("--device", "cuda") == (1, "", f"gitfast: device: cuda cannot be timed: {reason}\n")
 
 
-def test_help_shows_an_example(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "example"), [([], "kernels"), (["kernels"], "kernels"), (["caption"], "caption")]
+)
+def test_help_shows_an_example(capsys, arguments, example):
     with pytest.raises(SystemExit) as exit_:
-        main(["bench", "--help"])
+        main(["bench", *arguments, "--help"])
     assert exit_.value.code == 0
-    assert "examples:\n  gitfast bench kernels\n" in capsys.readouterr().out
+    assert f"examples:\n  gitfast bench {example}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["kernels", "caption"])
+@pytest.mark.parametrize("argument", ["json", "plot"])
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_timed(capsys, monkeypatch, tmp_path, what, argument):
+    monkeypatch.setattr(devices, "CpuClock", None)  # nothing can be timed
+    for file, reason in ((tmp_path / "no" / "x", "No such file or directory"), (tmp_path, "Is a directory")):
+        assert main(["bench", what, f"--{argument}", str(file)]) == 1
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err) == ("", f"gitfast: {argument}: cannot write {file}: {reason}\n")
+
+
+def test_what_is_in_a_file_stays_until_there_is_something_new(bench, tmp_path):
+    file = tmp_path / "kernels.json"
+    file.write_text("old")
+    assert bench("--json", file, "--kernel", "relu")[0] == 1
+    assert file.read_text() == "old"
+    assert bench("--json", tmp_path / "new.json", "--kernel", "relu")[0] == 1
+    assert not (tmp_path / "new.json").exists()

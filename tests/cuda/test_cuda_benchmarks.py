@@ -1,76 +1,68 @@
-"""benchmarks/*_cuda.py on a tiny model and emulated kernels: what they measure is the same work on all sides."""
+"""Captions of the CUDA engine on a tiny model and emulated kernels: what is timed is the same work in every way."""
 
 from __future__ import annotations
 
 import pytest
 
+from gitfast.bench import caption, floors
+from gitfast.bench.captioners import Way
 from gitfast.bench.ceilings import Ceilings, Gemm
+from gitfast.bench.workload import open_workload
 from gitfast.checkpoints.config import GitConfig
+from gitfast.checkpoints.published import SHAPES
 
 from support.paths import BENCHMARKS
+from support.tiny_bench import TINY, shrink
 
-CEILINGS = Ceilings("copy", 4000.0, {"bfloat16": Gemm(800.0, "torch")})
-
-
-def test_all_sides_say_the_same(emulated_ops: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import caption_cuda
-
-    monkeypatch.setattr(caption_cuda, "NEW_TOKENS", 3)
-    engines = {name: caption_cuda.ENGINES[name] for name in ("bfloat16", "float8")}
-    monkeypatch.setattr(caption_cuda, "ENGINES", engines)
-    results = list(caption_cuda.run("tiny", [1, 2], 1, "cpu", CEILINGS))
-    assert [(row["batch"], row["engine"]) for row in results] == [
-        (1, "transformers:bfloat16"),
-        (1, "reference:bfloat16"),
-        (1, "gitfast:bfloat16"),
-        (1, "gitfast:float8"),
-        (1, "gitfast:bfloat16, float32 pixels"),
-        (1, "gitfast:bfloat16, 4 beams"),
-        (2, "transformers:bfloat16"),
-        (2, "reference:bfloat16"),
-        (2, "gitfast:bfloat16"),
-        (2, "gitfast:float8"),
-        (2, "gitfast:bfloat16, float32 pixels"),
-    ]
-    same = {(row["batch"], row["engine"]): row["same_tokens"] for row in results}
-    assert same[1, "gitfast:bfloat16"] == same[2, "gitfast:bfloat16"] == 1
-    assert all(row["caption_ms"] > 0 for row in results)
-    least = {(row["batch"], row["engine"]): row["floor_ms"] for row in results}
-    assert 0 < least[1, "gitfast:float8"] < least[1, "gitfast:bfloat16"] < least[2, "gitfast:bfloat16"]
+CEILINGS = Ceilings("copy", 4000.0, {dtype: Gemm(800.0, "torch") for dtype in ("float32", "bfloat16")})
 
 
-def test_clips_are_measured_too(emulated_ops: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import caption_cuda
+def run(model: str, ways: list[str], batches: list[int], clients: tuple[int, ...] = ()) -> caption.Report:
+    workload = open_workload(model)
+    settings = caption.Settings([Way.parse(way) for way in ways], "emulated", [1], batches, clients, 3, 1)
+    report = caption.Report("cuda", {}, model, workload.random, 3, 1, CEILINGS)
+    outcomes = [outcome for found in caption.run(workload, settings, report) for outcome in found]
+    assert outcomes == [*report.rows, *report.clients]
+    assert report.not_measured == {}
+    return report
 
-    monkeypatch.setattr(caption_cuda, "NEW_TOKENS", 2)
-    monkeypatch.setattr(caption_cuda, "ENGINES", {"bfloat16": {"dtype": "bfloat16"}})
-    monkeypatch.setitem(caption_cuda.SHAPES, "clips", {**caption_cuda.SHAPES["tiny"], "num_image_with_embedding": 2})
-    results = {row["engine"]: row for row in caption_cuda.run("clips", [1], 1, "cpu", CEILINGS)}
-    assert results["gitfast:bfloat16"]["same_tokens"] == results["reference:bfloat16"]["same_tokens"] == 1
+
+def test_all_ways_say_the_same(emulated_ops: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch)
+    ways = ["transformers:bfloat16", "reference:bfloat16", "gitfast:bfloat16", "gitfast:float8"]
+    report = run("git-base", ways, [1, 2], clients=(2,))
+    assert [(row.batch, row.way) for row in report.rows] == [(batch, way) for batch in (1, 2) for way in ways]
+    rows = {(row.batch, row.way): row for row in report.rows}
+    assert all(row.equal_tokens == row.checked_tokens == 3 * row.batch for row in report.rows)
+    assert all(row.error is not None and row.error < 0.1 for row in report.rows)
+    floors_ms = [rows[1, "gitfast:float8"].floor_ms, rows[1, "gitfast:bfloat16"].floor_ms]
+    assert 0 < floors_ms[0] < floors_ms[1] < rows[2, "gitfast:bfloat16"].floor_ms
+    assert [row.way for row in report.clients] == ways
 
 
-def test_floors_are_those_of_the_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import floors
+def test_clips_and_options(emulated_ops: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch)
+    report = run("git-base-vatex", ["reference:bfloat16", "gitfast:bfloat16,decode=operations"], [1])
+    assert [row.equal_tokens for row in report.rows] == [3, 3]
+    with pytest.raises(ValueError, match="way: gitfast on cuda takes decode and prefix_dtype, got speed"):
+        run("git-base", ["gitfast:bfloat16,speed=high"], [1])
+    with pytest.raises(ValueError, match="decode: expected 'operations'"):
+        run("git-base", ["gitfast:bfloat16,decode=fast"], [1])
 
-    work = floors.encode(GitConfig(), 1)
+
+def test_floors_are_those_of_the_documents() -> None:
+    config = SHAPES["git-base"]
+    work = floors.encode(config, 1)
     assert work.flops == pytest.approx(50.5e9, rel=0.01)
-    assert floors.encode(GitConfig(), 64).flops == 64 * work.flops
-    assert floors.encode(GitConfig(), 64).num_bytes == work.num_bytes
-    assert floors.step(GitConfig(), 1, 2, 2).num_bytes == pytest.approx(132e6 + 3.6e6, rel=0.01)
-    assert floors.step(GitConfig(), 8, 1, 1).num_bytes == pytest.approx(66e6 + 8 * 1.8e6, rel=0.01)
+    assert floors.encode(config, 64).flops == 64 * work.flops
+    assert floors.encode(config, 64).num_bytes == work.num_bytes
+    assert floors.step(config, 1, 2, 2).num_bytes == pytest.approx(132e6 + 3.6e6, rel=0.01)
+    assert floors.step(config, 8, 1, 1).num_bytes == pytest.approx(66e6 + 8 * 1.8e6, rel=0.01)
     clip = floors.encode(GitConfig(num_image_with_embedding=6), 1)
     assert 6 * work.flops < clip.flops < 7 * work.flops
     assert clip.num_bytes == work.num_bytes
-
-
-def test_agreement_ends_at_the_first_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import caption_cuda
-
-    assert caption_cuda.agreement([[1, 2, 3], [1, 9, 3]], [[1, 2, 3], [1, 2, 3]]) == pytest.approx(4 / 6)
+    wide, narrow = (floors.caption(config, 1, 20, dtype, CEILINGS) for dtype in ("bfloat16", "float8"))
+    assert 20 * 66e6 / 4e12 < wide - narrow < 20 * 67e6 / 4e12
 
 
 def test_both_ways_through_many_texts_say_the_same(emulated_ops: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +71,7 @@ def test_both_ways_through_many_texts_say_the_same(emulated_ops: None, monkeypat
 
     monkeypatch.setattr(refill_cuda, "LONGEST", 6)
     monkeypatch.setattr(refill_cuda, "END", 0.3)
-    result = refill_cuda.run("tiny", 8, 2, 1, "cpu")
+    result = refill_cuda.run(TINY, 8, 2, 1, "cpu")
     assert result["same"]
     assert result["new_tokens"]["longest"] == 6 > result["new_tokens"]["mean"] > 1
     assert result["steps"]["refilled"] < result["steps"]["in parts"]

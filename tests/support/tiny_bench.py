@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gitfast.bench import cpu_clock, peers
+from gitfast.bench import caption, cpu_clock, peers
 from gitfast.checkpoints.config import GitConfig, GitVisionConfig
 from gitfast.checkpoints.published import SHAPES
 
@@ -14,8 +14,9 @@ TINY = GitConfig(
     intermediate_size=128,
     num_attention_heads=2,
     max_position_embeddings=40,
+    num_hidden_layers=2,
     vision_config=GitVisionConfig(
-        hidden_size=48, intermediate_size=72, num_attention_heads=3, image_size=32, patch_size=8
+        hidden_size=48, intermediate_size=72, num_attention_heads=3, num_hidden_layers=2, image_size=32, patch_size=8
     ),
 )
 
@@ -29,5 +30,6 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_clock, "GEMMS", ((32, 32, 32),))
     monkeypatch.setattr(cpu_clock, "FLUSH_BYTES", (1 << 20, 1 << 20))
     monkeypatch.setattr(cpu_clock, "PAUSE", 0)
+    monkeypatch.setattr(caption, "PAUSE_S", 0)
     monkeypatch.setattr(cpu_clock, "MOST_CALLS", 1)
     monkeypatch.setattr(peers, "compile_problem", lambda torch, device: "a test compiles nothing")

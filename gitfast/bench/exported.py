@@ -1,30 +1,36 @@
-"""Other ways to run GIT on a CPU, each as a careful user would build it: torch.compile, OpenVINO, ONNX Runtime.
+"""GIT on a CPU by other ways, each as a careful user would build it: torch.compile, OpenVINO, ONNX Runtime.
 
-The last two get two models: the image part ends in the keys and values of every decoder layer (of the last layer
-nothing else is computed, as in gitfast), the step part takes one token and the keys and values before it. OpenVINO
-keeps these inside the model; ONNX Runtime hands them on without a copy. `pip install ".[peers]"`.
+All get two models: the image part ends in the keys and values of every decoder layer (of the last layer nothing else
+is computed, as in gitfast), the step part takes one token and the keys and values before it. OpenVINO keeps these
+inside the model; ONNX Runtime hands them on without a copy. They are built for one image.
+`pip install "gitfast[peers]"`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
-from captioners import random_model
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gitfast.bench.captioners import Captioner, Texts, Transformers, torch_dtype
+from gitfast.bench.workload import Pixels, Workload
 from gitfast.checkpoints.config import GitConfig
-from gitfast.torch_model import DecoderLayer, GitModel, merge_heads
+from gitfast.torch_model import DecoderLayer, GitModel, load_weights, merge_heads
 
 
-def reference_model(config: transformers.GitConfig) -> GitModel:
-    model = GitModel(GitConfig.from_dict(config.to_dict()))
-    model.load_state_dict(random_model(config).state_dict(), strict=False)
-    return model.eval()
+def git_model(workload: Workload) -> GitModel:
+    model = GitModel(workload.config)
+    load_weights(model, workload.weights)
+    return model.eval().requires_grad_(False)
 
 
 def decoder_layer(layer: DecoderLayer, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -86,47 +92,63 @@ def names_of(config: GitConfig) -> list[str]:
 class TwoParts:
     """Greedy search and teacher forcing over an image part and a step part."""
 
-    def __init__(self, config: transformers.GitConfig, pixels: np.ndarray) -> None:
-        if pixels.ndim != 4:
-            raise ValueError("peers: built for images, not for clips")
-        self.config = GitConfig.from_dict(config.to_dict())
-        self.pixels = pixels
+    concurrent = False
 
-    def begin(self) -> None:
-        """Encodes the image."""
+    def __init__(self, workload: Workload) -> None:
+        if workload.config.is_video:
+            raise ValueError("way: compiled, openvino and onnxruntime caption images, this model reads clips")
+        self.config = workload.config
+
+    def begin(self, pixels: NDArray[np.float32]) -> None:
+        """Encode an image (1, 3, H, W)."""
         raise NotImplementedError
 
-    def step(self, token: int, position: int) -> np.ndarray:
+    def step(self, token: int, position: int) -> NDArray[np.float32]:
         """Logits (V,) after one more token."""
         raise NotImplementedError
 
-    def caption(self, new_tokens: int) -> list[int]:
-        self.begin()
+    def encode(self, pixels: Pixels) -> None:
+        for i in range(len(pixels)):
+            self.begin(pixels[i : i + 1].normalised)
+
+    def caption(self, pixels: Pixels, new_tokens: int) -> Texts:
+        """One image after another."""
+        return [self._caption(pixels[i : i + 1], new_tokens) for i in range(len(pixels))]
+
+    def _caption(self, image: Pixels, new_tokens: int) -> list[int]:
+        self.begin(image.normalised)
         ids = [self.config.bos_token_id]
         for position in range(new_tokens):
-            logits = self.step(ids[-1], position)
-            logits[self.config.eos_token_id] = -np.inf
-            ids.append(int(logits.argmax()))
+            ids.append(int(self.step(ids[-1], position).argmax()))
         return ids[1:]
 
-    def logits(self, ids: list[int]) -> np.ndarray:
-        self.begin()
-        return np.stack([self.step(token, position).copy() for position, token in enumerate(ids)])
+    def score(self, pixels: Pixels, ids: list[int]) -> NDArray[np.floating]:
+        self.begin(pixels[:1].normalised)
+        scores = []
+        for position, (token, following) in enumerate(zip([self.config.bos_token_id, *ids], ids, strict=False)):
+            logits = self.step(token, position).astype(np.float64)
+            logits -= logits.max()
+            scores.append(logits[following] - np.log(np.exp(logits).sum()))
+        return np.array(scores)
 
 
 class OpenVino(TwoParts):
     """``dtype`` float32, bfloat16, or int8: weights compressed by nncf, activations in bfloat16."""
 
-    def __init__(self, config: transformers.GitConfig, dtype: str, pixels: np.ndarray, threads: int) -> None:
+    def __init__(self, workload: Workload, dtype: str, device: str, threads: int) -> None:
         import openvino as ov
         from openvino._offline_transformations import apply_make_stateful_transformation
 
-        super().__init__(config, pixels)
-        model, core = reference_model(config), ov.Core()
+        super().__init__(workload)
+        check_cpu(device, "openvino")
+        if dtype not in ("float32", "bfloat16", "int8"):
+            raise ValueError(f"way: openvino runs in float32, bfloat16 or int8, got {dtype!r}")
+        model, core = git_model(workload), ov.Core()
+        pixels = example_pixels(self.config)
         past = [torch.zeros(1, self.config.num_attention_heads, 3, self.config.head_dim) for _ in names_of(self.config)]
         one = torch.ones(1, 1, dtype=torch.int64)
-        with torch.inference_mode():
-            image = ov.convert_model(ImagePart(model), example_input=torch.from_numpy(pixels), input=[pixels.shape])
+        with torch.inference_mode(), _quiet_tracer():
+            image = ov.convert_model(ImagePart(model), example_input=pixels, input=[tuple(pixels.shape)])
             cache = [ov.PartialShape([1, past[0].shape[1], -1, past[0].shape[3]])] * len(past)
             step = ov.convert_model(StepPart(model), example_input=(one, one, *past), input=[[1, 1], [1, 1], *cache])
         names = names_of(self.config)
@@ -151,8 +173,8 @@ class OpenVino(TwoParts):
         self.states = {name: state for state in self.text.query_state() for name in names if name in _words(state.name)}
         self.ov = ov
 
-    def begin(self) -> None:
-        self.image.infer([self.pixels], share_inputs=True)
+    def begin(self, pixels: NDArray[np.float32]) -> None:
+        self.image.infer([pixels], share_inputs=True)
         for i, name in enumerate(names_of(self.config)):
             self.states[name].state = self.image.get_output_tensor(i)
 
@@ -169,21 +191,22 @@ def _words(name: str) -> list[str]:
 class OnnxRuntime(TwoParts):
     """``dtype`` float32, or int8: weights and activations of the step, quantised dynamically."""
 
-    def __init__(self, config: transformers.GitConfig, dtype: str, pixels: np.ndarray, threads: int) -> None:
+    def __init__(self, workload: Workload, dtype: str, device: str, threads: int) -> None:
         import onnxruntime
 
-        super().__init__(config, pixels)
+        super().__init__(workload)
+        check_cpu(device, "onnxruntime")
         if dtype not in ("float32", "int8"):
-            raise ValueError(f"onnxruntime: float32 or int8, its CPU kernels know no {dtype}")
-        model, names = reference_model(config), names_of(self.config)
+            raise ValueError(f"way: onnxruntime runs in float32 or int8, got {dtype!r}")
+        model, names = git_model(workload), names_of(self.config)
         past = [torch.zeros(1, self.config.num_attention_heads, 3, self.config.head_dim) for _ in names]
         one = torch.ones(1, 1, dtype=torch.int64)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), _quiet_tracer():
             image, step = Path(folder, "image.onnx"), Path(folder, "step.onnx")
             present = [f"present_{name}" for name in names]
-            _export(ImagePart(model), (torch.from_numpy(pixels),), image, ["pixels"], present, {})
+            _export(ImagePart(model), (example_pixels(self.config),), image, ["pixels"], present, {})
             axes = {f"past_{name}": {2: "tokens"} for name in names}
             inputs = ["ids", "position", *axes]
             _export(StepPart(model), (one, one, *past), step, inputs, ["logits", *present], axes)
@@ -198,9 +221,9 @@ class OnnxRuntime(TwoParts):
         self.onnxruntime = onnxruntime
         self.cache: list = []
 
-    def begin(self) -> None:
-        pixels = self.onnxruntime.OrtValue.ortvalue_from_numpy(self.pixels)
-        self.cache = self.image.run_with_ort_values(None, {"pixels": pixels})
+    def begin(self, pixels: NDArray[np.float32]) -> None:
+        given = self.onnxruntime.OrtValue.ortvalue_from_numpy(pixels)
+        self.cache = self.image.run_with_ort_values(None, {"pixels": given})
 
     def step(self, token: int, position: int) -> np.ndarray:
         value = self.onnxruntime.OrtValue.ortvalue_from_numpy
@@ -210,28 +233,55 @@ class OnnxRuntime(TwoParts):
         return logits.numpy()[0]
 
 
+@contextlib.contextmanager
+def _quiet_tracer() -> Iterator[None]:
+    """Says nothing of branches on shapes: images of one size are traced, and run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _export(part: nn.Module, inputs: tuple, path: Path, names: list[str], outputs: list[str], axes: dict) -> None:
-    options = {"input_names": names, "output_names": outputs, "dynamic_axes": axes}
+    options: dict[str, Any] = {"input_names": names, "output_names": outputs, "dynamic_axes": axes}
     torch.onnx.export(part, inputs, str(path), opset_version=17, dynamo=False, **options)
 
 
 class Compiled(TwoParts):
     """The two parts under torch.compile, the number of tokens being dynamic."""
 
-    def __init__(self, config: transformers.GitConfig, dtype: str, pixels: np.ndarray, threads: int) -> None:
-        super().__init__(config, pixels)
+    def __init__(self, workload: Workload, dtype: str, threads: int) -> None:
+        super().__init__(workload)
         torch.set_num_threads(threads)
-        self.dtype = getattr(torch, dtype)
-        model = reference_model(config).to(self.dtype)
+        self.dtype = torch_dtype(torch, dtype, "compiled")
+        model = git_model(workload).to(self.dtype)
         self.image = torch.compile(ImagePart(model))
         self.text = torch.compile(StepPart(model), dynamic=True)
         self.cache: tuple[Tensor, ...] = ()
 
     @torch.inference_mode()
-    def begin(self) -> None:
-        self.cache = self.image(torch.from_numpy(self.pixels).to(self.dtype))
+    def begin(self, pixels: NDArray[np.float32]) -> None:
+        self.cache = self.image(torch.from_numpy(pixels).to(self.dtype))
 
     @torch.inference_mode()
-    def step(self, token: int, position: int) -> np.ndarray:
+    def step(self, token: int, position: int) -> NDArray[np.float32]:
         logits, *self.cache = self.text(torch.tensor([[token]]), torch.tensor([[position]]), *self.cache)
         return logits[0].float().numpy()
+
+
+def make_compiled(workload: Workload, dtype: str, device: str, threads: int) -> Captioner:
+    """On a CPU the two parts; on a GPU transformers' model with a static cache, in graphs."""
+    if device == "cpu":
+        return Compiled(workload, dtype, threads)
+    captioner = Transformers(workload, dtype, device, threads, cache_implementation="static")
+    captioner.model.forward = torch.compile(captioner.model.forward, mode="reduce-overhead")
+    captioner.concurrent = False
+    return captioner
+
+
+def check_cpu(device: str, engine: str) -> None:
+    if device != "cpu":
+        raise ValueError(f"way: {engine} runs on the CPU here, the device is {device}")
+
+
+def example_pixels(config: GitConfig) -> Tensor:
+    return torch.zeros(1, 3, config.vision_config.image_size, config.vision_config.image_size)

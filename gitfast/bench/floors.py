@@ -1,6 +1,6 @@
-"""The least that a caption asks of a device: weights read once, prefixes read at every step, all products of matrices.
+"""The least that a caption asks of a device: weights and prefixes read at every step, all products of matrices.
 
-Work is counted by the shapes of a model, as in docs/performance.md; how long it takes at least, ``Ceilings`` says.
+Work is counted by the shapes of a model, as in docs/performance.md; ``Ceilings`` says how long it takes at least.
 """
 
 from __future__ import annotations
@@ -13,18 +13,30 @@ from gitfast.checkpoints.config import GitConfig
 
 @dataclass(frozen=True)
 class Work:
-    """Of one phase."""
+    """Arithmetic and memory traffic of one phase."""
 
     flops: float
     num_bytes: float
 
-    def seconds(self, ceilings: Ceilings) -> float:
-        """At least, in bfloat16."""
-        return ceilings.least_seconds(self.flops, self.num_bytes, "bfloat16")[0]
+    def seconds(self, ceilings: Ceilings, dtype: str) -> float:
+        """The least time with factors of ``dtype``."""
+        return ceilings.least_seconds(self.flops, self.num_bytes, dtype)[0]
 
 
-def encode(config: GitConfig, batch: int) -> Work:
-    """Pixels to keys and values of every layer, weights in bfloat16. Of the last layer only these are needed."""
+def caption(
+    config: GitConfig, batch: int, new_tokens: int, dtype: str, ceilings: Ceilings, prefix_dtype: str | None = None
+) -> float:
+    """The least seconds of ``batch`` captions. 8-bit weights are multiplied, and images encoded, in bfloat16."""
+    size = {"float32": 4, "int8": 1, "float8": 1}
+    factors = "float32" if dtype == "float32" else "bfloat16"
+    wide = size.get(factors, 2)
+    text = step(config, batch, size.get(dtype, 2), size.get(prefix_dtype or factors, 2))
+    image = encode(config, batch, wide)
+    return image.seconds(ceilings, factors) + new_tokens * text.seconds(ceilings, factors)
+
+
+def encode(config: GitConfig, batch: int, weight_bytes: int = 2) -> Work:
+    """Pixels to keys and values of every layer; the last layer needs no more than these."""
     vision, frames = config.vision_config, config.num_image_with_embedding or 1
     width, tokens = vision.hidden_size, vision.num_tokens
     in_layers = vision.num_hidden_layers * (4 * width**2 + 2 * width * vision.intermediate_size)
@@ -36,11 +48,11 @@ def encode(config: GitConfig, batch: int) -> Work:
     decoder = whole_layers * _layer(config) + 2 * hidden**2
     of_prefix = 2 * prefix * (decoder + width * hidden) + 4 * prefix**2 * hidden * whole_layers
     weights = in_layers + patches + width * hidden + decoder
-    return Work(batch * (frames * of_frame + of_prefix), 2 * weights)
+    return Work(batch * (frames * of_frame + of_prefix), weight_bytes * weights)
 
 
 def step(config: GitConfig, batch: int, weight_bytes: int, prefix_bytes: int) -> Work:
-    """One more token of every image; so many bytes of each weight, and of each value of the prefix. Text is little."""
+    """One more token of every image: bytes of each weight, and of each value of the prefix. Text is little."""
     weights = config.num_hidden_layers * _layer(config) + config.vocab_size * config.hidden_size
     prefix = 2 * config.num_hidden_layers * config.num_image_tokens * config.hidden_size
     return Work(2 * batch * (weights + prefix), weight_bytes * weights + prefix_bytes * batch * prefix)

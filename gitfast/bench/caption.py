@@ -1,0 +1,309 @@
+"""Times whole captions: pixels on the host in, token ids on the host out, ways side by side.
+
+Every way runs the same weights on the same images, and none may end a text early. What it says is compared with GIT in
+float64 before it is timed. Ways take turns within each round; ratios are taken round by round.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gitfast.bench import floors
+from gitfast.bench.captioners import Captioner, Texts, Way
+from gitfast.bench.ceilings import Ceilings
+from gitfast.bench.spread import Spread, in_turns
+from gitfast.bench.workload import Pixels, Workload, random_pixels
+
+PAUSE_S = 0.02  # the threads of the way before stop spinning
+MOST_CHECKED = 4  # images of a batch whose captions are compared with float64
+CAPTIONS_PER_CLIENT = 2  # in each round
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured: every way on so many threads and images at once, and for so many clients of one image each."""
+
+    ways: Sequence[Way]
+    device: str
+    threads: Sequence[int]
+    batches: Sequence[int]
+    clients: Sequence[int]
+    new_tokens: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way on a batch of images. Times are milliseconds; ``speed`` is the time of the first way over this one's."""
+
+    way: str
+    threads: int
+    batch: int
+    encode_ms: Spread
+    first_token_ms: Spread  # encode and prefill included
+    per_token_ms: Spread
+    caption_ms: Spread
+    captions_per_s: float
+    speed: Spread
+    floor_ms: float  # at the measured ceilings
+    equal_tokens: int | None  # of those that float64 says, up to the first that differs in each caption
+    checked_tokens: int | None
+    error: float | None  # of the log-probabilities: root mean square difference from float64
+    decoded_by: str | None  # how a gitfast engine that has several ways decoded
+
+
+@dataclass(frozen=True)
+class ClientsRow:
+    """One way serving clients, each of which waits for its caption before it asks for the next."""
+
+    way: str
+    threads: int
+    clients: int
+    captions_per_s: Spread
+    latency_ms: Spread  # of single captions
+    p95_ms: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A way that is not timed, and why."""
+
+    way: str
+    problem: str
+
+
+@dataclass
+class Report:
+    """A run: what it ran on and what came out, so far."""
+
+    device: str
+    machine: dict[str, Any]
+    model: str
+    random_weights: bool
+    new_tokens: int
+    rounds: int
+    ceilings: Ceilings
+    not_measured: dict[str, str] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    clients: list[ClientsRow] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+
+
+Outcome = Row | ClientsRow | Failure
+
+
+def run(workload: Workload, settings: Settings, report: Report) -> Iterator[list[Outcome]]:
+    """What came out of one comparison after the other; it is in ``report`` then."""
+    bench = _Bench(workload, settings, report, _Truth(workload, settings))
+    for threads in settings.threads:
+        captioners = bench.opened(threads)
+        for batch in settings.batches:
+            yield bench.time_batch(captioners, threads, batch)
+        for clients in settings.clients:
+            yield bench.time_clients(captioners, threads, clients)
+        captioners.clear()
+        gc.collect()  # weights of several gigabytes
+
+
+class _Truth:
+    """What GIT says in float64 of the first images of a batch. Nothing without torch."""
+
+    def __init__(self, workload: Workload, settings: Settings) -> None:
+        way = Way("reference", "float64")
+        self._captioner = None if way.missing() else way.open(workload, settings.device, max(settings.threads))
+        self._new_tokens = settings.new_tokens
+        self._found: dict[int, tuple[Texts, NDArray[np.floating]]] = {}
+
+    def __call__(self, pixels: Pixels) -> tuple[Texts, NDArray[np.floating]] | None:
+        """The captions, and the log-probabilities of the tokens of the first."""
+        if self._captioner is not None and len(pixels) not in self._found:
+            first = pixels[:MOST_CHECKED]
+            texts = self._captioner.caption(first, self._new_tokens)
+            self._found[len(pixels)] = texts, self._captioner.score(first, texts[0])
+        return self._found.get(len(pixels))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    workload: Workload
+    settings: Settings
+    report: Report
+    truth: _Truth
+
+    def opened(self, threads: int) -> dict[Way, Captioner]:
+        """The ways that can run here; the report says why others cannot."""
+        captioners = {}
+        for way in self.settings.ways:
+            if package := way.missing():
+                self.report.not_measured[way.name] = f"{package} is not installed"
+                continue
+            try:
+                captioners[way] = way.open(self.workload, self.settings.device, threads)
+            except Exception as error:
+                self._left_out(way, error)
+        return captioners
+
+    def _left_out(self, way: Way, error: Exception) -> None:
+        """A peer may throw whatever it likes; the others are measured all the same."""
+        if way.engine == "gitfast":
+            raise error
+        self.report.not_measured[way.name] = f"{type(error).__name__}: {error}".split("\n")[0]
+
+    def time_batch(self, captioners: dict[Way, Captioner], threads: int, batch: int) -> list[Outcome]:
+        """All ways on the same images. One that is wrong is not timed, now or later."""
+        pixels = random_pixels(self.workload.config, batch)
+        accuracies, failures = {}, []
+        for way, captioner in list(captioners.items()):
+            try:
+                accuracy = accuracies[way] = self._accuracy(captioner, pixels)
+            except Exception as error:
+                self._left_out(way, error)
+                del captioners[way]
+                continue
+            if (way.engine, way.dtype) == ("gitfast", "float32") and accuracy.equal != accuracy.checked:
+                problem = f"{accuracy.equal} of {accuracy.checked} tokens are those of float64, in a batch of {batch}"
+                failures.append(Failure(way.name, problem))
+                del captioners[way]
+        samples = {way: _Samples() for way in captioners}
+        for way in in_turns(captioners, self.settings.rounds):
+            samples[way].add(captioners[way], pixels, self.settings.new_tokens)
+        base = next(iter(samples.values()), None)
+        rows = [self._row(way, threads, batch, samples[way], base, accuracies[way], captioners[way]) for way in samples]
+        self.report.failed += failures
+        self.report.rows += rows
+        return [*failures, *rows]
+
+    def _accuracy(self, captioner: Captioner, pixels: Pixels) -> _Accuracy:
+        texts = captioner.caption(pixels, self.settings.new_tokens)  # warms up too
+        truth = self.truth(pixels)
+        if truth is None:
+            return _Accuracy(None, None, None)
+        expected, scores = truth
+        error = captioner.score(pixels, expected[0]) - scores
+        equal = equal_tokens(texts[: len(expected)], expected)
+        return _Accuracy(equal, sum(map(len, expected)), float(np.sqrt(np.square(error).mean())))
+
+    def _row(
+        self,
+        way: Way,
+        threads: int,
+        batch: int,
+        samples: _Samples,
+        base: _Samples | None,
+        accuracy: _Accuracy,
+        captioner: Captioner,
+    ) -> Row:
+        new_tokens = self.settings.new_tokens
+        steps = [(c - f) / (new_tokens - 1) for c, f in zip(samples.caption, samples.first, strict=True)]
+        caption = Spread.of(samples.caption)
+        prefix = dict(way.options).get("prefix_dtype")
+        floor = floors.caption(self.workload.config, batch, new_tokens, way.dtype, self.report.ceilings, prefix)
+        return Row(
+            way=way.name,
+            threads=threads,
+            batch=batch,
+            encode_ms=Spread.of(samples.encode),
+            first_token_ms=Spread.of(samples.first),
+            per_token_ms=Spread.of(steps),
+            caption_ms=caption,
+            captions_per_s=batch / caption.median * 1e3,
+            speed=Spread.of_ratios((base or samples).caption, samples.caption),
+            floor_ms=floor * 1e3,
+            equal_tokens=accuracy.equal,
+            checked_tokens=accuracy.checked,
+            error=accuracy.error,
+            decoded_by=getattr(captioner, "decoded_by", None),
+        )
+
+    def time_clients(self, captioners: dict[Way, Captioner], threads: int, clients: int) -> list[Outcome]:
+        """All ways that several threads may call at once."""
+        pixels = random_pixels(self.workload.config, 1)
+        fit = {way: captioner for way, captioner in captioners.items() if captioner.concurrent or clients == 1}
+        for way in captioners.keys() - fit.keys():
+            self.report.not_measured[f"{way.name}, {clients} clients"] = "takes one call at a time"
+        rates: dict[Way, list[float]] = {way: [] for way in fit}
+        latencies: dict[Way, list[float]] = {way: [] for way in fit}
+        for captioner in fit.values():
+            _serve(captioner, pixels, clients, self.settings.new_tokens)  # captures and buffers of this many
+        for way in in_turns(fit, self.settings.rounds):
+            time.sleep(PAUSE_S)
+            took, seconds = _serve(fit[way], pixels, clients, self.settings.new_tokens)
+            rates[way].append(len(seconds) / took)
+            latencies[way] += [1e3 * s for s in seconds]
+        rows = [
+            ClientsRow(
+                way=way.name,
+                threads=threads,
+                clients=clients,
+                captions_per_s=Spread.of(rates[way]),
+                latency_ms=Spread.of(latencies[way]),
+                p95_ms=float(np.quantile(latencies[way], 0.95)),
+            )
+            for way in fit
+        ]
+        self.report.clients += rows
+        return [*rows]
+
+
+@dataclass(frozen=True)
+class _Accuracy:
+    """Tokens equal to those of float64, and the error of log-probabilities; None without torch."""
+
+    equal: int | None
+    checked: int | None
+    error: float | None
+
+
+@dataclass
+class _Samples:
+    """Milliseconds of each round."""
+
+    encode: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    caption: list[float] = field(default_factory=list)
+
+    def add(self, captioner: Captioner, pixels: Pixels, new_tokens: int) -> None:
+        time.sleep(PAUSE_S)
+        captioner.caption(pixels, 1)  # its threads are awake then
+        self.encode.append(milliseconds(lambda: captioner.encode(pixels)))
+        self.first.append(milliseconds(lambda: captioner.caption(pixels, 1)))
+        self.caption.append(milliseconds(lambda: captioner.caption(pixels, new_tokens)))
+
+
+def equal_tokens(texts: Texts, expected: Texts) -> int:
+    """How many come before the first difference of each caption: beyond it texts go ways of their own."""
+    return sum(
+        next((i for i, (a, b) in enumerate(zip(text, other, strict=True)) if a != b), len(other))
+        for text, other in zip(texts, expected, strict=True)
+    )
+
+
+def _serve(captioner: Captioner, pixels: Pixels, clients: int, new_tokens: int) -> tuple[float, list[float]]:
+    """Seconds that all took, and those of each caption. Clients begin together."""
+    begin = threading.Barrier(clients + 1)
+
+    def client(_: int) -> list[float]:
+        begin.wait()
+        return [milliseconds(lambda: captioner.caption(pixels, new_tokens)) / 1e3 for _ in range(CAPTIONS_PER_CLIENT)]
+
+    with ThreadPoolExecutor(clients) as pool:
+        futures = [pool.submit(client, i) for i in range(clients)]
+        begin.wait()
+        start = time.perf_counter()
+        seconds = [s for future in futures for s in future.result()]
+        return time.perf_counter() - start, seconds
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) * 1e3
