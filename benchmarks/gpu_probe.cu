@@ -4,8 +4,9 @@
 //
 //     nvcc -arch=sm_90a -std=c++17 -O3 -o gpu_probe benchmarks/gpu_probe.cu && ./gpu_probe [FILE]
 //
-// Writes JSON: one row per measurement with its unit, the median and the extremes of kRounds samples; a row that cannot
-// be measured says why. What is repeated is timed at two lengths, so that launches cancel. Waits of blocks for others
+// Adds lines of JSON to FILE as they come, so that whatever ends the program leaves what was measured: the device, then
+// one row per measurement with its unit, the median and the extremes of kRounds samples; a row that cannot be measured
+// says why. What is repeated is timed at two lengths, so that launches cancel. Waits of blocks for others
 // give up after kMostPolls; those inside grid.sync and cluster barriers end because their blocks run together, which
 // the launch makes sure of. For compute capability 9.0 and later.
 #include <cooperative_groups.h>
@@ -112,6 +113,27 @@ __global__ void __launch_bounds__(kThreads) meet_kernel(int rounds, Meeting meet
       }
     }
   }
+}
+
+// 128 KB on their way to the shared memory of every block in each round, and a barrier of the cluster: before the
+// copies have arrived, after they have, or none.
+constexpr int kInFlight = 128 * 1024;
+enum Order { kBarrierInFlight, kBarrierAfter, kNoBarrier };
+constexpr const char* kOrders[] = {"barrier_in_flight", "barrier_after", "no_barrier"};
+__global__ void __launch_bounds__(kThreads) copying_kernel(int rounds, const char* data, int order) {
+  extern __shared__ __align__(128) char ring[];
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(ring)) + threadIdx.x * 16;
+  const char* from = data + int64_t{blockIdx.x} * kInFlight + threadIdx.x * 16;
+  for (int round = 0; round < rounds; ++round) {
+#pragma unroll 8
+    for (int i = 0; i < kInFlight; i += kThreads * 16)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i), "l"(from + i) : "memory");
+    if (order == kBarrierInFlight) cg::this_cluster().sync();
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncthreads();
+    if (order == kBarrierAfter) cg::this_cluster().sync();
+  }
+  cg::this_cluster().sync();
 }
 
 // Whether a grid of clusters may be launched cooperatively: both barriers, once.
@@ -262,6 +284,7 @@ __global__ void __launch_bounds__(32)
 // A line of the report: `about` are members of JSON, as they are written there.
 class Report {
  public:
+  explicit Report(std::FILE* file) : file_(file) {}
   void add(const std::string& about, const char* unit, std::vector<double> samples) {
     std::sort(samples.begin(), samples.end());
     char numbers[160];
@@ -276,14 +299,16 @@ class Report {
     cudaGetLastError();  // or the next launch reports it again
     line(about + ", \"error\": \"" + cudaGetErrorString(status) + "\"");
   }
-  const std::vector<std::string>& lines() const { return lines_; }
+  void line(const std::string& members) {
+    for (std::FILE* to : {stdout, file_}) {
+      if (!to) continue;
+      std::fprintf(to, "{\"kind\": \"Probe\", %s}\n", members.c_str());
+      std::fflush(to);
+    }
+  }
 
  private:
-  void line(const std::string& members) {
-    lines_.push_back("{" + members + "}");
-    std::printf("%s\n", lines_.back().c_str());
-  }
-  std::vector<std::string> lines_;
+  std::FILE* file_;  // may be null
 };
 
 std::string named(const char* name) { return std::string("\"name\": \"") + name + "\""; }
@@ -296,7 +321,7 @@ std::string with(const std::string& about, const char* key, const char* value) {
 
 class Probe {
  public:
-  Probe() {
+  explicit Probe(std::FILE* file) : report_(file) {
     check(cudaGetDeviceProperties(&gpu_, 0), "cudaGetDeviceProperties");
     if (gpu_.major < 9) fail(std::string(gpu_.name) + ": expected compute capability 9.0 or later");
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
@@ -309,6 +334,12 @@ class Probe {
     left_ = reinterpret_cast<int*>(memory_) + 128;
     out_ = reinterpret_cast<unsigned*>(memory_) + 192;
     meeting_.tagged = reinterpret_cast<ulonglong2*>(memory_ + 4096);
+    int driver = 0, runtime = 0;
+    check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+    check(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
+    std::string about = with(with(named("device"), "gpu", gpu_.name), "multiprocessors", gpu_.multiProcessorCount);
+    about = with(with(about, "l2_bytes", gpu_.l2CacheSize), "driver", int64_t{driver});
+    report_.line(with(about, "runtime", int64_t{runtime}));
   }
 
   void meetings() {
@@ -318,6 +349,7 @@ class Probe {
       grid_meeting<Way::tagged>("tagged_data", blocks);
     }
     for (int cluster : {8, 16}) cluster_meeting(cluster);
+    for (int order = 0; order < 3; ++order) copying_meeting(order);
   }
 
   void graphs() {
@@ -355,11 +387,15 @@ class Probe {
     cudaLaunchAttribute attributes[2] = {cluster_of(8), {}};
     attributes[1].id = cudaLaunchAttributeCooperative;
     attributes[1].val.cooperative = 1;
-    cudaLaunchConfig_t config = configured(8, attributes, 0);
+    constexpr int kShared = 207 * 1024, kClusters = 12;  // as the persistent kernel is launched
+    cudaLaunchConfig_t config = configured(8 * kClusters, attributes, kShared);
     config.numAttrs = 2;
-    cudaError_t status = cudaLaunchKernelEx(&config, meet_both_kernel);
+    cudaError_t status = allow(meet_both_kernel, 8, kShared);
+    if (status == cudaSuccess) status = cudaLaunchKernelEx(&config, meet_both_kernel);
     if (status == cudaSuccess) status = cudaStreamSynchronize(stream_);
-    const std::string about = with(named("cooperative_launch_of_clusters"), "cluster", int64_t{8});
+    std::string about =
+        with(with(named("cooperative_launch_of_clusters"), "cluster", int64_t{8}), "clusters", kClusters);
+    about = with(about, "shared_bytes", kShared);
     status == cudaSuccess ? report_.add_number(about, "possible", 1) : report_.add_error(about, status);
   }
 
@@ -372,18 +408,6 @@ class Probe {
     report_.add(named("graph_launch_and_wait"), "us",
                 host_times([&] { check(cudaGraphLaunch(graph, stream_), "cudaGraphLaunch"); }));
     check(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
-  }
-
-  void write(std::FILE* to) const {
-    int driver = 0, runtime = 0;
-    check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
-    check(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
-    std::fprintf(to, "{\"gpu\": \"%s\", \"multiprocessors\": %d, \"l2_bytes\": %d, \"driver\": %d, \"runtime\": %d,\n",
-                 gpu_.name, gpu_.multiProcessorCount, gpu_.l2CacheSize, driver, runtime);
-    std::fprintf(to, " \"rows\": [");
-    for (size_t i = 0; i < report_.lines().size(); ++i)
-      std::fprintf(to, "%s\n  %s", i ? "," : "", report_.lines()[i].c_str());
-    std::fprintf(to, "\n]}\n");
   }
 
  private:
@@ -484,6 +508,27 @@ class Probe {
     report_.add(about, "us", per_repeat(200, 2200, [&](int rounds) {
                   check(cudaLaunchKernelEx(&config, meet_kernel<Way::cluster>, rounds, meeting_), "cluster launch");
                 }));
+  }
+
+  // As many clusters of 8 as the persistent kernel has. The data fits in L2.
+  void copying_meeting(int order) {
+    constexpr int kBlocks = 96;
+    const std::string about = with(with(named("cluster_copies"), "order", kOrders[order]), "kB", kInFlight / 1024);
+    char* data;
+    check(cudaMalloc(&data, size_t{kBlocks} * kInFlight), "cudaMalloc");
+    check(cudaMemset(data, 1, size_t{kBlocks} * kInFlight), "cudaMemset");
+    cudaLaunchAttribute attribute = cluster_of(8);
+    cudaLaunchConfig_t config = configured(kBlocks, &attribute, kInFlight);
+    const cudaError_t status = allow(copying_kernel, 8, kInFlight);
+    if (status != cudaSuccess) {
+      report_.add_error(about, status);
+    } else {
+      report_.add(about, "us", per_repeat(100, 1100, [&](int rounds) {
+                    check(cudaLaunchKernelEx(&config, copying_kernel, rounds, static_cast<const char*>(data), order),
+                          "launch of copies");
+                  }));
+    }
+    check(cudaFree(data), "cudaFree");
   }
 
   // So many kernels one after another; with `overlap` each may start while the one before still runs.
@@ -595,17 +640,13 @@ int main(int argc, char** argv) {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || count == 0)
     fail(std::string("needs a GPU: ") + (status == cudaSuccess ? "there is none" : cudaGetErrorString(status)));
-  Probe probe;
+  std::FILE* file = argc > 1 ? std::fopen(argv[1], "a") : nullptr;
+  if (argc > 1 && !file) fail(std::string("cannot write ") + argv[1]);
+  Probe probe(file);
   probe.launches();
   probe.meetings();
   probe.graphs();
   probe.clusters();
   probe.reads();
-  std::FILE* file = argc > 1 ? std::fopen(argv[1], "w") : nullptr;
-  if (argc > 1 && !file) fail(std::string("cannot write ") + argv[1]);
-  if (file) {
-    probe.write(file);
-    std::fclose(file);
-  }
   return 0;
 }

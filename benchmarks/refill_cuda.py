@@ -23,7 +23,7 @@ from gitfast.bench.caption import milliseconds
 from gitfast.bench.machine import gpu_facts
 from gitfast.bench.report import check_writable
 from gitfast.bench.spread import Spread, in_turns
-from gitfast.bench.workload import WEIGHT_STD, RandomWeights, random_pixels
+from gitfast.bench.workload import RandomWeights, random_pixels
 from gitfast.checkpoints.config import GitConfig
 from gitfast.checkpoints.published import SHAPES
 from gitfast.engines.cuda.engine import CudaEngine
@@ -36,7 +36,7 @@ class EndingWeights(RandomWeights):
     """Weights under which all tokens are about as likely, but the end."""
 
     def __init__(self, config: GitConfig) -> None:
-        super().__init__(config, WEIGHT_STD)
+        super().__init__(config)
         self._config = config
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -90,13 +90,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cuda", help="cpu for emulated kernels")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
+    if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("torch sees no GPU")
     if arguments.json:
         check_writable("json", arguments.json)
-    result = run(SHAPES[arguments.model], arguments.images, arguments.rows, arguments.rounds, "cuda")
+    result = run(SHAPES[arguments.model], arguments.images, arguments.rows, arguments.rounds, arguments.device)
     print(json.dumps(result, indent=1))
     if arguments.json:
         report = {"gpu": gpu_facts(torch), "model": arguments.model, "rounds": arguments.rounds, **result}

@@ -368,6 +368,19 @@ def initialize(model: nn.Module, std: float = 0.02) -> None:
             module.class_embedding.normal_(std=std)
 
 
+def build_model(config: GitConfig, weights: Mapping[str, np.ndarray | Tensor]) -> GitModel:
+    """Build a model of a checkpoint's tensors in host memory, without initialising it first.
+
+    Raises:
+        CheckpointError: as ``load_weights``.
+    """
+    with torch.device("meta"):
+        model = GitModel(config)
+    model.to_empty(device="cpu")
+    load_weights(model, weights)
+    return model
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray | Tensor]) -> None:
     """Copy a checkpoint's tensors into ``model``; both spellings of the temporal embedding are read.
 

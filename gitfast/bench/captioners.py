@@ -83,6 +83,7 @@ class EngineCaptioner:
     """An engine of gitfast. It is given bytes where it normalises them itself, as its tasks give them."""
 
     concurrent = True
+    decoded_by: str | None = None  # the way of the last call, of an engine that has several
 
     def __init__(self, engine: Any, workload: Workload, wait: Callable[[], object] = lambda: None) -> None:
         """``wait``: returns when the device has done all that was asked for."""
@@ -103,7 +104,11 @@ class EngineCaptioner:
     def decode(self, prefixes: Any, new_tokens: int, num_beams: int = 1) -> Texts:
         """Captions over prefixes that are there already."""
         options = GenerationOptions(max_new_tokens=new_tokens, num_beams=num_beams)
+        stats = self.engine.stats if self.engine.name == "cuda" else None
+        before = stats.persistent_searches if stats else 0
         found = self.engine.generate(prefixes, [[self._bos]] * len(prefixes), options)
+        if stats:
+            self.decoded_by = "operations" if stats.persistent_searches == before else "persistent"
         return [list(best.token_ids) for best, *_ in found]
 
     def score(self, pixels: Pixels, ids: list[int]) -> NDArray[np.floating]:

@@ -30,8 +30,11 @@ def open_bench(
     kernels: Iterable[str] | None = None,
     models: Iterable[str] | None = None,
     threads: int | None = None,
+    compiled: bool = True,
 ) -> Bench:
-    """``device`` is "cpu" or "cuda"; None is all kernels of it, the models of all shapes, all CPUs.
+    """Get ready to time kernels on ``device``, "cpu" or "cuda".
+
+    None is all kernels of it, the models of all shapes, all CPUs. ``compiled``: also beside what torch.compile makes.
 
     Raises:
         ValueError: a kernel or model that is not there, or threads of a GPU.
@@ -45,7 +48,7 @@ def open_bench(
     torch = peers.import_torch()
     if device == "cuda":
         _check_cuda(torch)
-    missing, compiled = _compiler(torch, device)
+    missing, compiled = _compiler(torch, device) if compiled else ({"torch.compile, FlexAttention": "left out"}, False)
     context, clock, machine = _cpu(torch, threads, compiled) if device == "cpu" else _cuda(torch, compiled)
     cases = (case for kernel in chosen for case in known[kernel](context, shapes))
     return Bench(device, machine, clock, cases, missing, torch)

@@ -24,13 +24,11 @@ from torch import Tensor, nn
 from gitfast.bench.captioners import Captioner, Texts, Transformers, torch_dtype
 from gitfast.bench.workload import Pixels, Workload
 from gitfast.checkpoints.config import GitConfig
-from gitfast.torch_model import DecoderLayer, GitModel, load_weights, merge_heads
+from gitfast.torch_model import DecoderLayer, GitModel, build_model, merge_heads
 
 
 def git_model(workload: Workload) -> GitModel:
-    model = GitModel(workload.config)
-    load_weights(model, workload.weights)
-    return model.eval().requires_grad_(False)
+    return build_model(workload.config, workload.weights).eval().requires_grad_(False)
 
 
 def decoder_layer(layer: DecoderLayer, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -52,13 +52,13 @@ def random_workload(name: str, config: GitConfig) -> Workload:
 
 
 class RandomWeights(Mapping[str, NDArray[np.floating]]):
-    """float32 tensors of a model, each made when it is read and the same each time.
+    """float32 tensors of a model, made anew whenever it is read, the same each time.
 
     As a model is initialised before training: matrices and embeddings normal, norms 1, biases 0.
     """
 
-    def __init__(self, config: GitConfig, std: float = WEIGHT_STD) -> None:
-        self._shapes, self._std = expected_tensors(config), std
+    def __init__(self, config: GitConfig) -> None:
+        self._shapes = expected_tensors(config)
 
     def __getitem__(self, name: str) -> NDArray[np.floating]:
         shape = self._shapes[name]
@@ -67,7 +67,7 @@ class RandomWeights(Mapping[str, NDArray[np.floating]]):
         if name.endswith(".weight") and len(shape) == 1:
             return np.ones(shape, np.float32)
         values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(math.prod(shape), np.float32)
-        values *= self._std
+        values *= WEIGHT_STD
         return values.reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -81,20 +81,23 @@ class Endless(Mapping[str, NDArray[np.floating]]):
     """Weights of a model that never says that a text ends, so that all captions are equally long."""
 
     def __init__(self, weights: Mapping[str, NDArray[np.floating]], eos_token_id: int) -> None:
-        self.weights, self._eos = weights, eos_token_id
+        self._weights, self._eos = weights, eos_token_id
+        self._kept: dict[str, NDArray[np.floating]] = {}  # several engines are made of them
 
     def __getitem__(self, name: str) -> NDArray[np.floating]:
-        values = self.weights[name]
-        if name == "output.bias":
-            values = values.astype(np.float32)  # a copy
-            values[self._eos] = NEVER
-        return values
+        if name not in self._kept:
+            values = self._weights[name]
+            if name == "output.bias":
+                values = values.astype(np.float32)  # a copy
+                values[self._eos] = NEVER
+            self._kept[name] = values
+        return self._kept[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.weights)
+        return iter(self._weights)
 
     def __len__(self) -> int:
-        return len(self.weights)
+        return len(self._weights)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,12 @@ def _add_kernels(benches: Any) -> None:
         "--model", nargs="+", metavar="NAME", help="shapes of these published models (default: one of each shape)"
     )
     parser.add_argument("--threads", type=common.positive, metavar="N", help="on the cpu (default: all CPUs)")
+    parser.add_argument(
+        "--no-compile",
+        dest="compiled",
+        action="store_false",
+        help="not beside torch.compile, which takes minutes",
+    )
     _add_shared(parser, "draw a roofline")
 
 
@@ -135,7 +141,7 @@ def run_kernels(args: argparse.Namespace) -> int:
     from gitfast.bench.run import Failure, run_cases, start
 
     output = _Output(args)
-    bench = open_bench(args.device, args.kernel, args.model, args.threads)
+    bench = open_bench(args.device, args.kernel, args.model, args.threads, args.compiled)
     report = start(bench, args.rounds)
     output.print(*headline(report))
     for outcome in run_cases(bench, report):

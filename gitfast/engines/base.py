@@ -164,3 +164,4 @@ class EngineStats:
     decode_rows: int | None = None  # of those steps; over the steps, how many share one. None: not counted
     step_seconds: float | None = None
     encode_seconds: float | None = None
+    persistent_searches: int = 0  # calls whose steps one kernel on the device took

@@ -12,7 +12,7 @@ from gitfast.checkpoints.config import GitConfig
 from gitfast.engines.base import Engine
 from gitfast.engines.checks import check_cancelled, check_generate, check_pixels, check_text
 from gitfast.engines.search import generate_with
-from gitfast.torch_model import GitModel, GitOutput, KeysValues, attention_weights, load_weights
+from gitfast.torch_model import GitModel, GitOutput, KeysValues, attention_weights, build_model
 from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefix, TokenCallback
 
 
@@ -58,8 +58,7 @@ class ReferenceEngine(Engine):
         dtype: torch.dtype = torch.float32,
     ) -> ReferenceEngine:
         """Build from a checkpoint's tensors, by Hugging Face name. Raises ``CheckpointError``."""
-        model = GitModel(config)
-        load_weights(model, weights)
+        model = build_model(config, weights)
         return cls(model.to(device=device, dtype=dtype))
 
     @torch.inference_mode()

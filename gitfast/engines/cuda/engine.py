@@ -24,7 +24,7 @@ from gitfast.engines.cuda.search import DeviceSearch, SearchKey, SearchMode
 from gitfast.engines.cuda.sequences import CudaPrefix, SequenceBatch, group_prefixes, wait_until_ready
 from gitfast.engines.search import generate_with, generations, native_options
 from gitfast.errors import EngineError
-from gitfast.torch_model import GitModel, load_weights
+from gitfast.torch_model import GitModel, build_model
 from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
 
 _MAX_SEARCHES, _MAX_SEARCH_BYTES = 8, 4 << 30  # whose memory is kept for the next calls
@@ -120,8 +120,7 @@ class CudaEngine(Engine):
         if rows_at_once < 1:
             raise ValueError(f"rows_at_once: expected at least 1, got {rows_at_once}")
         activations, stored = DTYPES[dtype]
-        model = GitModel(config)
-        load_weights(model, weights)
+        model = build_model(config, weights)
         try:
             with _memory_errors():
                 model.to(device=device, dtype=activations)
@@ -301,6 +300,7 @@ class CudaEngine(Engine):
         search = self._searches.pop(key, None) or self._new_search(key)
         results, steps = search.run(groups, where, prompts, options, on_token)
         self.stats.decode_steps += steps - 1
+        self.stats.persistent_searches += search.is_persistent
         self._searches[key] = search  # one that fails is gone
         kept = self._searches
         while len(kept) > _MAX_SEARCHES or sum(each.nbytes for each in kept.values()) > _MAX_SEARCH_BYTES:

@@ -137,6 +137,11 @@ class DeviceSearch:
         self._events: list[torch.cuda.Event] = []
 
     @property
+    def is_persistent(self) -> bool:
+        """Whether the persistent kernel takes all steps."""
+        return self._persistent is not None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the prefixes and of the keys and values of text."""
         arrays = [x for group in self._groups for x in (group.keys, group.values, group.k_scale, group.v_scale)]

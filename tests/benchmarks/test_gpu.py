@@ -1,0 +1,130 @@
+"""The runner of gpu.sh: what fails or hangs loses only itself, and all that was measured is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from support.cuda import emulated
+from support.paths import BENCHMARKS, ROOT
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    return gpu
+
+
+def say(text: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", text)
+
+
+def steps_of(rows: Path) -> dict[str, str]:
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    return {line["name"]: line["status"] for line in lines if line["kind"] == "Step"}
+
+
+def test_a_step_loses_only_itself(gpu: ModuleType, tmp_path: Path) -> None:
+    steps = [
+        gpu.Step("fails", 20, say("print('about to fail'); raise SystemExit(3)")),
+        gpu.Step("hangs", 5, ("bash", "-c", "echo begun; sleep 600; echo ended")),
+        gpu.Step("is not there", 20, ("no-such-program",)),
+        gpu.Step(
+            "measures", 20, (*say("import sys; print('{\"kind\": \"Row\"}', file=open(sys.argv[1], 'a'))"), "{rows}")
+        ),
+        gpu.Step("keeps", 20, (*say("import sys; open(sys.argv[1], 'w').write('{}')"), "{scratch}/more.json")),
+    ]
+    beside = [gpu.Step("runs beside", 20, say("print('beside')"))]
+    part = gpu.Part("first", tmp_path, rehearsal=False, limit_s=200)
+    assert part.run([(steps, beside)]) == 1
+    statuses = steps_of(part.rows)
+    assert statuses == {
+        "fails": "3",
+        "hangs": "stopped after 5 s",
+        "is not there": "cannot run: No such file or directory",
+        "measures": "0",
+        "keeps": "0",
+        "runs beside": "0",
+    }
+    assert part.failed == ["fails", "hangs", "is not there"]
+    assert '{"kind": "Row"}' in part.rows.read_text()
+    log = part.log.read_text()
+    assert all(text in log for text in ("fails: about to fail", "hangs: begun", "runs beside: beside"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.jsonl", "first.tar.gz", "first.txt"]
+    with tarfile.open(part.tar) as tar:
+        assert set(tar.getnames()) == {f"first/{name}" for name in ("first.jsonl", "first.txt", "more.json")}
+
+
+def test_a_part_ends_in_time(gpu: ModuleType, tmp_path: Path) -> None:
+    steps = [gpu.Step("long", 60, say("import time; time.sleep(600)")), gpu.Step("later", 60, say("print(1)"))]
+    part = gpu.Part("second", tmp_path, rehearsal=False, limit_s=gpu.LEAST_S + 1)
+    start = time.monotonic()
+    assert part.run([(steps,)]) == 1
+    assert time.monotonic() - start < 60
+    statuses = steps_of(part.rows)
+    assert statuses["later"] == "no time left"
+    assert statuses["long"].startswith("stopped after")
+
+
+def test_a_tar_is_there_after_the_first_step(gpu: ModuleType, tmp_path: Path) -> None:
+    seen = say("import os, sys; sys.exit(0 if os.path.exists(sys.argv[1]) else 9)")
+    steps = [gpu.Step("one", 20, say("pass")), gpu.Step("two", 20, (*seen, str(tmp_path / "first.tar.gz")))]
+    assert gpu.Part("first", tmp_path, rehearsal=False, limit_s=200).run([(steps,)]) == 0
+
+
+@pytest.mark.parametrize("part", ["first", "second"])
+def test_limits_fit_into_a_part(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, part: str) -> None:
+    monkeypatch.setattr(gpu, "CARRIED", tmp_path)
+    alone = [step.name for chains in gpu.PARTS[part]() for chain in chains for step in chain]
+    assert {"build-test", "build-probe"} <= set(alone)
+    for name in ("gitfast_cuda_test", "gpu_probe"):
+        (tmp_path / name).touch()
+    phases = gpu.PARTS[part]()
+    assert sum(max(sum(step.limit_s for step in chain) for chain in chains) for chains in phases) <= gpu.PART_LIMIT_S
+    carried = [step.name for chains in phases for chain in chains for step in chain]
+    assert set(alone) - set(carried) == {"build-test", "build-probe"}
+    assert len(set(carried)) == len(carried)
+
+
+def test_all_files_that_are_named_are_there(gpu: ModuleType) -> None:
+    assert all((ROOT / "tests" / "cuda" / f"test_{name}.py").exists() for name in gpu.KERNEL_TESTS)
+    assert (ROOT / gpu.REFILL[0]).exists()
+
+
+def test_without_a_gpu(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}
+    environment.pop("OUT", None)
+    command = ["bash", BENCHMARKS / "gpu.sh", "first"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert (result.returncode, result.stderr) == (1, "gpu.sh: nvidia-smi finds no GPU\n")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_rehearsal(tmp_path: Path) -> None:
+    if reason := emulated.why_not():
+        pytest.skip(reason)
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
+    command = ["bash", BENCHMARKS / "gpu.sh", "rehearse"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert len(list(tmp_path.iterdir())) == 6
+    statuses = steps_of(tmp_path / "first.jsonl") | steps_of(tmp_path / "second.jsonl")
+    assert {name for name, status in statuses.items() if status == "0"} >= {
+        *("versions", "build", "caption-operations", "caption-persistent", "kernels", "caption-batches"),
+        *("tests", "refill", "kernels-vqa", "caption-vqa"),
+    }
+    lines = [json.loads(line) for line in (tmp_path / "first.jsonl").read_text().splitlines()]
+    decoded = {line["way"]: line["decoded_by"] for line in lines if line["kind"] == "Row" and "way" in line}
+    assert decoded["gitfast:bfloat16"] == "operations"
+    assert decoded["gitfast:bfloat16,decode=persistent"] == "persistent"
