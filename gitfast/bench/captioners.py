@@ -87,7 +87,7 @@ class EngineCaptioner:
 
     def __init__(self, engine: Any, workload: Workload, wait: Callable[[], object] = lambda: None) -> None:
         """``wait``: returns when the device has done all that was asked for."""
-        self.engine, self._bos, self._wait = engine, workload.config.bos_token_id, wait
+        self.engine, self._bos, self._wait = engine, workload.first_token, wait
 
     def _encode(self, pixels: Pixels) -> Any:
         takes_bytes = getattr(self.engine, "normalization", None) is not None
@@ -173,7 +173,7 @@ class Transformers:
         self._torch, self._threads, self._options = torch, threads, generate_options
         model: Any = transformers_model(workload)
         self.model = model.to(device_of(device), torch_dtype(torch, dtype, "transformers"))
-        self._bos = workload.config.bos_token_id
+        self._bos = workload.first_token
 
     def _tensor(self, pixels: Pixels) -> Any:
         self._torch.set_num_threads(self._threads)  # every thread of the host has a number of its own

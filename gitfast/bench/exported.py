@@ -95,7 +95,7 @@ class TwoParts:
     def __init__(self, workload: Workload) -> None:
         if workload.config.is_video:
             raise ValueError("way: compiled, openvino and onnxruntime caption images, this model reads clips")
-        self.config = workload.config
+        self.config, self._bos = workload.config, workload.first_token
 
     def begin(self, pixels: NDArray[np.float32]) -> None:
         """Encode an image (1, 3, H, W)."""
@@ -115,7 +115,7 @@ class TwoParts:
 
     def _caption(self, image: Pixels, new_tokens: int) -> list[int]:
         self.begin(image.normalised)
-        ids = [self.config.bos_token_id]
+        ids = [self._bos]
         for position in range(new_tokens):
             ids.append(int(self.step(ids[-1], position).argmax()))
         return ids[1:]
@@ -123,7 +123,7 @@ class TwoParts:
     def score(self, pixels: Pixels, ids: list[int]) -> NDArray[np.floating]:
         self.begin(pixels[:1].normalised)
         scores = []
-        for position, (token, following) in enumerate(zip([self.config.bos_token_id, *ids], ids, strict=False)):
+        for position, (token, following) in enumerate(zip([self._bos, *ids], ids, strict=False)):
             logits = self.step(token, position).astype(np.float64)
             logits -= logits.max()
             scores.append(logits[following] - np.log(np.exp(logits).sum()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +32,11 @@ class Workload:
     weights: Mapping[str, NDArray[np.floating]]
     random: bool
 
+    @property
+    def first_token(self) -> int:
+        """The prompt of every caption: [CLS], or any token of a model without."""
+        return self.config.bos_token_id or 0
+
 
 def open_workload(model: str) -> Workload:
     """The shape of a published model with random weights, by its name; anything else is opened as ``load`` does.
@@ -43,12 +48,12 @@ def open_workload(model: str) -> Workload:
     if name in SHAPES:
         return random_workload(name, SHAPES[name])
     checkpoint = open_model(model)
-    weights = Endless(checkpoint.weights, checkpoint.config.eos_token_id)
+    weights = Endless(checkpoint.weights, checkpoint.config.eos_token_ids)
     return Workload(model, checkpoint.config, weights, random=False)
 
 
 def random_workload(name: str, config: GitConfig) -> Workload:
-    return Workload(name, config, Endless(RandomWeights(config), config.eos_token_id), random=True)
+    return Workload(name, config, Endless(RandomWeights(config), config.eos_token_ids), random=True)
 
 
 class RandomWeights(Mapping[str, NDArray[np.floating]]):
@@ -80,8 +85,8 @@ class RandomWeights(Mapping[str, NDArray[np.floating]]):
 class Endless(Mapping[str, NDArray[np.floating]]):
     """Weights of a model that never says that a text ends, so that all captions are equally long."""
 
-    def __init__(self, weights: Mapping[str, NDArray[np.floating]], eos_token_id: int) -> None:
-        self._weights, self._eos = weights, eos_token_id
+    def __init__(self, weights: Mapping[str, NDArray[np.floating]], eos_token_ids: Sequence[int]) -> None:
+        self._weights, self._eos = weights, list(eos_token_ids)
         self._kept: dict[str, NDArray[np.floating]] = {}  # several engines are made of them
 
     def __getitem__(self, name: str) -> NDArray[np.floating]:
