@@ -1,4 +1,4 @@
-"""Checks of the arguments that tasks share. Each error names its argument."""
+"""Check the arguments that tasks share. Each error names its argument."""
 
 from __future__ import annotations
 

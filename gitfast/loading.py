@@ -37,19 +37,19 @@ def load(
         model: A folder, also that of a LoRA adapter; a published checkpoint ("base-coco", "microsoft/git-base-coco");
             any repository of the Hub; or a bundled demonstration model: "git-tiny" (images), "git-tiny-video" (clips).
         engine: "cpu", "cuda", "reference" (PyTorch), or "auto": the CPU engine, wherever it runs.
-        dtype: Of the weights: "float32" (not cuda); "bfloat16"; "float16" (not cpu); "int8" (one scale per output
+        dtype: The weights' dtype: "float32" (not cuda); "bfloat16"; "float16" (not cpu); "int8" (one scale per output
             channel of the decoder, bfloat16 in the vision encoder; not reference); "float8" (the same; cuda). "auto" is
             float32, and bfloat16 for cuda. Sums are float32 always.
-        prefix_dtype: Of the encoding of images: "auto", or "int8" (cuda): half the bytes of bfloat16, less exact.
-        num_threads: Threads of the CPU engine; None takes ``GITFAST_NUM_THREADS`` or the processors there are.
-        prefix_cache_bytes: Keep the encoding of images seen lately, up to this many bytes (7.3 MB for an image of
-            git-base in float32); ``model.engine.cache_stats`` counts hits. None: keep none.
+        prefix_dtype: The dtype of image prefixes: "auto", or "int8" (cuda): half the bytes of bfloat16, less exact.
+        num_threads: Threads of the CPU engine; None takes ``GITFAST_NUM_THREADS`` or the CPUs there are.
+        prefix_cache_bytes: Keep the prefixes of recent images, up to this many bytes (7.3 MB for an image of git-base
+            in float32); ``model.engine.cache_stats`` counts hits. None: keep none.
         preprocess: "hf" as transformers, "original" as Microsoft's code (``ImageProcessor.original``), "fast" as "hf"
             with large JPEGs decoded at a fraction of their size: not exact (``ImageProcessor.fast``).
-        limits: What an image or a video may cost; see ``gitfast.Limits``.
+        limits: Limits on the cost of an image or a video; see ``gitfast.Limits``.
         base: The model that an adapter is merged into, named as ``model``; None: the one that the adapter names.
-        processor: Where the tokenizer and preprocessor files are, named as ``model``, for a checkpoint that has none;
-            None: with the model.
+        processor: The source of the tokenizer and preprocessor files, named as ``model``, for a checkpoint that has
+            none; None: the model itself.
         revision, cache_dir, local_files_only, token: As in huggingface_hub.
 
     Raises:
@@ -90,5 +90,5 @@ def load(
 
 
 def _lasting(name: str | os.PathLike[str]) -> str:
-    """A name that means the same in any working directory."""
+    """Return a name that means the same in any working directory."""
     return os.path.abspath(name) if os.path.exists(name) else os.fspath(name)

@@ -55,10 +55,10 @@ class Model:
     be sent to processes. A token is left out: other processes take huggingface_hub's own.
 
     Attributes:
-        engine: What computes; ``engine.name`` says which.
-        processor: Turns images, clips and text into what the engine takes.
+        engine: The engine that computes; ``engine.name`` says which.
+        processor: Turns images, clips and text into the engine's inputs.
         config: The shapes of the model.
-        name: How messages name the model.
+        name: The model's name in messages.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Model:
 
         Args:
             inputs: One image, or one clip for a video model; or a list of them.
-            prompt: How the caption begins.
+            prompt: The beginning of the caption.
             **options: ``gitfast.pipeline.options.TaskOptions``: batch_size, workers, on_error, cancel, num_frames,
                 sampling, sampling_seed, preset, allowed_texts, and the fields of ``GenerationOptions``.
 
@@ -117,7 +117,7 @@ class Model:
     def caption_each(
         self, inputs: Iterable[Any], prompt: str | None = None, **options: Unpack[TaskOptions]
     ) -> Generator[Result, None, None]:
-        """Caption more inputs than one would list: as ``caption``, one result after another.
+        """Caption a stream of inputs, more than fit a list: as ``caption``, one result after another.
 
         Inputs are taken from the iterable as they are needed, by default a few hundred ahead of their results at most,
         and must stay as they are until then. Results come in order, as soon as those that are decoded together are
@@ -227,7 +227,7 @@ class Model:
         Args:
             inputs: One input or a list, as in ``caption``.
             labels: Texts, different from each other once they are tokens.
-            prompt: What the label follows, a question for example.
+            prompt: The text that the label follows, a question for example.
             method: "trie" is the GIT paper's: at every token the probability is shared among the labels' tokens that
                 may follow. "score" compares whole labels by the model's probability of each.
             top_k: Labels returned; None: all.
@@ -285,7 +285,7 @@ class Model:
         Args:
             source: One input, as in ``caption``.
             texts: One text or a list of them; all run on one encoding.
-            prompt: What the texts follow, a question for example.
+            prompt: The text that the texts follow, a question for example.
             normalize: "sum" over the tokens, or their "mean".
             **options: As in ``encode``.
         """
@@ -312,8 +312,8 @@ class Model:
 
         Args:
             source: One input, as in ``caption``.
-            text: What the model wrote, or might have written.
-            prompt: What the text follows, a question for example.
+            text: The text that the model wrote, or might have written.
+            prompt: The text before ``text``, a question for example.
             **options: As in ``encode``.
 
         Raises:
@@ -347,7 +347,7 @@ class Model:
 
         Args:
             source: One input, as in ``caption``.
-            question, prompt: A question to answer, or how the caption begins; at most one of them.
+            question, prompt: A question to answer, or the beginning of the caption; at most one of them.
             **options: As in ``caption``, without beams and with one sequence.
         """
         if question is not None and prompt is not None:
@@ -384,18 +384,18 @@ class Model:
 
     @property
     def _noun(self) -> str:
-        """What messages call the inputs."""
+        """Return the word for the inputs in messages."""
         return "videos" if self.config.is_video else "images"
 
     def _as_list(self, inputs: Any) -> tuple[list[Any], bool]:
         return as_list(inputs, video=self.config.is_video)
 
     def _prompt(self, name: str, text: str | None) -> list[int]:
-        """Token ids of the argument ``name``, a question or the beginning of a text."""
+        """Return the token ids of the argument ``name``, a question or the beginning of a text."""
         return self.processor.tokenizer.prompt(None if text is None else arguments.text(name, text))
 
     def _question_prompts(self, questions: str | Many, num_inputs: int, single: bool) -> list[list[list[int]]]:
-        """For every input the prompts of its questions."""
+        """Return for every input the prompts of its questions."""
         if isinstance(questions, str):
             return [[self._prompt("questions", questions)]] * num_inputs
         prompts = [self._prompt("questions", text) for text in arguments.texts("questions", questions)]
@@ -434,7 +434,7 @@ class Model:
         return make_options(options, self.processor.tokenizer, room=room, defaults=defaults)
 
     def _batching(self, options: ReadingOptions, kind: type) -> Batching:
-        """How inputs are read; ``options`` may hold what ``kind`` names and nothing else."""
+        """Make the settings of reading; ``options`` may only hold keys of ``kind``."""
         check_options(options, kind)
         frames = [name for name in ("num_frames", "sampling", "sampling_seed") if name in options]
         if frames and not self.config.is_video:

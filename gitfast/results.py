@@ -1,4 +1,4 @@
-"""What the tasks return."""
+"""The results of the tasks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gitfast.types import FinishReason
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds that the inputs took that one was decoded with: an input alone in its call has them for itself.
+    """Seconds taken by the inputs decoded together with this one; for a call with one input, its own.
 
-    These are its batch, or the batches that were handed together to an engine that refills its rows.
+    Those inputs are its batch, or the batches handed together to an engine that refills its rows.
 
     Attributes:
         read: Decoding, resizing and normalising; 0 for prefixes.
@@ -36,8 +36,8 @@ class Result:
         score: Their sum; with beams, divided by the length penalty.
         finish_reason: "stop" after an end-of-sequence token, "length" at ``max_new_tokens``; None with an error.
         alternatives: The other sequences when ``num_return_sequences`` asked for several, best first.
-        timings: How long it took with the inputs beside it. Two results may be equal with different timings.
-        error: Why there is no text; only with ``on_error="return"``.
+        timings: The time it took, with the inputs beside it. Two results may be equal with different timings.
+        error: The reason that there is no text; only with ``on_error="return"``.
     """
 
     text: str
@@ -59,7 +59,7 @@ class Label:
 
     Attributes:
         text, index: The label and its place in the list that was passed.
-        probability: Among the labels of the call; theirs sum to one.
+        probability: Its share among the labels of the call; they sum to one.
         score: Log-probability of the label's tokens and the end-of-sequence token under the model.
     """
 

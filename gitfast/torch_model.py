@@ -27,17 +27,17 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v for q (R, H, L, d), k and v (R, H, S, d); ``allowed`` is bool (R, 1, L, S)."""
+    """Compute softmax(q k^T / sqrt(d)) v for q (R, H, L, d), k and v (R, H, S, d); ``allowed``: bool (R, 1, L, S)."""
     return attention_weights(q, k, allowed).to(v.dtype) @ v
 
 
 def drop(x: Tensor, probability: float, training: bool) -> Tensor:
-    """Dropout, skipped where it would do nothing."""
+    """Apply dropout, skipped where it would do nothing."""
     return F.dropout(x, probability) if training and probability else x
 
 
 def attention_weights(q: Tensor, k: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)), (R, H, L, S), float32 or wider; arguments as in ``attention``."""
+    """Compute softmax(q k^T / sqrt(d)), (R, H, L, S), float32 or wider; arguments as in ``attention``."""
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if allowed is not None:
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
@@ -45,12 +45,12 @@ def attention_weights(q: Tensor, k: Tensor, allowed: Tensor | None = None) -> Te
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(R, L, D) -> (R, H, L, head_dim)."""
+    """Split heads: (R, L, D) -> (R, H, L, head_dim)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(R, H, L, head_dim) -> (R, L, D)."""
+    """Merge heads: (R, H, L, head_dim) -> (R, L, D)."""
     return x.transpose(1, 2).flatten(2)
 
 
@@ -77,7 +77,7 @@ class VisionEmbeddings(nn.Module):
         return tokens + self.positions(grid.shape[2], grid.shape[3])
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Of the class token and a grid of patches, resized (bicubic) where it is not the model's own: (N, D)."""
+        """Return positions of the class token and a patch grid, resized (bicubic) if not the model's own: (N, D)."""
         positions, side = self.position_embedding.weight, self.config.grid_size
         if (rows, columns) == (side, side):
             return positions
@@ -101,7 +101,7 @@ class VisionLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(size, eps=eps)
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of rows x (B, N, D), each (B, H, N, head_dim)."""
+        """Project rows x (B, N, D) to queries, keys and values, each (B, H, N, head_dim)."""
         y = self.layer_norm1(x)
         q, k, v = (split_heads(self.self_attn[f"{name}_proj"](y), self.num_heads) for name in "qkv")
         return q, k, v
@@ -147,7 +147,7 @@ class TextEmbeddings(nn.Module):
         return self.of_words(self.word_embeddings(ids), positions)
 
     def of_words(self, words: Tensor, positions: Tensor) -> Tensor:
-        """Of embedded words (R, L, D)."""
+        """Add positions to embedded words (R, L, D), and normalise."""
         return drop(self.LayerNorm(words + self.position_embeddings(positions)), self.dropout, self.training)
 
 
@@ -170,19 +170,19 @@ class DecoderLayer(nn.Module):
         self.attention_dropout = getattr(config, "attention_probs_dropout_prob", 0.0)
 
     def keys_values(self, x: Tensor) -> KeysValues:
-        """Keys and values of rows x (R, L, D), each (R, H, L, head_dim)."""
+        """Project rows x (R, L, D) to keys and values, each (R, H, L, head_dim)."""
         projections = self.attention["self"]
         return split_heads(projections["key"](x), self.num_heads), split_heads(projections["value"](x), self.num_heads)
 
     def queries(self, x: Tensor) -> Tensor:
-        """Queries of rows x (R, L, D), (R, H, L, head_dim)."""
+        """Project rows x (R, L, D) to queries (R, H, L, head_dim)."""
         return split_heads(self.attention["self"]["query"](x), self.num_heads)
 
     def forward(self, x: Tensor, keys_values: KeysValues, allowed: Tensor | None = None) -> Tensor:
         return self.with_weights(x, keys_values, allowed)[0]
 
     def with_weights(self, x: Tensor, keys_values: KeysValues, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The rows (R, L, D) that ``forward`` returns, and the weights (R, H, L, S) of their attention."""
+        """Return the rows (R, L, D) of ``forward``, and their attention weights (R, H, L, S)."""
         keys, values = keys_values
         weights = attention_weights(self.queries(x), keys, allowed).to(values.dtype)
         weights = drop(weights, self.attention_dropout, self.training)
@@ -216,7 +216,7 @@ class GitBackbone(nn.Module):
 
 
 class GitOutput(NamedTuple):
-    """What ``GitModel.forward`` returns."""
+    """The output of ``GitModel.forward``."""
 
     logits: Tensor  # (R, L, V), text rows only
     loss: Tensor | None  # mean cross entropy of the labels, float32 or wider
@@ -233,7 +233,7 @@ class GitModel(nn.Module):
         self.output = nn.Linear(config.hidden_size, config.vocab_size)
 
     def image_features(self, pixel_values: Tensor, interpolate_positions: bool = False) -> Tensor:
-        """Vision features: images (B, 3, H, W) -> (B, N, D); clips (B, T, 3, H, W) -> (B, T * N, D).
+        """Compute vision features: images (B, 3, H, W) -> (B, N, D); clips (B, T, 3, H, W) -> (B, T * N, D).
 
         Frames of a clip get their temporal embedding after the last norm and lie one after another; a single image
         on a video model gets none.
@@ -254,14 +254,14 @@ class GitModel(nn.Module):
         return (features + temporal.transpose(1, 2)).flatten(1, 2)
 
     def image_tokens(self, pixel_values: Tensor, interpolate_positions: bool = False) -> Tensor:
-        """Pixels -> projected image tokens (B, P, D), the decoder's input."""
+        """Project pixels to image tokens (B, P, D), the decoder's input."""
         features = self.image_features(pixel_values, interpolate_positions)
         return self.git.visual_projection["visual_projection"](features)
 
     def prefix(self, tokens: Tensor) -> list[KeysValues]:
-        """Image tokens (B, P, D) -> keys and values of every decoder layer, each (B, H, P, head_dim).
+        """Turn image tokens (B, P, D) into keys and values of every decoder layer, each (B, H, P, head_dim).
 
-        Of the last layer only keys and values are needed: nothing reads the image rows it would produce.
+        The last layer computes keys and values only: nothing reads the image rows it would produce.
         """
         layers, x, prefix = self.git.encoder["layer"], tokens, []
         for layer in layers:
@@ -271,7 +271,7 @@ class GitModel(nn.Module):
         return prefix
 
     def forward(self, *arguments: Any, **options: Any) -> GitOutput:
-        """``decode``."""
+        """Call ``decode``."""
         return self.decode(*arguments, **options)
 
     def decode(
@@ -285,7 +285,7 @@ class GitModel(nn.Module):
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> GitOutput:
-        """Text rows ``input_ids`` (R, L) over images, given as pixels or as a ``prefix``; neither means text only.
+        """Run text rows ``input_ids`` (R, L) over images, given as pixels or as a ``prefix``; neither: text only.
 
         R is a multiple of B; row r reads image r % B, so k texts per image are laid out as k blocks of B rows.
         ``attention_mask`` (R, S + L) marks padding with 0. ``position_ids`` (R, L) default to the count of real
@@ -313,7 +313,7 @@ class GitModel(nn.Module):
 
 
 def _text_mask(mask: Tensor, length: int, prefix_tokens: int) -> Tensor:
-    """Which keys the last ``length`` text rows see, bool (R, 1, L, P + S + L): all image tokens, real text before."""
+    """Mask keys for the last ``length`` text rows, bool (R, 1, L, P + S + L): image tokens and real text before."""
     rows, total = mask.shape
     text = torch.ones(total, total, dtype=torch.bool, device=mask.device).tril()[-length:] & (mask != 0)[:, None, :]
     image = text.new_ones(rows, length, prefix_tokens)
@@ -336,7 +336,7 @@ def _concatenate(before: KeysValues | None, after: KeysValues) -> KeysValues:
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits (R, L, V) for the label after each, labels (R, L); -100 is ignored.
+    """Compute the mean cross entropy of logits (R, L, V) for the next of labels (R, L); -100 is ignored.
 
     Raises:
         ValueError: ``labels`` are not one for each row and token.
@@ -349,7 +349,7 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _tied_names(model: nn.Module) -> set[str]:
-    """Names of parameters that have another name before."""
+    """Find names of parameters that have an earlier name too."""
     first = {name for name, _ in model.named_parameters()}
     return {name for name, _ in model.named_parameters(remove_duplicate=False)} - first
 

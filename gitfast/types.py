@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 class CancelToken:
-    """Ends calls that were given it as ``cancel=``: when ``cancel`` is called, or when its time runs out.
+    """A token that ends calls given it as ``cancel=``: when ``cancel`` is called, or when its time runs out.
 
     A call then raises ``CancelledError`` or ``DeadlineError`` within one step of decoding, or one layer of encoding.
     One token may be given to any number of calls, and may be used from any thread.
     """
 
     def __init__(self, timeout: float | None = None) -> None:
-        """``timeout``: seconds from now on; None: no limit.
+        """Start the clock. ``timeout``: seconds from now on; None: no limit.
 
         Raises:
             TypeError, ValueError: ``timeout`` is no number, or negative.
@@ -35,16 +35,16 @@ class CancelToken:
 
     @property
     def cancelled(self) -> bool:
-        """Whether calls end: ``cancel`` was called, or the time ran out."""
+        """True once calls end: ``cancel`` was called, or the time ran out."""
         return self._flag.cancelled or self._flag.late
 
     def check(self) -> None:
-        """Raise what a call would: ``CancelledError``, ``DeadlineError``, or nothing."""
+        """Raise the error of a call: ``CancelledError``, ``DeadlineError``, or nothing."""
         self._flag.check()
 
 
 def cancel_flag(cancel: CancelToken | None) -> _C.CancelFlag | None:
-    """What native calls take; ``TypeError`` for anything but a token or None."""
+    """Return the flag that native calls take; raise ``TypeError`` for anything but a token or None."""
     if cancel is None:
         return None
     if not isinstance(cancel, CancelToken):
@@ -69,21 +69,21 @@ class ImagePrefix(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization:
-    """How bytes become what a model was trained on: ``(byte * factor - mean) / std``, by channel."""
+    """Normalization of bytes as in a model's training: ``(byte * factor - mean) / std``, by channel."""
 
     factor: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def affine(self) -> tuple[list[float], list[float]]:
-        """The same as ``byte * a + b``: a and b, by channel."""
+        """Return a and b, by channel, of the same as ``byte * a + b``."""
         pairs = list(zip(self.mean, self.std, strict=True))
         return [self.factor / std for _, std in pairs], [-mean / std for mean, std in pairs]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """How to choose tokens. Names and meanings follow ``transformers.GenerationConfig``.
+    """Options for choosing tokens. Names and meanings follow ``transformers.GenerationConfig``.
 
     Lengths count new tokens only (neither image tokens nor the prompt). ``eos``, ``pad`` come from the checkpoint.
     """

@@ -1,6 +1,6 @@
-"""Times whole captions: pixels on the host in, token ids on the host out, ways side by side.
+"""Time whole captions: pixels on the host in, token ids on the host out, ways side by side.
 
-Every way runs the same weights on the same images, and none may end a text early. What it says is compared with GIT in
+Every way runs the same weights on the same images, and none may end a text early. Its captions are compared with GIT in
 float64 before it is timed. Ways take turns within each round; ratios are taken round by round.
 """
 
@@ -24,13 +24,13 @@ from gitfast.bench.spread import Spread, in_turns
 from gitfast.bench.workload import Pixels, Workload, random_pixels
 
 PAUSE_S = 0.02  # the threads of the way before stop spinning
-MOST_CHECKED = 4  # images of a batch whose captions are compared with float64
+MOST_CHECKED = 4  # images in a batch whose captions are compared with float64
 CAPTIONS_PER_CLIENT = 2  # in each round
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured: every way on so many threads and images at once, and for so many clients of one image each."""
+    """The measurements: every way on so many threads and images at once, and for so many clients of one image each."""
 
     ways: Sequence[Way]
     device: str
@@ -55,10 +55,10 @@ class Row:
     captions_per_s: float
     speed: Spread
     floor_ms: float  # at the measured ceilings
-    equal_tokens: int | None  # of those that float64 says, up to the first that differs in each caption
+    equal_tokens: int | None  # tokens equal to float64's, up to the first that differs in each caption
     checked_tokens: int | None
-    error: float | None  # of the log-probabilities: root mean square difference from float64
-    decoded_by: str | None  # how a gitfast engine that has several ways decoded
+    error: float | None  # root mean square difference of log-probabilities from float64
+    decoded_by: str | None  # the way of decoding, for a gitfast engine that has several
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class ClientsRow:
     threads: int
     clients: int
     captions_per_s: Spread
-    latency_ms: Spread  # of single captions
+    latency_ms: Spread  # for single captions
     p95_ms: float
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A way that is not timed, and why."""
+    """A way that is not timed, and the reason."""
 
     way: str
     problem: str
@@ -83,7 +83,7 @@ class Failure:
 
 @dataclass
 class Report:
-    """A run: what it ran on and what came out, so far."""
+    """A run: the machine, and the results so far."""
 
     device: str
     machine: dict[str, Any]
@@ -102,7 +102,7 @@ Outcome = Row | ClientsRow | Failure
 
 
 def run(workload: Workload, settings: Settings, report: Report) -> Iterator[list[Outcome]]:
-    """What came out of one comparison after the other; it is in ``report`` then."""
+    """Run one comparison after the other; yield each result once it is in ``report``."""
     bench = _Bench(workload, settings, report, _Truth(workload, settings))
     for threads in settings.threads:
         captioners = bench.opened(threads)
@@ -115,7 +115,7 @@ def run(workload: Workload, settings: Settings, report: Report) -> Iterator[list
 
 
 class _Truth:
-    """What GIT says in float64 of the first images of a batch. Nothing without torch."""
+    """GIT's captions in float64 of the first images of a batch. Nothing without torch."""
 
     def __init__(self, workload: Workload, settings: Settings) -> None:
         way = Way("reference", "float64")
@@ -124,7 +124,7 @@ class _Truth:
         self._found: dict[int, tuple[Texts, NDArray[np.floating]]] = {}
 
     def __call__(self, pixels: Pixels) -> tuple[Texts, NDArray[np.floating]] | None:
-        """The captions, and the log-probabilities of the tokens of the first."""
+        """Return the captions, and the log-probabilities of the first one's tokens."""
         if self._captioner is not None and len(pixels) not in self._found:
             first = pixels[:MOST_CHECKED]
             texts = self._captioner.caption(first, self._new_tokens)
@@ -140,7 +140,7 @@ class _Bench:
     truth: _Truth
 
     def opened(self, threads: int) -> dict[Way, Captioner]:
-        """The ways that can run here; the report says why others cannot."""
+        """Open the ways that can run here; the report says why others cannot."""
         captioners = {}
         for way in self.settings.ways:
             if package := way.missing():
@@ -153,13 +153,13 @@ class _Bench:
         return captioners
 
     def _left_out(self, way: Way, error: Exception) -> None:
-        """A peer may throw whatever it likes; the others are measured all the same."""
+        """Record a failure: a peer may throw whatever it likes; the others are measured all the same."""
         if way.engine == "gitfast":
             raise error
         self.report.not_measured[way.name] = f"{type(error).__name__}: {error}".split("\n")[0]
 
     def time_batch(self, captioners: dict[Way, Captioner], threads: int, batch: int) -> list[Outcome]:
-        """All ways on the same images. One that is wrong is not timed, now or later."""
+        """Time all ways on the same images. One that is wrong is not timed, now or later."""
         pixels = random_pixels(self.workload.config, batch)
         accuracies, failures = {}, []
         for way, captioner in list(captioners.items()):
@@ -225,7 +225,7 @@ class _Bench:
         )
 
     def time_clients(self, captioners: dict[Way, Captioner], threads: int, clients: int) -> list[Outcome]:
-        """All ways that several threads may call at once."""
+        """Time all ways that several threads may call at once."""
         pixels = random_pixels(self.workload.config, 1)
         fit = {way: captioner for way, captioner in captioners.items() if captioner.concurrent or clients == 1}
         for way in captioners.keys() - fit.keys():
@@ -280,7 +280,7 @@ class _Samples:
 
 
 def equal_tokens(texts: Texts, expected: Texts) -> int:
-    """How many come before the first difference of each caption: beyond it texts go ways of their own."""
+    """Count the tokens before the first difference of each caption: beyond it texts diverge."""
     return sum(
         next((i for i, (a, b) in enumerate(zip(text, other, strict=True)) if a != b), len(other))
         for text, other in zip(texts, expected, strict=True)
@@ -288,7 +288,7 @@ def equal_tokens(texts: Texts, expected: Texts) -> int:
 
 
 def _serve(captioner: Captioner, pixels: Pixels, clients: int, new_tokens: int) -> tuple[float, list[float]]:
-    """Seconds that all took, and those of each caption. Clients begin together."""
+    """Serve clients that begin together; return the seconds of all, and those of each caption."""
     begin = threading.Barrier(clients + 1)
 
     def client(_: int) -> list[float]:

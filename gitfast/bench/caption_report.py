@@ -54,7 +54,7 @@ def clients_line(row: ClientsRow) -> str:
 
 
 def draw(report: Report, picture: Path) -> None:
-    """Captions a second and latency over the number of clients; without clients, what captions are made of."""
+    """Draw captions a second and latency over the number of clients; without clients, the phases of captions."""
     pyplot = import_pyplot()
     columns = 2 if report.clients else 1
     figure, axes = pyplot.subplots(1, columns, figsize=(4.8 * columns + 1, 4.2), layout="constrained", squeeze=False)
@@ -101,7 +101,7 @@ def _error_bars(spreads: list[Spread]) -> list[list[float]]:
 
 
 def _draw_captions(axes: Any, report: Report) -> None:
-    """Every bar is a caption, to the first token and after it."""
+    """Draw every caption as a bar, to the first token and after it."""
     rows = sorted(report.rows, key=lambda row: -row.caption_ms.median)
     several = len({(row.threads, row.batch) for row in rows}) > 1
     names = [f"{r.way}, {r.threads} threads, batch {r.batch}" if several else r.way for r in rows]

@@ -25,26 +25,26 @@ Texts = list[list[int]]
 
 
 class Captioner(Protocol):
-    """Calls end when the result is on the host. ``concurrent``: several threads may call at once."""
+    """A loaded model. Calls end when the result is on the host. ``concurrent``: several threads may call at once."""
 
     concurrent: bool
 
     def encode(self, pixels: Pixels) -> object:
-        """What text is decoded over."""
+        """Encode images into the state that text is decoded over."""
         ...
 
     def caption(self, pixels: Pixels, new_tokens: int) -> Texts:
-        """Greedy captions of exactly ``new_tokens`` tokens each."""
+        """Generate greedy captions of exactly ``new_tokens`` tokens each."""
         ...
 
     def score(self, pixels: Pixels, ids: list[int]) -> NDArray[np.floating]:
-        """Log-probability of every one of ``ids`` behind the first of ``pixels`` and [CLS]: (len,)."""
+        """Compute the log-probability of every one of ``ids`` behind the first of ``pixels`` and [CLS]: (len,)."""
         ...
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to caption, as it is named."""
+    """A way to caption, by name."""
 
     engine: str
     dtype: str
@@ -52,7 +52,7 @@ class Way:
 
     @classmethod
     def parse(cls, name: str) -> Way:
-        """Raises ValueError where there is no such engine or an option is not NAME=VALUE."""
+        """Parse a name. Raises ValueError where there is no such engine or an option is not NAME=VALUE."""
         engine, _, rest = name.partition(":")
         dtype, *options = (rest or "float32").split(",")
         if engine not in ENGINES:
@@ -69,7 +69,7 @@ class Way:
         return ",".join([f"{self.engine}:{self.dtype}", *(f"{option}={value}" for option, value in self.options)])
 
     def missing(self) -> str | None:
-        """The package it needs that is not installed."""
+        """Return the first package that it needs and that is not installed."""
         return next((p for p in ENGINES[self.engine].packages if importlib.util.find_spec(p) is None), None)
 
     def open(self, workload: Workload, device: str, threads: int) -> Captioner:
@@ -83,10 +83,10 @@ class EngineCaptioner:
     """An engine of gitfast. It is given bytes where it normalises them itself, as its tasks give them."""
 
     concurrent = True
-    decoded_by: str | None = None  # the way of the last call, of an engine that has several
+    decoded_by: str | None = None  # the way of the last call, for an engine that has several
 
     def __init__(self, engine: Any, workload: Workload, wait: Callable[[], object] = lambda: None) -> None:
-        """``wait``: returns when the device has done all that was asked for."""
+        """Take an engine. ``wait``: returns when the device has done all enqueued work."""
         self.engine, self._bos, self._wait = engine, workload.first_token, wait
 
     def _encode(self, pixels: Pixels) -> Any:
@@ -102,7 +102,7 @@ class EngineCaptioner:
         return self.decode(self._encode(pixels), new_tokens, num_beams)
 
     def decode(self, prefixes: Any, new_tokens: int, num_beams: int = 1) -> Texts:
-        """Captions over prefixes that are there already."""
+        """Generate captions over prefixes that are there already."""
         options = GenerationOptions(max_new_tokens=new_tokens, num_beams=num_beams)
         stats = self.engine.stats if self.engine.name == "cuda" else None
         before = stats.persistent_searches if stats else 0
@@ -116,7 +116,7 @@ class EngineCaptioner:
 
 
 def make_gitfast(workload: Workload, dtype: str, device: str, threads: int, **options: str) -> EngineCaptioner:
-    """The engine of the device."""
+    """Make gitfast's engine for the device."""
     if device == "cpu":
         from gitfast.engines.cpu import CpuEngine
 
@@ -138,12 +138,12 @@ def make_gitfast(workload: Workload, dtype: str, device: str, threads: int, **op
 
 
 def device_of(device: str) -> str:
-    """The torch device: "emulated" runs the CUDA engine on tensors of the host."""
+    """Return the torch device: "emulated" runs the CUDA engine on tensors of the host."""
     return "cuda" if device == "cuda" else "cpu"
 
 
 def make_reference(workload: Workload, dtype: str, device: str, threads: int) -> EngineCaptioner:
-    """GIT in plain PyTorch, one image at a time."""
+    """Make GIT in plain PyTorch, one image at a time."""
     import torch
 
     from gitfast.engines.reference import ReferenceEngine
@@ -156,7 +156,7 @@ def make_reference(workload: Workload, dtype: str, device: str, threads: int) ->
 
 
 def torch_dtype(torch: Any, dtype: str, engine: str) -> Any:
-    """Raises ValueError for what is no floating dtype."""
+    """Return a dtype by name. Raises ValueError where it is no floating dtype."""
     if dtype not in ("float64", "float32", "bfloat16", "float16"):
         raise ValueError(f"way: {engine} runs in float32, bfloat16 or float16, got {dtype!r}")
     return getattr(torch, dtype)
@@ -180,7 +180,7 @@ class Transformers:
         return self._torch.from_numpy(pixels.normalised).to(self.model.device, self.model.dtype)
 
     def encode(self, pixels: Pixels) -> object:
-        """Image tokens; their keys and values in the decoder come with the first token."""
+        """Compute image tokens; their keys and values in the decoder come with the first token."""
         with self._torch.inference_mode():
             given = self._tensor(pixels)
             frames = given.unbind(1) if given.ndim == 5 else [given]
@@ -205,7 +205,7 @@ class Transformers:
 
 
 def transformers_model(workload: Workload) -> transformers.GitForCausalLM:
-    """With the weights given; nothing is initialised in vain."""
+    """Build a model with the weights given; nothing is initialised in vain."""
     import torch
     import transformers
 
@@ -227,7 +227,7 @@ def transformers_model(workload: Workload) -> transformers.GitForCausalLM:
 
 @dataclass(frozen=True)
 class Maker:
-    """Where an engine's captioner is made, and the packages that it needs."""
+    """The function that makes an engine's captioner, and the packages that it needs."""
 
     maker: str
     packages: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""One kernel at one shape: its sides, and whether they compute the same as float64."""
+"""One kernel at one shape: its sides, and their check against float64."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 OURS = "gitfast"
 
-# What a side may differ from float64, relative to a value and the root mean square of all: sums of thousands of float32
-# products; a result rounded to bfloat16, and factors of it; steps between rounded too, by 2^-9 of values of up to 8:
-# scores before a softmax, sums before a norm.
+# Allowed difference of a side from float64, relative to a value and the root mean square of all: sums of thousands of
+# float32 products; a result rounded to bfloat16, and factors of it; steps between rounded too, by 2^-9 of values of up
+# to 8: scores before a softmax, sums before a norm.
 ALLOWED = {"float32": 2e-5, "bfloat16": 2.0**-6, "bfloat16 steps": 2.0**-3}
 MOST_ROWS_CHECKED = 256
 
 
 @dataclass(frozen=True)
 class Side:
-    """One way to compute. ``rounds_to`` is in ``ALLOWED``; ``arrange`` puts the result in the order of the truth."""
+    """One implementation of a kernel. ``rounds_to`` is in ``ALLOWED``; ``arrange`` orders the result as the truth."""
 
     call: Callable[[], Any]
     rounds_to: str = "float32"
@@ -29,20 +29,20 @@ class Side:
 
 @dataclass(frozen=True)
 class Operands:
-    """Memory of its own, and what computes on it. ``truth`` gives some rows of the result in float64."""
+    """Inputs in memory of their own, and the sides that compute on them. ``truth`` gives result rows in float64."""
 
     sides: Mapping[str, Side]
     num_rows: int
     truth: Callable[[NDArray[np.int64]], NDArray[np.floating]]
 
     def expected(self) -> NDArray[np.floating]:
-        """The rows that are checked."""
+        """Return the expected values of the rows that are checked."""
         return self.truth(checked_rows(self.num_rows))
 
 
 @dataclass(frozen=True)
 class Case:
-    """``flops`` and ``bytes`` are what any kernel must compute and move once; ``build`` makes operands anew."""
+    """A kernel at a shape. ``flops`` and ``bytes`` are the least work of any kernel; ``build`` makes new operands."""
 
     kernel: str
     model: str
@@ -58,13 +58,13 @@ class Case:
 
 
 class GateError(Exception):
-    """A side computes something else than float64 does."""
+    """A side whose result differs from that of float64."""
 
 
 def check(operands: Operands, name: str, truth: NDArray[np.floating]) -> float:
-    """The error of a side in units of what is allowed; ``truth`` is what is expected. Raises GateError above 1.
+    """Return a side's error against ``truth``, in units of the allowed error. Raises GateError above 1.
 
-    All of the result must be finite. Of many rows some are compared, always the first and the last.
+    The whole result must be finite. With many rows, a sample is compared, always including the first and last.
     """
     side = operands.sides[name]
     result = side.arrange(side.call())
@@ -89,7 +89,7 @@ def checked_rows(num_rows: int) -> NDArray[np.int64]:
 
 
 def to_float64(result: Any) -> NDArray[np.float64]:
-    """Of a numpy array, or of a torch tensor anywhere."""
+    """Convert a numpy array, or a torch tensor on any device."""
     if isinstance(result, np.ndarray):
         return result.astype(np.float64)
     double: NDArray[np.float64] = result.double().cpu().numpy()

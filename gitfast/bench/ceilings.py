@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gemm:
-    """The fastest large product of matrices, and whose it was."""
+    """The fastest large matrix product, and the library that computed it."""
 
     tflop_per_s: float
     by: str
@@ -15,7 +15,7 @@ class Gemm:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """``stream`` says what moved the bytes: "read" on a CPU, "copy" on a GPU. ``gemm`` by dtype of the factors."""
+    """Measured ceilings. ``stream``: "read" on a CPU, "copy" on a GPU; ``gemm``: by dtype of the factors."""
 
     stream: str
     gb_per_s: float
@@ -26,10 +26,10 @@ class Ceilings:
         return f"{self.stream} {self.gb_per_s:.1f} GB/s; largest product: {products}"
 
     def tflop_per_s(self, dtype: str) -> float:
-        """int8 weights are multiplied as bfloat16."""
+        """Return the ceiling of arithmetic; int8 weights are multiplied as bfloat16."""
         return self.gemm["bfloat16" if dtype == "int8" else dtype].tflop_per_s
 
     def least_seconds(self, flops: float, num_bytes: float, dtype: str) -> tuple[float, str]:
-        """How fast work could be at most, and which of the two ceilings says so."""
+        """Return the least time that the work can take, and the ceiling that bounds it."""
         memory, compute = num_bytes / self.gb_per_s / 1e9, flops / self.tflop_per_s(dtype) / 1e12
         return (memory, "memory") if memory > compute else (compute, "compute")

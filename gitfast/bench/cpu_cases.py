@@ -1,4 +1,4 @@
-"""What is run on the CPU: one function per kernel, which gives its cases. ``KERNELS`` lists them."""
+"""The benchmark cases of the CPU: one function per kernel. ``KERNELS`` lists them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DECODE_ROWS = (1, 4, 8, 64)  # one image, its beams, many images
 
 @dataclass(frozen=True)
 class Context:
-    """What cases run with; without torch there are no peers, without ``flex`` no FlexAttention."""
+    """The surroundings of the cases; without torch there are no peers, without ``flex`` no FlexAttention."""
 
     pool: ops.ThreadPool
     torch: Any | None
@@ -78,11 +78,11 @@ def linear(context: Context, models: Sequence[str]) -> Iterator[Case]:
 
 
 def _layers(rows: Rows) -> Iterator[Layer]:
-    """Those of a transformer block, with the vocabulary's for rows of text."""
+    """Return the linear layers of a transformer block, with the vocabulary's for rows of text."""
     d, m, decode = rows.width, rows.rows, rows.stage == "decode"
     activation: Literal["gelu", "quick_gelu"] = "quick_gelu" if rows.stage == "vision" else "gelu"
     for dtype in ("float32", "bfloat16", "int8")[: 3 if decode else 2]:
-        if decode or rows.images == 1:  # of many images the widest layer stands for all
+        if decode or rows.images == 1:  # with many images the widest layer stands for all
             yield Layer("qkv", m, 3 * d, d, dtype, tiles=not decode)
             yield Layer("out", m, d, d, dtype, residual=True, tiles=not decode)
             yield Layer("fc2", m, d, rows.mlp, dtype, residual=True, tiles=not decode)
@@ -122,7 +122,7 @@ def _linear(context: Context, layer: Layer) -> Operands:
 
 
 def prefix_attention(context: Context, models: Sequence[str]) -> Iterator[Case]:
-    """One image: a call has one prefix."""
+    """Attend to one image: a call has one prefix."""
     for shape in attentions(models, images=(1,)):
         for dtype in ("float32", "bfloat16"):
             per_token, rows = shape.heads * shape.head_dim, shape.rows
@@ -152,7 +152,7 @@ def _prefix_attention(context: Context, shape: Attention, dtype: str) -> Operand
             q, prefix, k_text=text[0], v_text=text[1], slots=text[2], out=out, pool=context.pool
         )
 
-    sides = {OURS: Side(ours, dtype)}  # with a bfloat16 prefix queries and weights may be rounded too
+    sides = {OURS: Side(ours, dtype)}  # with a bfloat16 prefix, queries and weights may be rounded too
     if torch := context.torch:
         kind = getattr(torch, dtype)
         tq, tk, tv, *own = (torch.from_numpy(a).to(kind) for a in (q, k[None], v[None], k_text, v_text))
@@ -175,7 +175,7 @@ def _doubles(*arrays: np.ndarray) -> list[np.ndarray]:
 
 
 def _rows(models: Sequence[str]) -> Iterator[Rows]:
-    """Many images of the first model only: they take seconds, and those of the others show nothing new."""
+    """Yield the rows of layers; many images for the first model only: others take seconds and show nothing new."""
     for rows in layer_rows(models):
         if rows.rows in DECODE_ROWS if rows.stage == "decode" else rows.images == 1 or rows.model == models[0]:
             yield rows

@@ -1,4 +1,4 @@
-"""How the CPU is timed: cold and warm caches, and the rates that no kernel can beat."""
+"""Timing on the CPU: cold and warm caches, and the rates that no kernel can beat."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gitfast.bench.ceilings import Ceilings, Gemm
 PAUSE = 0.02  # seconds after which the threads of the other side have stopped spinning
 CALL_TIME, MOST_CALLS = 0.005, 20  # a round takes about as long, and has no more calls
 FLUSH_BYTES = (64 << 20, 512 << 20)  # at least and at most
-# Products (M, N, K). The second is for many threads; the first is over before a shared processor serves somebody else.
+# Products (M, N, K). The second is for many threads; the first is over before a shared CPU serves somebody else.
 GEMMS = ((128, 1024, 1024), (512, 4096, 1024))
 
 
@@ -35,7 +35,7 @@ class CpuClock:
         self._few = np.ones((1, 8), np.float32)
 
     def ceilings(self, rounds: int) -> Ceilings:
-        """The fastest of the rounds, with two more that warm up."""
+        """Measure the ceilings: the fastest of the rounds, after two that warm up."""
         size = sum(part.nbytes for part in self._memory)
         reading = _fastest(self._read, rounds)
         gemm = {dtype: self._gemm(dtype, rounds) for dtype in ("float32", "bfloat16")}
@@ -61,11 +61,11 @@ class CpuClock:
         return products
 
     def copies(self, case: Case) -> int:
-        """How many operands a cold measurement needs: the caches are flushed before each call instead."""
+        """Return the number of operands for a cold measurement: one, as the caches are flushed before each call."""
         return 1
 
     def prepare(self, name: str, copies: Sequence[Operands], cache: str) -> Callable[[], float]:
-        """What measures one round of a side: seconds of its median call."""
+        """Return a function that measures one round of a side: seconds of its median call."""
         call = copies[0].sides[name].call
         calls = int(min(max(CALL_TIME / seconds(call), 1), MOST_CALLS))
         return (lambda: self._cold(name, call, min(calls, 3))) if cache == "cold" else (lambda: _warm(call, calls))
@@ -79,12 +79,12 @@ class CpuClock:
         return statistics.median(samples)
 
     def _read(self) -> None:
-        """All of a memory larger than the caches, on all threads: nothing else is left in them."""
+        """Read memory larger than the caches on all threads, so that nothing else is left in them."""
         for _ in self._readers.map(np.maximum.reduce, self._memory):
             pass
 
     def _wake(self, name: str) -> None:
-        """The threads of a side, by work too small to fill a cache: in a model they are awake too."""
+        """Wake a side's threads by work too small to fill a cache: in a model they are awake too."""
         if name == OURS:
             ops.linear(self._few, self._packed, pool=self._pool)
         elif self._torch:
@@ -108,7 +108,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def last_level_cache() -> int:
-    """Bytes, as Linux tells; 32 MB where it does not."""
+    """Return the bytes of the last-level cache as Linux tells them; 32 MB where it does not."""
     sizes = [32 << 20]
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = file.read_text().strip()

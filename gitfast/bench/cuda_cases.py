@@ -1,4 +1,4 @@
-"""What is run on a GPU: one function per kernel, which gives its cases. ``KERNELS`` lists them."""
+"""The benchmark cases of a GPU: one function per kernel. ``KERNELS`` lists them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gitfast.bench.shapes import Attention, attentions, layer_rows
 from gitfast.checkpoints.published import SHAPES
 from gitfast.ops import reference
 
-MOST_ROWS_OF_TEXT = 64  # of a layer whose kernel is made for few
+MOST_ROWS_OF_TEXT = 64  # for a layer whose kernel is made for few
 STORED: tuple[Literal["bfloat16", "int8", "float8"], ...] = ("bfloat16", "int8", "float8")
 
 Tensor = Any  # torch's: nothing here imports torch
@@ -23,7 +23,7 @@ Tensor = Any  # torch's: nothing here imports torch
 
 @dataclass(frozen=True)
 class Context:
-    """``kernels`` is ``_C.cuda``. Without ``compile`` (torch.compile) and ``flex`` their sides are left out."""
+    """The surroundings of the cases. ``kernels`` is ``_C.cuda``; sides need ``compile`` (torch.compile) or ``flex``."""
 
     kernels: Any
     torch: Any
@@ -36,11 +36,11 @@ class Context:
         return self.torch.randn(shape, device=self.device, generator=self.generator).to(getattr(self.torch, dtype))
 
     def stream(self) -> int:
-        """Asked at every call: a graph is captured on a stream of its own."""
+        """Return the current stream, at every call anew: a graph is captured on a stream of its own."""
         return self.torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0
 
     def sides(self, ours: Callable[[], Any], plain: Callable[..., Any], given: Sequence[Tensor]) -> dict[str, Side]:
-        """Beside ours torch's operators, and what torch.compile makes of them."""
+        """Return our side, torch's operators, and the same compiled by torch.compile."""
         dtype = str(given[-1].dtype).removeprefix("torch.")
         sides = {OURS: Side(ours, dtype), "torch": Side(partial(plain, *given), peers.step_by_step(dtype))}
         if self.compile:
@@ -269,7 +269,7 @@ def linear(context: Context, models: Sequence[str]) -> Iterator[Case]:
 
 
 def _weight(context: Context, n: int, k: int, stored: str) -> tuple[Any, Tensor]:
-    """Packed, and what it stands for in bfloat16, which peers multiply by."""
+    """Make a packed weight, and the bfloat16 weight it stands for, which peers multiply by."""
     from gitfast.ops.cuda_weights import TiledWeight
 
     weight = context.normal(n, k, dtype="bfloat16")
@@ -302,7 +302,7 @@ def _linear(context: Context, layer: Layer) -> Operands:
 
 
 def head_select(context: Context, models: Sequence[str]) -> Iterator[Case]:
-    """The log-probabilities of the likeliest tokens: one of greedy search, 2 K of K beams."""
+    """Select the likeliest tokens with their log-probabilities: one for greedy search, 2 K for K beams."""
     for rows in layer_rows(models, ("decode",)):
         vocab, beams = SHAPES[rows.model].vocab_size, rows.rows // rows.images
         if rows.rows > MOST_ROWS_OF_TEXT:

@@ -1,4 +1,4 @@
-"""How a GPU is timed: inside CUDA graphs, so that no launch from Python is; and the rates that no kernel can beat."""
+"""Timing on a GPU: inside CUDA graphs, without launches from Python; and the rates that no kernel can beat."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from gitfast.bench.case import Case, Operands
 from gitfast.bench.ceilings import Ceilings, Gemm
 
 FLUSH_BYTES = 256 << 20  # more than any L2
-CALLS = 20  # of one graph
+CALLS = 20  # in one graph
 GEMM = 8192
 
 
 class CudaClock:
-    """Cold: the calls of a graph have memory of their own, and the caches are full of something else before each round.
+    """Timing by CUDA graphs. Cold: each call has memory of its own, and caches hold other data before each round.
 
-    They are filled by reading: what is written would be written back while a round is timed.
+    Caches are filled by reading: written data would be written back while a round is timed.
     """
 
     def __init__(self, torch: Any) -> None:
@@ -25,7 +25,7 @@ class CudaClock:
         self.cache_bytes: int = torch.cuda.get_device_properties(0).L2_cache_size
 
     def ceilings(self, rounds: int) -> Ceilings:
-        """Of a large copy and large products; the fastest of the rounds, and one more that warms up."""
+        """Measure a large copy and large products: the fastest of the rounds, after one that warms up."""
         torch = self._torch
         source = torch.empty_like(self._flush)
         copy = self._fastest(lambda: self._flush.copy_(source), rounds)
@@ -40,11 +40,11 @@ class CudaClock:
         return min(self._seconds(graph) for _ in range(rounds + 1))
 
     def copies(self, case: Case) -> int:
-        """So many that a call does not find in the cache what the same operands left there."""
+        """Return the number of operands with which no call finds its own in the cache."""
         return min(CALLS, int(FLUSH_BYTES // max(case.bytes, 1)) + 1)
 
     def prepare(self, name: str, copies: Sequence[Operands], cache: str) -> Callable[[], float]:
-        """What measures one round of a side: seconds per call."""
+        """Return a function that measures one round of a side: seconds per call."""
         graph = self._graph([copies[i % len(copies)].sides[name].call for i in range(CALLS)])
 
         def measure() -> float:
@@ -68,7 +68,7 @@ class CudaClock:
         return graph
 
     def _seconds(self, graph: Any) -> float:
-        """Per call."""
+        """Return seconds per call."""
         start, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         graph.replay()

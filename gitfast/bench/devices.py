@@ -1,4 +1,4 @@
-"""What can be timed here, with the peers there are."""
+"""The devices and peers that can be timed here."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _known(what: str, given: Iterable[str] | None, known: Iterable[str], where: 
     return names
 
 
-# What is compared where nothing is said. The first is what the others are compared to.
+# Default ways to compare. The first is what the others are compared to.
 DEFAULT_WAYS = {
     "cpu": (
         "transformers:float32",
@@ -96,7 +96,7 @@ def caption_settings(
     new_tokens: int = 20,
     rounds: int = 9,
 ) -> Settings:
-    """Check what is asked for; None is the ways of the device, all dtypes, all CPUs.
+    """Check the settings; None is the ways of the device, all dtypes, all CPUs.
 
     Raises:
         ValueError: a way that is not there, or threads of a GPU.
@@ -114,7 +114,7 @@ def caption_settings(
 
 
 def start_captions(workload: Workload, settings: Settings) -> CaptionReport:
-    """A report with the ceilings only."""
+    """Start a report that holds only the ceilings."""
     torch = peers.import_torch()
     packages = {package for way in settings.ways if not way.missing() for package in ENGINES[way.engine].packages}
     machine = machine_facts("numpy", *sorted(packages))
@@ -146,7 +146,7 @@ def _check_cuda(torch: Any | None) -> None:
 
 
 def _compiler(torch: Any | None, device: str) -> tuple[dict[str, str], bool]:
-    """Peers that are missing and why, and whether torch.compile works."""
+    """Return the missing peers with the reasons, and whether torch.compile works."""
     if not torch:
         return {"torch": 'not installed: pip install "gitfast[torch]"'}, False
     problem = peers.compile_problem(torch, device)

@@ -1,7 +1,7 @@
 """GIT on a CPU by other ways, each as a careful user would build it: torch.compile, OpenVINO, ONNX Runtime.
 
-All get two models: the image part ends in the keys and values of every decoder layer (of the last layer nothing else
-is computed, as in gitfast), the step part takes one token and the keys and values before it. OpenVINO keeps these
+All get two models: the image part ends in the keys and values of every decoder layer (the last layer computes nothing
+else, as in gitfast), the step part takes one token and the keys and values before it. OpenVINO keeps these
 inside the model; ONNX Runtime hands them on without a copy. They are built for one image.
 `pip install "gitfast[peers]"`.
 """
@@ -32,7 +32,7 @@ def git_model(workload: Workload) -> GitModel:
 
 
 def decoder_layer(layer: DecoderLayer, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """With torch's fused attention, which exporters recognise."""
+    """Run a decoder layer with torch's fused attention, which exporters recognise."""
     tail = layer.attention["output"]
     context = merge_heads(F.scaled_dot_product_attention(layer.queries(x), keys, values))
     x = tail["LayerNorm"](tail["dense"](context) + x)
@@ -102,7 +102,7 @@ class TwoParts:
         raise NotImplementedError
 
     def step(self, token: int, position: int) -> NDArray[np.float32]:
-        """Logits (V,) after one more token."""
+        """Compute logits (V,) after one more token."""
         raise NotImplementedError
 
     def encode(self, pixels: Pixels) -> None:
@@ -110,7 +110,7 @@ class TwoParts:
             self.begin(pixels[i : i + 1].normalised)
 
     def caption(self, pixels: Pixels, new_tokens: int) -> Texts:
-        """One image after another."""
+        """Caption one image after another."""
         return [self._caption(pixels[i : i + 1], new_tokens) for i in range(len(pixels))]
 
     def _caption(self, image: Pixels, new_tokens: int) -> list[int]:
@@ -131,7 +131,7 @@ class TwoParts:
 
 
 class OpenVino(TwoParts):
-    """``dtype`` float32, bfloat16, or int8: weights compressed by nncf, activations in bfloat16."""
+    """OpenVINO in float32, bfloat16, or int8: weights compressed by nncf, activations in bfloat16."""
 
     def __init__(self, workload: Workload, dtype: str, device: str, threads: int) -> None:
         import openvino as ov
@@ -182,12 +182,12 @@ class OpenVino(TwoParts):
 
 
 def _words(name: str) -> list[str]:
-    """Of the name of a state: "past_keys0present_keys0"."""
+    """Split the name of a state in two: "past_keys0present_keys0"."""
     return name.removeprefix("past_").split("present_")
 
 
 class OnnxRuntime(TwoParts):
-    """``dtype`` float32, or int8: weights and activations of the step, quantised dynamically."""
+    """ONNX Runtime in float32, or int8: weights and activations of the step, quantised dynamically."""
 
     def __init__(self, workload: Workload, dtype: str, device: str, threads: int) -> None:
         import onnxruntime
@@ -233,7 +233,7 @@ class OnnxRuntime(TwoParts):
 
 @contextlib.contextmanager
 def _quiet_tracer() -> Iterator[None]:
-    """Says nothing of branches on shapes: images of one size are traced, and run."""
+    """Silence warnings of branches on shapes: images of one size are traced, and run."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -267,7 +267,7 @@ class Compiled(TwoParts):
 
 
 def make_compiled(workload: Workload, dtype: str, device: str, threads: int) -> Captioner:
-    """On a CPU the two parts; on a GPU transformers' model with a static cache, in graphs."""
+    """Make, on a CPU, the two parts; on a GPU, transformers' model with a static cache, in graphs."""
     if device == "cpu":
         return Compiled(workload, dtype, threads)
     captioner = Transformers(workload, dtype, device, threads, cache_implementation="static")

@@ -1,6 +1,6 @@
 """The least that a caption asks of a device: weights and prefixes read at every step, all products of matrices.
 
-Work is counted by the shapes of a model, as in docs/performance.md; ``Ceilings`` says how long it takes at least.
+Work is counted by the shapes of a model, as in docs/performance.md; ``Ceilings`` gives its least time.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Work:
     num_bytes: float
 
     def seconds(self, ceilings: Ceilings, dtype: str) -> float:
-        """The least time with factors of ``dtype``."""
+        """Return the least time with factors of ``dtype``."""
         return ceilings.least_seconds(self.flops, self.num_bytes, dtype)[0]
 
 
 def caption(
     config: GitConfig, batch: int, new_tokens: int, dtype: str, ceilings: Ceilings, prefix_dtype: str | None = None
 ) -> float:
-    """The least seconds of ``batch`` captions. 8-bit weights are multiplied, and images encoded, in bfloat16."""
+    """Return the least seconds of ``batch`` captions. 8-bit weights are multiplied, and images encoded, in bfloat16."""
     size = {"float32": 4, "int8": 1, "float8": 1}
     factors = "float32" if dtype == "float32" else "bfloat16"
     wide = size.get(factors, 2)
@@ -36,7 +36,7 @@ def caption(
 
 
 def encode(config: GitConfig, batch: int, weight_bytes: int = 2) -> Work:
-    """Pixels to keys and values of every layer; the last layer needs no more than these."""
+    """Count the work from pixels to keys and values of every layer; the last layer needs no more than these."""
     vision, frames = config.vision_config, config.num_image_with_embedding or 1
     width, tokens = vision.hidden_size, vision.num_tokens
     in_layers = vision.num_hidden_layers * (4 * width**2 + 2 * width * vision.intermediate_size)
@@ -52,7 +52,7 @@ def encode(config: GitConfig, batch: int, weight_bytes: int = 2) -> Work:
 
 
 def step(config: GitConfig, batch: int, weight_bytes: int, prefix_bytes: int) -> Work:
-    """One more token of every image: bytes of each weight, and of each value of the prefix. Text is little."""
+    """Count the work of one more token per image: bytes of each weight and prefix value. Text is little."""
     weights = config.num_hidden_layers * _layer(config) + config.vocab_size * config.hidden_size
     prefix = 2 * config.num_hidden_layers * config.num_image_tokens * config.hidden_size
     return Work(2 * batch * (weights + prefix), weight_bytes * weights + prefix_bytes * batch * prefix)

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, for its JSON and its headline."""
+"""Facts about the machine of a benchmark, for its JSON and its headline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def cpu_name() -> str:
-    """The processor's marketing name where the system tells it."""
+    """Return the CPU's marketing name where the system tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -23,7 +23,7 @@ def cpu_name() -> str:
 
 
 def machine_facts(*packages: str) -> dict[str, Any]:
-    """Processor, CPUs this process may use, system, date, and the versions of ``packages``."""
+    """Return the CPU's name, the CPUs this process may use, system, date, and the versions of ``packages``."""
     return {
         "cpu": cpu_name(),
         "cpus": len(os.sched_getaffinity(0)),
@@ -35,7 +35,7 @@ def machine_facts(*packages: str) -> dict[str, Any]:
 
 
 def gpu_facts(torch: Any) -> dict[str, Any]:
-    """Device, driver and the commit that GITFAST_COMMIT names."""
+    """Return the device, the driver, and the commit that GITFAST_COMMIT names."""
     properties = torch.cuda.get_device_properties(0)
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:

@@ -9,7 +9,7 @@ Floats = NDArray[np.float32]
 
 
 def normal(rng: np.random.Generator, *shape: int, dtype: str = "float32") -> Floats:
-    """Random float32 values; those of a narrower dtype are bfloat16 exactly."""
+    """Draw random float32 values; for a narrower dtype they are exact in bfloat16."""
     values = rng.standard_normal(shape, np.float32)
     return values if dtype == "float32" else to_bfloat16(values)
 
@@ -22,7 +22,7 @@ def to_bfloat16(x: Floats) -> Floats:
 
 
 def weights(rng: np.random.Generator, n: int, k: int, dtype: str) -> Floats:
-    """(N, K): values that packing as ``dtype`` keeps."""
+    """Draw weights (N, K) that packing as ``dtype`` keeps exactly."""
     if dtype != "int8":
         return normal(rng, n, k, dtype=dtype)
     whole: Floats = rng.integers(-127, 128, (n, k)).astype(np.float32)

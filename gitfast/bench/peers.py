@@ -1,4 +1,4 @@
-"""The same work by torch, on tensors of any device. torch is optional here: ``import_torch`` gives None without it."""
+"""The same work in torch, on tensors of any device. torch is optional: without it ``import_torch`` returns None."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def import_torch() -> Torch | None:
 
 
 def compile_problem(torch: Torch, device: str) -> str | None:
-    """Why torch.compile does not run here."""
+    """Return the reason that torch.compile does not run here, or None."""
     try:
         torch.compile(lambda x: (x + 1).sum())(torch.ones(8, device=device))
     except Exception as error:  # whatever its compiler throws: the other peers are measured all the same
@@ -34,7 +34,7 @@ def compile_problem(torch: Torch, device: str) -> str | None:
 
 
 def step_by_step(dtype: str) -> str:
-    """What a side rounds to whose every step is a tensor of ``dtype``."""
+    """Return the ``rounds_to`` of a side whose every step is a tensor of ``dtype``."""
     return dtype if dtype == "float32" else f"{dtype} steps"
 
 
@@ -58,7 +58,7 @@ def attention(
     text: tuple[Tensor, Tensor] | None,
     flex: Callable[..., Tensor] | None,
 ) -> dict[str, Side]:
-    """Peers of attention over shared prefixes. Copying keys and values, where a peer needs it, is not timed.
+    """Return the peers of attention over shared prefixes. Copying keys and values, where a peer needs it, is not timed.
 
     q (B * R, H, head_dim), k and v (B, H, P, head_dim), text (T, B * R, H, head_dim) twice; ``flex`` is FlexAttention,
     compiled.

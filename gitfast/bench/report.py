@@ -29,7 +29,7 @@ class OnMachine(Protocol):
 
 
 def where(report: OnMachine) -> str:
-    """The GPU, or the threads and the CPU."""
+    """Return the GPU's name, or the threads and the CPU's name."""
     machine = report.machine
     if report.device == "cuda":
         return str(machine["gpu"]["name"])
@@ -61,7 +61,7 @@ def _ratio(ratio: Spread) -> str:
 
 
 def summary(report: Report) -> Iterator[str]:
-    """How often ours is ahead of the fastest peer, and every loss."""
+    """Say how often ours is ahead of the fastest peer, and list every loss."""
     compared = [(min(row.ratio.items(), key=lambda peer: peer[1].median), row) for row in report.rows if row.ratio]
     lost = sorted(
         ((ratio.median, name, row) for (name, ratio), row in compared if ratio.median < 1), key=lambda x: x[0]
@@ -78,7 +78,7 @@ def as_json(report: Any) -> str:
 
 
 class ReportFile:
-    """Where the JSON of a run goes: one document, or a line per row behind those of other runs (``.jsonl``).
+    """The JSON file of a run: one document, or a line per row behind those of other runs (``.jsonl``).
 
     It is written after each comparison, so that a run that is stopped keeps what it has.
     """
@@ -89,7 +89,7 @@ class ReportFile:
         self._begun = False
 
     def save(self, report: Any, new: Iterable[Any]) -> None:
-        """``new``: the rows and failures that came since the last time."""
+        """Save the report. ``new``: the rows and failures since the last time."""
         if not self._as_lines:
             self._path.write_text(as_json(report) + "\n", encoding="utf-8")
             return
@@ -103,7 +103,7 @@ class ReportFile:
 
 
 def check_writable(argument: str, path: Path) -> None:
-    """Raise GitfastError naming the argument before any work is done. A file that is there keeps what it holds."""
+    """Raise GitfastError naming the argument before any work is done. An existing file keeps its content."""
     existed = path.exists()
     try:
         path.open("ab").close()

@@ -26,7 +26,7 @@ def import_pyplot() -> Any:
 
 
 def draw(report: Report, picture: Path) -> None:
-    """log-log: operations per byte against operations per second. Hollow points found their operands in the caches."""
+    """Draw operations per second over operations per byte, log-log. Hollow points had operands in the caches."""
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     _draw_points(axes, report)
@@ -60,7 +60,7 @@ def _draw_points(axes: Any, report: Report) -> None:
 
 
 def _draw_ceilings(axes: Any, ceilings: Ceilings, intensities: list[float]) -> None:
-    """Memory to the left of its corner with arithmetic, arithmetic to the right."""
+    """Draw the memory ceiling left of the corner, the arithmetic ceiling right of it."""
     stream, peaks = ceilings.gb_per_s * 1e9, {d: gemm.tflop_per_s * 1e12 for d, gemm in ceilings.gemm.items()}
     low, high = min(intensities) / 5, 2 * max([*intensities, *(peak / stream for peak in peaks.values())])
     corner = max(peaks.values()) / stream

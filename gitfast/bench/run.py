@@ -1,4 +1,4 @@
-"""Runs cases: every side is checked against float64, and those that pass are timed in turns."""
+"""Run cases: every side is checked against float64, and those that pass are timed in turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """How a device is timed. ``cache_bytes``: what stays in its caches from call to call."""
+    """The timing of one device. ``cache_bytes``: bytes that stay in its caches from call to call."""
 
     cache_bytes: int
 
@@ -52,7 +52,7 @@ class Row:
     ratio: dict[str, Spread]
     gb_per_s: float
     tflop_per_s: float
-    share: float  # of the ceiling that bounds the case
+    share: float  # relative to the ceiling that bounds the case
     bound: str  # "memory" or "compute"
     error: dict[str, float]  # in units of what is allowed
 
@@ -67,7 +67,7 @@ class Failure:
 
 @dataclass
 class Report:
-    """A run: what it ran on and what came out, so far."""
+    """A run: the machine, and the results so far."""
 
     device: str
     machine: dict[str, Any]
@@ -79,14 +79,14 @@ class Report:
 
 
 def start(bench: Bench, rounds: int) -> Report:
-    """A report with the ceilings only."""
+    """Start a report that holds only the ceilings."""
     with _inference(bench.torch):
         ceilings = bench.clock.ceilings(rounds)
     return Report(bench.device, bench.machine, rounds, ceilings, dict(bench.not_measured))
 
 
 def run_cases(bench: Bench, report: Report) -> Iterator[list[Row] | Failure]:
-    """What came out of one case after the other; it is in ``report`` then."""
+    """Run one case after the other; yield each result once it is in ``report``."""
     with _inference(bench.torch):
         for case in bench.cases:
             try:
@@ -101,7 +101,7 @@ def run_cases(bench: Bench, report: Report) -> Iterator[list[Row] | Failure]:
 
 
 def run_case(case: Case, clock: Clock, report: Report) -> list[Row]:
-    """Its rows: cold and, if the operands stay in the caches, warm. Raises GateError, and then times nothing."""
+    """Time a case cold and, if its operands stay in the caches, warm. Raises GateError before anything is timed."""
     first = case.build()
     truth = first.expected()
     errors = _of_sides(case, first.sides, report, lambda name: check(first, name, truth))
@@ -118,7 +118,7 @@ def run_case(case: Case, clock: Clock, report: Report) -> list[Row]:
 
 
 def _of_sides(case: Case, names: Iterable[str], report: Report, get: Callable[[str], T]) -> dict[str, T]:
-    """What ``get`` gives of each side. A peer that does not take this case is left out, and the report says why."""
+    """Call ``get`` for each side. A peer that does not take this case is left out; the report says why."""
     found = {}
     for name in names:
         try:

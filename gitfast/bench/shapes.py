@@ -70,7 +70,7 @@ class Attention:
 
 
 def layer_rows(models: Iterable[str], stages: Iterable[Stage] = STAGES) -> Iterator[Rows]:
-    """All numbers of rows with their widths, each once."""
+    """Return all numbers of rows with their widths, each once."""
     seen = set()
     for name in models:
         for rows in _layer_rows(name, SHAPES[name]):
@@ -93,7 +93,7 @@ def _layer_rows(name: str, config: GitConfig) -> Iterator[Rows]:
 
 
 def attentions(models: Iterable[str], images: Iterable[int] = IMAGES) -> Iterator[Attention]:
-    """All attention there is, each shape once."""
+    """Return every shape of attention once."""
     seen = set()
     for name in models:
         for case in _attentions(name, SHAPES[name], tuple(images)):

@@ -1,4 +1,4 @@
-"""Samples of rounds in turns, and what is said of them."""
+"""Samples of rounds in turns, and their statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Spread:
-    """Of the rounds: the median between the quartiles."""
+    """The median and the quartiles over the rounds."""
 
     median: float
     q1: float
@@ -27,12 +27,12 @@ class Spread:
 
     @classmethod
     def of_ratios(cls, above: Iterable[float], below: Iterable[float]) -> Spread:
-        """Taken round by round, so that what slows a round slows both."""
+        """Compute the ratios round by round, so that noise in a round slows both."""
         return cls.of([a / b for a, b in zip(above, below, strict=True)])
 
 
 def in_turns(names: Iterable[T], rounds: int) -> Iterator[T]:
-    """All names once a round, forwards and backwards, so that noise meets all alike."""
+    """Run all names once a round, forwards and backwards, so that noise meets all alike."""
     order = list(names)
     for i in range(rounds):
         yield from order if i % 2 else reversed(order)

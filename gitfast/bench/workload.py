@@ -1,4 +1,4 @@
-"""What whole captions are timed on: a model whose captions never end, and images of noise."""
+"""The workload of whole captions: a model whose captions never end, and images of noise."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Workload:
 
     @property
     def first_token(self) -> int:
-        """The prompt of every caption: [CLS], or any token of a model without."""
+        """Return the prompt of every caption: [CLS], or any token of a model without."""
         return self.config.bos_token_id or 0
 
 
 def open_workload(model: str) -> Workload:
-    """The shape of a published model with random weights, by its name; anything else is opened as ``load`` does.
+    """Open a published model's shape with random weights, by its name; anything else as ``load`` does.
 
     Raises:
         CheckpointError, ConfigError: there is no such model, or it is broken.
@@ -119,7 +119,7 @@ class Pixels:
 
     @cached_property
     def normalised(self) -> NDArray[np.float32]:
-        """float32 (B, 3, H, W) or (B, T, 3, H, W)."""
+        """Return normalised float32 (B, 3, H, W) or (B, T, 3, H, W)."""
         scale, shift = (np.array(values, np.float32) for values in NORMALIZATION.affine())
         channels_last: NDArray[np.float32] = self.as_bytes * scale + shift
         return np.ascontiguousarray(np.moveaxis(channels_last, -1, -3))

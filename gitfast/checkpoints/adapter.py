@@ -25,7 +25,7 @@ from gitfast.errors import CheckpointError
 CONFIG_FILE = "adapter_config.json"
 _WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
-# Settings that would change what is computed; only these values are merged rightly.
+# Settings that change the computation; only these values can be merged exactly.
 _REQUIRED = {"peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False, "lora_bias": False, "use_qalora": False}
 # Initialisations that leave the base model as it is; the others (PiSSA, OLoRA, ...) train against a changed one.
 _INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -53,13 +53,13 @@ class _Pair:
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds an adapter rather than a model."""
+    """Return whether a folder holds an adapter rather than a model."""
     folder = Path(folder)
     return is_there(folder / CONFIG_FILE) and any(is_there(folder / name) for name in _WEIGHT_FILES)
 
 
 def base_model_name(folder: str | Path) -> str:
-    """The name or path of the model an adapter was trained on.
+    """Return the name or path of the model an adapter was trained on.
 
     Raises:
         CheckpointError: the adapter's configuration does not say, or is damaged.
@@ -72,7 +72,7 @@ def base_model_name(folder: str | Path) -> str:
 
 
 def apply_adapter(folder: str | Path, base: Checkpoint) -> Checkpoint:
-    """``base`` with an adapter merged in; tokenizer and preprocessor files of the adapter's folder win.
+    """Merge an adapter into ``base``; tokenizer and preprocessor files of the adapter's folder win.
 
     Raises:
         CheckpointError: not a LoRA adapter that can be merged, or not one of this model; the message names the file
@@ -137,7 +137,7 @@ class _MergedWeights(Mapping[str, np.ndarray]):
 def _sort(
     tensors: Mapping[str, StoredTensor], settings: Mapping[str, Any], shapes: Mapping[str, Shape]
 ) -> tuple[dict[str, _Pair], dict[str, StoredTensor], list[str]]:
-    """The adapter's tensors as pairs and replacements by the name of the weight they change, and what does not fit."""
+    """Sort the adapter's tensors into pairs and replacements, by the weight they change, and problems."""
     pairs: dict[str, _Pair] = {}
     replaced: dict[str, StoredTensor] = {}
     problems: list[str] = []
@@ -189,7 +189,7 @@ def _scale(alpha: float, rank: int, settings: Mapping[str, Any]) -> float:
 
 
 class _Alphas:
-    """The alpha of each layer: of the first pattern that matches the end of its name, as peft chooses, or of all."""
+    """The alpha of each layer: from the first pattern that matches the end of its name, as in peft, or the default."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         patterns = settings.get("alpha_pattern") or {}

@@ -35,7 +35,7 @@ WEIGHT_FILES = (
     "model.pt",
 )
 _MAX_SHARDS = 256
-_MAX_PROBLEMS = 50  # that one error lists
+_MAX_PROBLEMS = 50  # listed in one error
 
 Shape = tuple[int, ...]
 
@@ -62,13 +62,13 @@ class Weights(Mapping[str, np.ndarray]):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
         config: The shapes of the model.
         weights: Exactly the tensors that ``expected_tensors(config)`` names, with these shapes.
-        folder: Where tokenizer and preprocessor files are looked for.
-        generation: The options it asks to be used with.
+        folder: The folder to look for tokenizer and preprocessor files in.
+        generation: The generation options it asks for.
     """
 
     config: GitConfig
@@ -105,7 +105,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _named_tensors(path: Path) -> tuple[dict[str, StoredTensor], bool]:
-    """The tensors of a model under their names in Hugging Face checkpoints, and whether they are Microsoft's."""
+    """Return a model's tensors by Hugging Face names, and whether the file had Microsoft's names."""
     stored = read_tensors(path)
     try:
         stored = without_wrappers(stored)
@@ -126,7 +126,7 @@ def _named_tensors(path: Path) -> tuple[dict[str, StoredTensor], bool]:
 
 
 def expected_tensors(config: GitConfig) -> dict[str, Shape]:
-    """The name and shape of every tensor of a model, in the order of the published files."""
+    """Return the name and shape of every tensor of a model, in the order of the published files."""
     width, vision_width = config.hidden_size, config.vision_config.hidden_size
     shapes: dict[str, Shape] = {
         "git.embeddings.word_embeddings.weight": (config.vocab_size, width),
@@ -151,7 +151,7 @@ def expected_tensors(config: GitConfig) -> dict[str, Shape]:
 
 
 def num_parameters(config: GitConfig) -> int:
-    """Values in all tensors of a model; 176,619,066 for git-base."""
+    """Count the values in all tensors of a model; 176,619,066 for git-base."""
     return sum(math.prod(shape) for shape in expected_tensors(config).values())
 
 
@@ -183,7 +183,7 @@ def _norm(name: str, width: int) -> dict[str, Shape]:
 
 
 def _is_ignored(name: str) -> bool:
-    """Buffers that older files hold, and CLIP's own projection, which GIT does not use."""
+    """Recognise buffers that older files hold, and CLIP's own projection, which GIT does not use."""
     return name.endswith((".embeddings.position_ids", "image_encoder.proj", "image_encoder.visual_projection.weight"))
 
 
@@ -204,7 +204,7 @@ def _weight_file(folder: Path) -> Path:
 def _read_config(
     folder: Path, path: Path, tensors: Mapping[str, StoredTensor] | None
 ) -> tuple[GitConfig, GenerationDefaults]:
-    """config.json with the token ids that count; without one, what follows from ``tensors``."""
+    """Read config.json with the token ids that count; without one, derive the configuration from ``tensors``."""
     file = folder / "config.json"
     if tensors is None or is_there(file):
         values, generation = read_generation(folder, read_json(file))
@@ -219,7 +219,7 @@ def _read_config(
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of a weights file by the names it gives them, or of all shards an index names.
+    """Read all tensors of a weights file, or of all shards an index names, by their names in the file.
 
     Raises:
         CheckpointError: a file cannot be read or is damaged; the message names it.
@@ -251,13 +251,13 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
 
 
 def listed(problems: list[str]) -> str:
-    """Problems one a line, the first 50 of them."""
+    """Format the first 50 problems, one a line."""
     more = [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
     return "\n  ".join(problems[:_MAX_PROBLEMS] + more)
 
 
 def _check_tensors(tensors: Mapping[str, StoredTensor], config: GitConfig, path: Path) -> None:
-    """Names, shapes and dtypes are those of the configuration; all that differ go into one error."""
+    """Check names, shapes and dtypes against the configuration; one error lists all that differ."""
     expected = expected_tensors(config)
     problems = [f"missing {name}" for name in expected if name not in tensors]
     problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]

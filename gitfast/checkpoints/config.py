@@ -165,7 +165,7 @@ class GitConfig:
             raise ConfigError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The Hugging Face ``config.json`` mapping of this configuration."""
+        """Return the Hugging Face ``config.json`` mapping of this configuration."""
         values = dataclasses.asdict(self)
         if values.pop("other_eos_token_ids"):
             values["eos_token_id"] = list(self.eos_token_ids)
@@ -178,7 +178,7 @@ def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_fields(config: GitConfig | GitVisionConfig, where: str, *, hidden_act: str) -> None:
-    """Types, ranges and divisibility shared by both configurations; no coercion of bool, float or str."""
+    """Check types, ranges and divisibility shared by both configurations; no coercion of bool, float or str."""
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if expected := _violated(f.name, value, hidden_act):
@@ -196,7 +196,7 @@ def _is_token_id(value: Any) -> bool:
 
 
 def _violated(name: str, value: Any, hidden_act: str) -> str | None:
-    """What a field's value should have been, or None when it is that."""
+    """Return the rule that a field's value breaks, or None."""
     is_int = isinstance(value, int) and not isinstance(value, bool)
     if name == "hidden_act":
         return None if value == hidden_act else repr(hidden_act)

@@ -1,4 +1,4 @@
-"""Any checkpoint that can be opened, written as a Hugging Face folder with safetensors."""
+"""Conversion of any checkpoint that can be opened to a Hugging Face folder with safetensors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path, dtype: str = "fl
 
     Args:
         folder: Made when it is not there. It must hold no model, and none of the files that are written.
-        dtype: Of the tensors: "float32", "float16" or "bfloat16", rounded to nearest even.
+        dtype: The tensors' dtype: "float32", "float16" or "bfloat16", rounded to nearest even.
 
     Raises:
         CheckpointError: the folder holds a model or cannot be written; a tensor cannot be represented in ``dtype``.
@@ -78,7 +78,7 @@ def _refuse_model(folder: Path) -> None:
 
 
 def _small_files(checkpoint: Checkpoint, dtype: str) -> dict[str, bytes]:
-    """The content of all files but the weights, by name."""
+    """Return the content of all files but the weights, by name."""
     config = {"architectures": ["GitForCausalLM"], **checkpoint.config.to_dict(), "dtype": dtype}
     files = {"config.json": _json(config)}
     for name in _COPIED:
@@ -105,7 +105,7 @@ def _write_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _partial_folder(folder: Path) -> Iterator[Path]:
-    """A new folder on the disk of ``folder``, which goes away unless it takes that name."""
+    """Make a folder on the disk of ``folder``, removed unless it takes that name."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
     home = folder if folder.exists() else folder.parent
@@ -166,7 +166,7 @@ def _convert(name: str, values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """The upper halves of float32 as uint16, rounded to nearest even; NaN stays NaN."""
+    """Return the upper halves of float32 as uint16, rounded to nearest even; NaN stays NaN."""
     bits = values.view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)

@@ -22,7 +22,7 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class FormatError(Exception):
-    """What is wrong with a file's content, without its name: a reader adds that."""
+    """A fault in a file's content, without the file's name: a reader adds that."""
 
 
 def open_regular(path: str | os.PathLike[str], error_type: type[GitfastError] = CheckpointError) -> BinaryIO:
@@ -59,7 +59,7 @@ def open_regular(path: str | os.PathLike[str], error_type: type[GitfastError] = 
 
 
 def read_bytes(path: str | Path, limit: int, error_type: type[GitfastError] = CheckpointError) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes."""
+    """Return the content of a regular file of at most ``limit`` bytes."""
     with open_regular(path, error_type) as file:
         try:
             data = file.read(limit + 1)
@@ -71,14 +71,14 @@ def read_bytes(path: str | Path, limit: int, error_type: type[GitfastError] = Ch
 
 
 def read_json(path: str | Path, error_type: type[GitfastError] = ConfigError) -> dict[str, Any]:
-    """The JSON object in a small file. Errors are of ``error_type`` and name the file."""
+    """Read the JSON object in a small file. Errors are of ``error_type`` and name the file."""
     return parse_json(read_bytes(path, _MAX_JSON_BYTES, error_type), path, error_type)
 
 
 def parse_json(data: bytes, path: str | Path, error_type: type[GitfastError]) -> dict[str, Any]:
-    """The JSON object that ``data``, the content of ``path``, spells out.
+    """Parse the JSON object in ``data``, the content of ``path``.
 
-    Integers of more than 40 digits become floats, perhaps infinite: no arithmetic on what is read overflows.
+    Integers of more than 40 digits become floats, perhaps infinite: no arithmetic on them overflows.
     """
     try:
         text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")  # json would guess at other encodings
@@ -91,17 +91,17 @@ def parse_json(data: bytes, path: str | Path, error_type: type[GitfastError]) ->
 
 
 def json_number(digits: str) -> int | float:
-    """The value of an integer in JSON: of one with more than 40 digits, a float."""
+    """Parse an integer in JSON; one of more than 40 digits becomes a float."""
     return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
 
 
 def is_there(path: str | Path, error_type: type[GitfastError] = CheckpointError) -> bool:
-    """Whether anything has this path. One that cannot be known, as in an unreadable folder, is an error."""
+    """Return whether the path exists; raise if that cannot be known, as in an unreadable folder."""
     return _mode(path, error_type) is not None
 
 
 def is_folder(path: str | Path, error_type: type[GitfastError] = CheckpointError) -> bool:
-    """Whether ``path`` is a folder, or a link to one."""
+    """Return whether ``path`` is a folder, or a link to one."""
     mode = _mode(path, error_type)
     return mode is not None and stat.S_ISDIR(mode)
 

@@ -1,7 +1,7 @@
-"""How a checkpoint says that its texts are generated: ``generation_config.json``, or config.json in its place.
+"""The generation options of a checkpoint: ``generation_config.json``, or config.json in its place.
 
-Token ids and options are read in the order of transformers: what generation_config.json says holds, whatever stands in
-config.json; options that stand in config.json count only without it. An id that only config.json has is taken too.
+Token ids and options are read in the order of transformers: generation_config.json wins over config.json, whose
+options count only without it. An id that only config.json has is taken too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _INTEGERS = {  # least and largest
 _NUMBERS = ("length_penalty", "temperature", "top_p", "min_p", "repetition_penalty")
 _TOKEN_LISTS = ("suppress_tokens", "begin_suppress_tokens")
 _MAX_LIST = 100_000  # tokens of a list, or lists of tokens
-_DEFAULT_TOP_K = 50  # of transformers, where sampling is asked for
+_DEFAULT_TOP_K = 50  # transformers' default, where sampling is asked for
 _OLD_MAX_LENGTH = 20  # the default that old config.json files spell out
 # Options of transformers that change what is generated and that no engine has, each with the value that is off.
 _UNSUPPORTED = {
@@ -72,7 +72,7 @@ class GenerationDefaults:
     min_length: int | None = None
 
     def for_prompt(self, length: int) -> dict[str, Any]:
-        """Fields of ``GenerationOptions`` for prompts of at most ``length`` tokens."""
+        """Return fields of ``GenerationOptions`` for prompts of at most ``length`` tokens."""
         values = dict(self.options)
         if self.max_length is not None:
             values.setdefault("max_new_tokens", max(1, self.max_length - length))
@@ -143,7 +143,7 @@ def _defaults(values: Mapping[str, Any], path: Path) -> GenerationDefaults:
 
 
 def _settle_sampling(options: dict[str, Any]) -> None:
-    """Sampling keeps transformers' default; what cannot be is of no effect without it, and is left out."""
+    """Keep transformers' default for sampling; drop invalid options, which have no effect without it."""
     if options.get("do_sample"):
         options.setdefault("top_k", _DEFAULT_TOP_K)
     elif options.get("temperature", 1.0) <= 0:

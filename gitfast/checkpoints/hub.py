@@ -24,7 +24,7 @@ ALIASES = {
     for alias in (name.removeprefix("microsoft/"), name.removeprefix("microsoft/git-"))
 }
 
-# What is fetched of a repository: the small files, and the weights in the first of these forms that it has.
+# Files fetched from a repository: the small ones, and the weights in the first of these forms that it has.
 _SMALL_FILES = (
     "added_tokens.json",
     "config.json",
@@ -50,28 +50,28 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.
 def open_model(
     model: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None, **options: Any
 ) -> Checkpoint:
-    """Open a model by name, as ``resolve`` finds it (options as there); a LoRA adapter is merged into its base model.
+    """Open a model by name (options as in ``resolve``); a LoRA adapter is merged into its base model.
 
     Args:
         model: The model, or an adapter.
         base: The model to merge an adapter into, any name that ``resolve`` takes. None: the one the adapter names.
 
     Raises:
-        CheckpointError, ConfigError: as ``resolve``, ``open_checkpoint`` and ``apply_adapter``; or ``base`` for what is
-            no adapter.
+        CheckpointError, ConfigError: as ``resolve``, ``open_checkpoint`` and ``apply_adapter``; or ``base`` where the
+            model is no adapter.
     """
     folder = resolve(model, **options)
     if not is_adapter(folder):
         if base is not None:
             raise CheckpointError(f"{os.fspath(model)}: no adapter, so it has no base model to be {os.fspath(base)}")
         return open_checkpoint(folder)
-    options = {**options, "revision": None}  # that of the adapter
+    options = {**options, "revision": None}  # the adapter's
     found = _adapter_base(folder, options) if base is None else resolve(base, **options)
     return apply_adapter(folder, open_checkpoint(found))
 
 
 def _adapter_base(folder: Path, options: dict[str, Any]) -> Path:
-    """The base model an adapter names: a path, of which one beside the adapter wins, or a repository.
+    """Return the base model an adapter names: a path, relative to the adapter first, or a repository.
 
     Short names are not taken: "base" in an adapter is the folder of its author, not a model of that alias.
     """
@@ -115,14 +115,14 @@ def resolve(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Path:
-    """The local folder of a model; what is not there yet is downloaded into huggingface_hub's cache.
+    """Return the local folder of a model, downloading missing files into huggingface_hub's cache.
 
     Args:
         model: A folder, or a weights file in one; a bundled model ("git-tiny", "git-tiny-video"); a published
             checkpoint ("base-coco", "git-base-coco"); or a Hugging Face repository ("microsoft/git-base-coco"). A
             folder of that name wins.
         revision: Branch, tag or commit of a repository.
-        cache_dir: Where downloads are kept; None takes huggingface_hub's.
+        cache_dir: The folder for downloads; None takes huggingface_hub's.
         local_files_only: Never use the network. ``HF_HUB_OFFLINE=1`` does the same.
         token: For private repositories, as in huggingface_hub.
 
@@ -152,7 +152,7 @@ def _find(model: str | os.PathLike[str], download: Callable[[str], Path]) -> Pat
 
 
 def _is_model_path(path: Path) -> bool:
-    """Whether a path is a folder, or a weights file, that is there."""
+    """Return whether a path is an existing folder or weights file."""
     if len(os.fspath(path)) > _MAX_PATH:
         return False
     return is_folder(path) or (path.suffix in _WEIGHT_SUFFIXES and is_there(path))
@@ -167,7 +167,7 @@ def _shortened(name: str) -> str:
 
 
 def _bundled(name: str) -> Path:
-    """Inside an installed package, or beside the package in a source tree."""
+    """Find a bundled model: inside an installed package, or beside the package in a source tree."""
     package = Path(__file__).parents[1]
     for folder in (package / "models" / name, package.parent / "models" / name):
         if folder.is_dir():
@@ -184,7 +184,7 @@ def _download(
     token: str | bool | None = None,
     weights: Sequence[Sequence[str]] = _WEIGHTS,
 ) -> Path:
-    """The folder of a repository, with the first of these forms of its weights that it has."""
+    """Download a repository, with its weights in the first of these forms that it has; return the folder."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -209,7 +209,7 @@ def _download(
             raise CheckpointError(
                 f"{name}: neither a folder nor a public repository of the Hub{_suggestion(repository)}"
             ) from error
-        except Exception as error:  # of the file system, the HTTP client or Xet, different in every version
+        except Exception as error:  # from the file system, the HTTP client or Xet, different in every version
             raise CheckpointError(f"{name}: cannot be fetched: {error}") from error
         if not patterns or any(next(Path(folder).glob(pattern), None) for pattern in patterns):
             return Path(folder)
@@ -223,7 +223,7 @@ def _download(
 
 
 def _answers(repository: str, revision: str | None, token: str | bool | None) -> bool:
-    """Whether the Hub answers in time. ``snapshot_download`` waits for its first answer for ever."""
+    """Return whether the Hub answers in time. ``snapshot_download`` waits for its first answer for ever."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -231,13 +231,13 @@ def _answers(repository: str, revision: str | None, token: str | bool | None) ->
         HfApi().repo_info(repository, revision=revision, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except HfHubHTTPError:  # no such repository, or not for this token: what asks for files says so
         return True
-    except Exception:  # of the HTTP client, different in every version
+    except Exception:  # from the HTTP client, different in every version
         return False
     return True
 
 
 def _suggestion(name: str) -> str:
-    """The nearest name that would have worked, or the list of short names."""
+    """Suggest the nearest name that would have worked, or the list of short names."""
     known = [*BUNDLED, *PUBLISHED, *ALIASES]
     near = difflib.get_close_matches(name[:100], known, n=1)
     if near:

@@ -14,7 +14,7 @@ from gitfast.checkpoints.config import GitConfig, GitVisionConfig
 from gitfast.checkpoints.stored_tensor import StoredTensor
 from gitfast.errors import CheckpointError
 
-_HEAD_DIM = 64  # of every published model, vision and text
+_HEAD_DIM = 64  # in every published model, vision and text
 _VISION = "git.image_encoder.vision_model"
 # The first pattern that matches is replaced; names that none matches stay as they are.
 _RENAMES = [
@@ -41,12 +41,12 @@ _RENAMES = [
 
 
 def is_microsoft(tensors: Mapping[str, object]) -> bool:
-    """Whether these are the names of Microsoft's files, with or without ``module.`` before each."""
+    """Return whether these are the names of Microsoft's files, with or without ``module.`` before each."""
     return any(name.removeprefix("module.").startswith("textual.") for name in tensors)
 
 
 def rename_microsoft(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Microsoft's tensors under the names of Hugging Face; the joint projections of the encoder are split in three.
+    """Rename Microsoft's tensors to Hugging Face names; split the encoder's joint projections in three.
 
     Raises:
         CheckpointError: two tensors would have one name.
@@ -73,7 +73,7 @@ def rename_microsoft(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTen
 
 
 def config_from_shapes(tensors: Mapping[str, StoredTensor]) -> GitConfig:
-    """The configuration of a model, given its tensors under Hugging Face names.
+    """Derive a model's configuration from its tensors under Hugging Face names.
 
     Raises:
         CheckpointError: a tensor that the configuration follows from is missing or has no such shape.

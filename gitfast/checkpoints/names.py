@@ -1,4 +1,4 @@
-"""The one name that published files and classes spell differently."""
+"""The one tensor name that published files and classes spell differently."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def canonical_name(name: str) -> str:
-    """A tensor's name as the models have it: published files write ``img_temperal_embedding``."""
+    """Return a tensor's name as the models have it: published files write ``img_temperal_embedding``."""
     return name.replace("img_temperal_embedding", "img_temporal_embedding")
 
 

@@ -1,7 +1,7 @@
 """Regular expressions from a file, matched without backtracking: in steps that grow with pattern times text.
 
-Python's parser reads a pattern, and the states of its automaton are followed side by side. What needs backtracking
-(references to groups, looking ahead and behind) is refused.
+Python's parser reads a pattern, and the states of its automaton are followed side by side. Constructs that
+need backtracking (references to groups, looking ahead and behind) are refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gitfast.checkpoints.files import FormatError
 
 _MAX_PATTERN = 1_000  # characters
 _MAX_STATES = 4_000
-MAX_STEPS = 5_000_000  # of all matches of a file; the layers and patterns of a large adapter take a tenth
+MAX_STEPS = 5_000_000  # for all matches of a file; the layers and patterns of a large adapter take a tenth
 _REPEATS = re.compile(r"[*+?{|(]")
 _CATEGORIES = {
     ops.CATEGORY_DIGIT: str.isdecimal,
@@ -64,7 +64,7 @@ class Suffix:
             raise FormatError(f"pattern {reprlib.repr(pattern)}: {error}") from None
 
     def matches(self, name: str, budget: Budget) -> bool:
-        """Whether ``name``, or a part of it behind a dot, matches from there to its end."""
+        """Return whether ``name``, or a part of it behind a dot, matches from there to its end."""
         budget.spend(1)
         if self._literal is not None:
             return self._literal.match(name) is not None
@@ -84,7 +84,7 @@ class Suffix:
         return _MATCH in live
 
     def _follow(self, start: int, position: int, name: str, live: set[int]) -> None:
-        """Add what is reached from a state without taking a character."""
+        """Add the states reached from a state without taking a character."""
         waiting = [start]
         while waiting:
             state = waiting.pop()

@@ -34,7 +34,7 @@ _MAX_SHARING = 2
 
 
 def read_pickle(path: str | Path) -> dict[str, StoredTensor]:
-    """All tensors of a state dict by name, also where a training script wrapped it (``state_dict.unwrap``).
+    """Read all tensors of a state dict by name, also where a training script wrapped it (``unwrap``).
 
     Raises:
         CheckpointError: the file cannot be read, is damaged, or holds anything but a state dict, or the tensors take
@@ -80,14 +80,14 @@ def _shown(value: Any) -> str:
 
 
 def _check_sharing(tensors: Mapping[str, StoredTensor], size: int) -> None:
-    """What will be allocated is bounded by the file, before any of it is."""
+    """Check, before any allocation, that the file bounds the memory of the tensors."""
     needed = sum(math.prod(tensor.shape) * itemsize(tensor.dtype) for tensor in tensors.values())
     if needed > _MAX_SHARING * size:
         raise FormatError(f"its tensors share storages: {needed} bytes in a file of {size}")
 
 
 def _read_zip(file: MappedFile) -> tuple[Any, dict[str, int]]:
-    """The pickled value, and where in the file each storage starts."""
+    """Return the pickled value, and the offset in the file of each storage."""
     archive = _Archive(file)
     unpickler = Unpickler(archive.pickle())
     state = unpickler.load()
@@ -95,7 +95,7 @@ def _read_zip(file: MappedFile) -> tuple[Any, dict[str, int]]:
 
 
 class _CappedFile(io.FileIO):
-    """zipfile reads a whole directory at once, however long the file says it is."""
+    """A file that caps reads: zipfile reads a whole directory at once, however long the file says it is."""
 
     def read(self, size: int | None = -1) -> bytes:
         least = _MAX_DIRECTORY_BYTES + 1
@@ -129,7 +129,7 @@ class _Archive:
         return self._bytes("data.pkl")
 
     def storage(self, storage: StorageReference) -> int:
-        """Where in the file a storage starts."""
+        """Return the offset in the file of a storage."""
         offset, size = self._locate(f"data/{storage.key}")
         nbytes = storage.numel * itemsize(storage.dtype)
         if size != nbytes:
@@ -146,7 +146,7 @@ class _Archive:
         return data
 
     def _locate(self, name: str) -> tuple[int, int]:
-        """Offset and size of a record that is stored as it is, after checking that it lies inside the file."""
+        """Return offset and size of an uncompressed record, after checking that it lies inside the file."""
         record = self._records.get(self._root + name)
         if record is None:
             raise FormatError(f"the archive holds no record {reprlib.repr(name)}")
@@ -163,7 +163,7 @@ class _Archive:
 
 
 def _read_legacy(file: MappedFile) -> tuple[Any, dict[str, int]]:
-    """As ``_read_zip``, of the older format."""
+    """Do ``_read_zip`` for the older format."""
     position = 0
 
     def unpickle(max_steps: int | None = None) -> tuple[Any, Unpickler]:

@@ -9,12 +9,12 @@ from gitfast.checkpoints.config import GitConfig, GitVisionConfig
 
 
 def _base(image_size: int = 224, frames: int | None = None) -> GitConfig:
-    """CLIP ViT-B/16: 197 image tokens at 224 pixels, 901 at 480, 6 x 197 of a clip."""
+    """Make a shape with CLIP ViT-B/16: 197 image tokens at 224 pixels, 901 at 480, 6 x 197 of a clip."""
     return GitConfig(vision_config=GitVisionConfig(image_size=image_size), num_image_with_embedding=frames)
 
 
 def _large(image_size: int = 224, frames: int | None = None) -> GitConfig:
-    """CLIP ViT-L/14: 257 image tokens at 224 pixels, 901 at 420, 6 x 257 of a clip; the decoder is that of base."""
+    """Make a shape with CLIP ViT-L/14: 257 image tokens at 224 pixels, 901 at 420, 6 x 257 of a clip; base's decoder."""
     vision = GitVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
@@ -48,5 +48,5 @@ SHAPES: dict[str, GitConfig] = {
 
 
 def full_name(name: str) -> str:
-    """Both "base" and "git-base" name a published checkpoint; other names stay."""
+    """Return the full name of a published checkpoint, "base" or "git-base"; other names stay."""
     return f"git-{name}" if f"git-{name}" in SHAPES else name

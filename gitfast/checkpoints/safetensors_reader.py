@@ -27,7 +27,7 @@ from gitfast.errors import CheckpointError
 MAX_HEADER_BYTES = 8 << 20
 _MAX_CONTAINERS = (
     16 * MAX_TENSORS
-)  # of the header's JSON, three a tensor: "[[],[],[],..." is small, its objects are not
+)  # in the header's JSON, three a tensor: "[[],[],[],..." is small, its objects are not
 _MAX_SIZE = 1 << 63  # no dimension and no offset is as large
 _DTYPES = {
     "F64": "float64",
@@ -44,7 +44,7 @@ _DTYPES = {
 
 
 def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
-    """All tensors of a file by name. Nothing but the header is read.
+    """Return all tensors of a file by name. Only the header is read.
 
     Raises:
         CheckpointError: the file cannot be read, or its header is not that of a safetensors file of this size; the
@@ -61,7 +61,7 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
 
 
 def _read_header(file: MappedFile) -> tuple[dict[str, Any], int]:
-    """The header without its metadata, and where the bytes of the tensors start."""
+    """Read the header without its metadata, and the offset of the tensors' bytes."""
     if file.size < 8:
         raise FormatError(f"not a safetensors file: {file.size} bytes, at least 8 are needed")
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
@@ -120,7 +120,7 @@ def _is_sizes(values: Any, least: int) -> bool:
 
 
 def _check_layout(tensors: dict[str, StoredTensor], start: int, end: int) -> None:
-    """The byte ranges follow each other without gap or overlap, and fill the file."""
+    """Check that the byte ranges follow each other without gap or overlap, and fill the file."""
     position = start
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
         if tensor.offset != position:

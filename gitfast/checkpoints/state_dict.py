@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from gitfast.errors import CheckpointError
 
-# Where scripts keep the state dict in what they save: Lightning, timm and Microsoft, plain loops, DeepSpeed.
+# Keys under which scripts save the state dict: Lightning, timm and Microsoft, plain loops, DeepSpeed.
 _KEYS = ("state_dict", "model_state_dict", "model", "module", "model_state")
 _MAX_DEPTH = 4
 # Modules that torch puts around others, anywhere in a model: compile, FSDP, activation checkpointing.
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def unwrap(state: Any) -> Any:
-    """The state dict inside what a training script saved: {"state_dict": ...}, {"model": {"module": ...}}, ..."""
+    """Return the state dict inside a training script's file: {"state_dict": ...}, {"model": {"module": ...}}, ..."""
     for _ in range(_MAX_DEPTH):
         if not isinstance(state, dict):
             break
@@ -32,7 +32,7 @@ def unwrap(state: Any) -> Any:
 
 
 def without_wrappers(tensors: Mapping[str, T]) -> dict[str, T]:
-    """The tensors under the names that the model itself gives them.
+    """Return the tensors under the names that the model itself gives them.
 
     ``_orig_mod.`` and its like go wherever they stand; ``module.`` and ``model.`` where every name begins with them.
 

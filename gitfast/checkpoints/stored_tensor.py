@@ -14,7 +14,7 @@ import numpy as np
 from gitfast.checkpoints.files import open_regular
 from gitfast.errors import CheckpointError
 
-# How the elements of each dtype are read. numpy has no bfloat16: its bits are read as uint16 and widened.
+# The numpy dtype that reads the elements of each dtype. numpy has no bfloat16: its bits are read as uint16 and widened.
 _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype("<f8"),
     "float32": np.dtype("<f4"),
@@ -29,24 +29,24 @@ _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
 }
 FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 MAX_DIMS = 8
-MAX_TENSORS = 4096  # of a file; the largest published model has 497
+MAX_TENSORS = 4096  # in a file; the largest published model has 497
 _MAX_NAME = 512
 
 
 def name_problem(name: Any) -> str | None:
-    """What is wrong with the name of a tensor, if anything."""
+    """Return what is wrong with the name of a tensor, or None."""
     if isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name.isprintable():
         return None
     return f"tensor name {reprlib.repr(name)} is no text, empty, too long or not printable"
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of one element."""
+    """Return the bytes of one element."""
     return _NUMPY_DTYPES[dtype].itemsize
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides in elements of a C-contiguous tensor."""
+    """Return the strides, in elements, of a C-contiguous tensor."""
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
@@ -67,7 +67,7 @@ class MappedFile:
         self.size = len(self._map)
 
     def read(self, offset: int, nbytes: int) -> np.ndarray:
-        """A read-only uint8 view of the bytes from ``offset``; a caller checks that they lie inside the file."""
+        """Return a read-only uint8 view of the bytes from ``offset``; callers check that they lie in the file."""
         if self._map.size() < self.size:
             raise CheckpointError(f"{self.path}: became shorter while it was being read")
         return np.frombuffer(self._map, np.uint8, nbytes, offset)
@@ -78,20 +78,20 @@ class StoredTensor:
     """A tensor inside a mapped file. Whoever makes one has checked that all its elements lie inside the file."""
 
     file: MappedFile
-    offset: int  # of the first element, in bytes
+    offset: int  # the first element's, in bytes
     dtype: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]  # in elements, none negative
 
     def rows(self, start: int, stop: int) -> StoredTensor:
-        """The rows ``start`` to ``stop`` along the first dimension."""
+        """Return the rows ``start`` to ``stop`` along the first dimension."""
         offset = self.offset + start * self.strides[0] * itemsize(self.dtype)
         return replace(self, offset=offset, shape=(stop - start, *self.shape[1:]))
 
     def load(self) -> np.ndarray:
-        """The values, C-contiguous: float16 and float32 as stored, bfloat16 and float64 as float32.
+        """Load the values, C-contiguous: float16 and float32 as stored, bfloat16 and float64 as float32.
 
-        What is stored contiguous, aligned and in a dtype that is kept, is a read-only view of the file: no copy.
+        Values stored contiguous, aligned and in a dtype that is kept are a read-only view of the file: no copy.
         """
         dtype = _NUMPY_DTYPES[self.dtype]
         elements = 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))

@@ -20,16 +20,16 @@ from typing import Any
 from gitfast.checkpoints.files import FormatError
 from gitfast.checkpoints.stored_tensor import MAX_DIMS
 
-MAX_PICKLE_BYTES = 4 << 20  # that of the largest published checkpoint has 0.1 MB
+MAX_PICKLE_BYTES = 4 << 20  # the largest published checkpoint's has 0.1 MB
 MAX_OPCODES = 1_000_000  # 4,096 tensors take 0.2 million, with the moments of their optimizer four times as many
-_MAX_TEXT = 1_024  # of names and keys that are looked up
+_MAX_TEXT = 1_024  # for names and keys that are looked up
 _MAX_ARGUMENTS = 8
 _MAX_INT_KEY = 1 << 20  # as keys, larger ones could be chosen so that their hashes collide
 
 
 @dataclass(frozen=True)
 class StorageReference:
-    """A storage that a pickle refers to by key: where its bytes lie, the container of the pickle knows."""
+    """A storage that a pickle refers to by key; the container of the pickle knows its place in the file."""
 
     key: str
     dtype: str
@@ -55,15 +55,15 @@ class TensorReference:
 
 @dataclass(frozen=True)
 class _Global:
-    """A global name of the pickle: nothing but this name, and what calling it means."""
+    """A global name of the pickle: the name alone, and the meaning of a call."""
 
     name: str
     call: Callable[[Unpickler, tuple[Any, ...]], Any] | None = None
-    dtype: str | None = None  # of a class of storages
+    dtype: str | None = None  # for a class of storages
 
 
 class Unpickler:
-    """Interprets the opcodes that dicts, lists, tuples, numbers, strings and tensors are made of.
+    """An interpreter of the opcodes that dicts, lists, tuples, numbers, strings and tensors are made of.
 
     The stack of the innermost MARK is ``stack``; those outside it wait in ``marked``.
     """
@@ -78,10 +78,10 @@ class Unpickler:
         self.storages: dict[str, StorageReference] = {}
 
     def load(self) -> Any:
-        """The value; afterwards ``position`` is behind it.
+        """Return the value; afterwards ``position`` is behind it.
 
         Raises:
-            FormatError: the pickle is damaged, takes too much work, or holds what no state dict does.
+            FormatError: the pickle is damaged, takes too much work, or holds values that no state dict does.
         """
         try:
             while (opcode := self.take(1)) != b".":
@@ -119,7 +119,7 @@ class Unpickler:
         self.stack.append(value)
 
     def pop(self, n: int) -> tuple[Any, ...]:
-        """The last ``n`` values, in the order they were pushed."""
+        """Pop the last ``n`` values, in the order they were pushed."""
         if len(self.stack) < n:
             raise IndexError
         values = tuple(self.stack[len(self.stack) - n :])
@@ -131,7 +131,7 @@ class Unpickler:
         self.stack = []
 
     def pop_mark(self) -> list[Any]:
-        """The values since the last MARK."""
+        """Pop the values since the last MARK."""
         values, self.stack = self.stack, self.marked.pop()
         return values
 
@@ -154,7 +154,7 @@ class Unpickler:
         self.push(_GLOBALS[full])
 
     def persistent(self) -> None:
-        """A storage: ("storage", its class, key, the device it was on, number of elements, perhaps a view)."""
+        """Read a storage: ("storage", class, key, device it was on, number of elements, perhaps a view)."""
         saved = self.stack.pop()
         _require(type(saved) is tuple and 5 <= len(saved) <= 6)
         tag, kind, key, _, numel = saved[:5]
@@ -174,7 +174,7 @@ class Unpickler:
         self.push(function.call(self, arguments))
 
     def build(self) -> None:
-        """State of an object: of a dict, the module versions that torch attaches and nobody needs."""
+        """Set the state of an object: for a dict, the module versions that torch attaches and nobody needs."""
         target, _ = self.pop(2)
         _require(type(target) is dict)
         self.push(target)
@@ -201,7 +201,7 @@ def _is_key(value: Any) -> bool:
 
 
 def _view(storage: StorageReference, view: Any) -> StorageReference:
-    """The part of a storage that (key, offset, elements) names: what files of torch before 0.4 refer to."""
+    """Return the part of a storage named by (key, offset, elements), as in files of torch before 0.4."""
     _require(type(view) is tuple and len(view) == 3 and _is_text(view[0]) and _is_size(view[1]) and _is_size(view[2]))
     if view[1] + view[2] > storage.numel:
         raise FormatError(f"a view of storage {reprlib.repr(storage.key)} exceeds its {storage.numel} elements")
@@ -209,7 +209,7 @@ def _view(storage: StorageReference, view: Any) -> StorageReference:
 
 
 def _rebuild_tensor(_: Unpickler, arguments: tuple[Any, ...]) -> TensorReference:
-    """What ``torch._utils._rebuild_tensor_v2`` would build, if all of it lies inside its storage."""
+    """Build the tensor of ``torch._utils._rebuild_tensor_v2``, if all of it lies inside its storage."""
     storage, offset, shape, strides = arguments[:4]
     _require(type(storage) is StorageReference and type(shape) is tuple and type(strides) is tuple)
     _require(len(shape) == len(strides) <= MAX_DIMS and all(map(_is_size, (offset, *shape, *strides))))
@@ -230,7 +230,7 @@ def _rebuild_parameter(_: Unpickler, arguments: tuple[Any, ...]) -> TensorRefere
 
 
 def _ordered_dict(unpickler: Unpickler, arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    """Empty, or as Python 2 wrote it, of a list of [key, value]."""
+    """Make an empty dict or, as Python 2 wrote it, one from a list of [key, value]."""
     if arguments == ():
         return {}
     (items,) = arguments
@@ -251,7 +251,7 @@ def _size(_: Unpickler, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _opaque(_: Unpickler, arguments: tuple[Any, ...]) -> None:
-    """A value that nobody needs, such as the device of an optimizer's state."""
+    """Return a placeholder for a value that nobody needs, such as the device of an optimizer's state."""
 
 
 _STORAGES = {

@@ -54,7 +54,7 @@ def _fail(message: str) -> int:
 
 
 def _abandon_stdout() -> None:
-    """Write what can be written; nothing may be tried again, and fail, when the interpreter ends."""
+    """Flush stdout, or discard its buffer, so that no write is tried again when the interpreter ends."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -63,7 +63,7 @@ def _abandon_stdout() -> None:
 
 
 def _prepare_streams() -> None:
-    """Let streams that are closed be so, and names that are no text be written escaped."""
+    """Stand in for closed streams, and escape names that are not valid text."""
     for descriptor in range(3):  # a file that is opened must not become standard output
         try:
             os.fstat(descriptor)
@@ -79,14 +79,14 @@ def _prepare_streams() -> None:
 
 
 class _ClosedStream(io.StringIO):
-    """A standard stream that was closed before we began."""
+    """A stand-in for a standard stream that was closed before the start."""
 
     def write(self, text: str) -> int:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 def _with_dashes(argv: Sequence[str]) -> list[str]:
-    """Options in the spelling of other trainers' scripts, --batch_size, as ours: --batch-size."""
+    """Rewrite options spelled as in trainers' scripts, --batch_size, to ours: --batch-size."""
     changed, plain = [], False
     for argument in argv:
         plain = plain or argument == "--"

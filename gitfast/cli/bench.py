@@ -1,4 +1,4 @@
-"""``gitfast bench``: how fast kernels and whole captions are here, beside other ways to compute the same."""
+"""``gitfast bench``: the speed of kernels and of whole captions on this machine, beside their peers."""
 
 from __future__ import annotations
 
@@ -97,12 +97,12 @@ def _add_shared(parser: argparse.ArgumentParser, picture: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Never called: one of the two is asked for."""
+    """Do nothing; never called: one of the two commands is required."""
     raise AssertionError(args)
 
 
 class _Output:
-    """Where results go. What cannot be written is said before minutes of work."""
+    """The outputs of a run. A file that cannot be written is an error before minutes of work."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         from gitfast.bench import roofline

@@ -1,4 +1,4 @@
-"""``gitfast caption``: what images and clips show."""
+"""``gitfast caption``: captions of images and clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments that commands share, and the model that they ask for."""
+"""The arguments that commands share, and the model that they name."""
 
 from __future__ import annotations
 

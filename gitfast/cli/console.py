@@ -12,15 +12,15 @@ from collections.abc import Callable
 from gitfast.pipeline.folders.names import printable
 
 _REDRAW_INTERVAL_S = 0.1
-_RATE_WINDOW_S = 15.0  # the rate shown is that of so long
-_COUNT_TIMEOUT_S = 1.0  # for the last picture of the bar, which needs the total
+_RATE_WINDOW_S = 15.0  # the rate shown is the mean over this time
+_COUNT_TIMEOUT_S = 1.0  # wait for the total before the bar is drawn a last time
 
 
 class Console:
-    """Where messages of a command go. Names in them are escaped."""
+    """The stderr of a command: messages and a progress bar. Names in messages are escaped."""
 
     def __init__(self, count: Callable[[], int | None] | None = None) -> None:
-        """``count`` gives the number of inputs; it is called in a thread, and only for a terminal."""
+        """Take ``count``, which gives the number of inputs; it is called in a thread, and only for a terminal."""
         self._shown = count is not None and sys.stderr.isatty()
         self._total: int | None = None
         self._drawn_at = 0.0
@@ -74,7 +74,7 @@ class Console:
         self._drawn_at = now
 
     def _rate(self) -> float:
-        """Inputs of this run per second."""
+        """Return the inputs of this run per second."""
         (begin, first), (end, last) = self._marks[0], self._marks[-1]
         if begin == end:
             begin, first = self._start, 0

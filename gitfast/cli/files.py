@@ -31,7 +31,7 @@ Compute = Callable[..., Generator[Sequence[Result], None, None]]
 
 
 class UsageError(GitfastError):
-    """Arguments that do not go together."""
+    """An error of arguments that do not go together."""
 
 
 def add_input_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
@@ -100,7 +100,7 @@ def run_files(args: argparse.Namespace, model: Model, compute: Compute, question
     """Run a task over the inputs of the command line. Returns the exit code.
 
     Args:
-        args: Of ``add_input_arguments`` and ``add_output_arguments``.
+        args: The arguments of ``add_input_arguments`` and ``add_output_arguments``.
         model: Decides which files of a folder are inputs.
         compute: The task, which takes options for reading.
         questions: Asked about each input; none for captions.
@@ -183,14 +183,14 @@ def _output_kind(args: argparse.Namespace) -> str:
 
 
 def _own_files(args: argparse.Namespace) -> frozenset[str]:
-    """The files that a run writes, which are no inputs of it."""
+    """Return the files that a run writes, which are not among its inputs."""
     endings = ("", f".{args.existing}-part", ".jsonl-part", f".jsonl-part.{args.existing}-part")
     own = [args.out + ending for ending in endings] if args.out else []
     return frozenset(map(os.path.abspath, own + ([args.errors] if args.errors else [])))
 
 
 def _is_single(walk: Walk) -> bool:
-    """Tell whether there is one input: its text is then printed without a name."""
+    """Return whether there is one input: its text is then printed without a name."""
     if walk.files_from is not None or len(walk.paths) > 1:
         return False
     return len(list(islice(dataclasses.replace(walk, report=WalkReport()), 2))) <= 1
@@ -208,7 +208,7 @@ def _open_list(path: str) -> Any:
 
 
 class _InterruptibleReads:
-    """A file whose reads a signal ends: a list may come from a pipe that nobody writes to."""
+    """A file whose reads a signal interrupts: a list may come from a pipe that nobody writes to."""
 
     def __init__(self, file: IO[bytes], stop: Stop) -> None:
         self._read: Callable[[int], bytes] = getattr(file, "read1", file.read)
@@ -268,7 +268,7 @@ def _text_lines(asked: Sequence[str | None], labelled: bool, item: Item, results
 
 
 def _report(args: argparse.Namespace, kind: str, walk: Walk, counts: Counts, stop: Stop, console: Console) -> int:
-    """Say at the end what a run passed by. Returns the exit code."""
+    """Report at the end what a run passed by. Returns the exit code."""
     report, to_files = walk.report, bool(args.out) or kind == "txt"
     if stop.signal is not None:
         console.message("interrupted" + ("; the same command goes on from here" if to_files else ""))

@@ -1,4 +1,4 @@
-"""``gitfast info``: which engines can run here and why others cannot, what a model is, and what it holds in memory."""
+"""``gitfast info``: the engines that can run here, the reasons that others cannot, and facts about a model."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def _model_facts(name: str) -> dict[str, Any]:
 
 
 def loaded_facts(model: Model) -> dict[str, Any]:
-    """What a model's engine holds, once it has encoded an image or clip; None for what it does not count."""
+    """Return what a model's engine holds after encoding an image or clip; None where it does not count."""
     engine, config = model.engine, model.config
     edge = config.vision_config.image_size
     frames = [] if config.num_image_with_embedding is None else [config.num_image_with_embedding]
     blank = np.zeros((1, *frames, 3, edge, edge), np.float32)
-    for _ in range(2):  # what serves images again and again is made the second time
+    for _ in range(2):  # a plan for repeated images is captured the second time
         (prefix,) = engine.encode(blank)
     plans = engine.plans()
     return {

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         log_texts=args.log_texts,
     )
 
-    # Of a clip at most twenty times as much is decoded as of an image, where calls of one's own allow more.
+    # A request may decode at most twenty times as much for a clip as for an image; calls in Python may decode more.
     pixels = args.max_megapixels * _MB
     limits = Limits(max_pixels=pixels, max_decoded_pixels=20 * pixels, max_video_pixels=20 * pixels)
 

@@ -1,8 +1,8 @@
 """The classes of GIT as transformers shapes them: same arguments, same outputs, same names of tensors.
 
-For moving code over, for research, and for training: ``from gitfast.compat import GitForCausalLM, GitProcessor``. Where
+For moving code over, for research, and for training: ``from gitfast.compat import GitForCausalLM, GitProcessor``. If
 transformers (5.23 or later) is installed they are subclasses of its own classes, so that Trainer, peft and pipelines
-take them. Where it is not, they are plain torch modules with the same names. In both, ``generate`` runs on the native
+take them. Otherwise they are plain torch modules with the same names. In both, ``generate`` runs on the native
 engine where it can. ``docs/transformers.md`` lists what differs from transformers on purpose.
 """
 
@@ -18,7 +18,7 @@ OLDEST_TRANSFORMERS = (5, 23)
 
 
 def has_transformers() -> bool:
-    """Say whether a transformers is installed that these classes can be built on."""
+    """Return whether a transformers is installed that these classes can be built on."""
     try:
         version = importlib.metadata.version("transformers")
         import transformers  # noqa: F401  # hidden or broken: as if it were not there
@@ -27,7 +27,7 @@ def has_transformers() -> bool:
     return tuple(map(int, re.findall(r"\d+", version)[:2])) >= OLDEST_TRANSFORMERS
 
 
-# Which of two families of classes there is, is known when it is imported.
+# The import decides between the two families of classes.
 if has_transformers():
     from gitfast.compat.hf import GenerationConfig, GitConfig, GitForCausalLM, GitModel, GitVisionConfig, GitVisionModel
     from gitfast.compat.hf_processing import GitProcessor

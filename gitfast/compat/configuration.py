@@ -16,7 +16,7 @@ from gitfast.errors import ConfigError
 
 
 class _Settings:
-    """Fields by name, which may be set; what a class does not know is kept and written back."""
+    """Fields by name, which may be set; unknown fields are kept and written back."""
 
     model_type = ""
     defaults: Mapping[str, Any] = {}
@@ -49,7 +49,7 @@ class _Settings:
         return cls(**{**values, **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """The mapping that config.json holds."""
+        """Return the mapping that config.json holds."""
         values = {k: v.to_dict() if isinstance(v, _Settings) else copy.deepcopy(v) for k, v in vars(self).items()}
         return {"model_type": self.model_type, **values} if self.model_type else values
 
@@ -64,7 +64,7 @@ class GitVisionConfig(_Settings):
     }
 
     def checked(self) -> config.GitVisionConfig:
-        """The shapes, as the models are built of them. Raises ``ConfigError``."""
+        """Return the checked shapes that the models are built with. Raises ``ConfigError``."""
         return config.GitConfig.from_dict({"vision_config": vars(self)}).vision_config
 
 
@@ -94,7 +94,7 @@ class GitConfig(_Settings):
         self.checked()
 
     def checked(self) -> config.GitConfig:
-        """The shapes, as the models are built of them; no layer depends on what ends a text.
+        """Return the checked shapes that the models are built with; no layer depends on the end tokens.
 
         Raises:
             ConfigError: a value cannot be.
@@ -108,7 +108,7 @@ class GitConfig(_Settings):
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], **options: Any) -> Self:
-        """The configuration of a model; names and options as in ``gitfast.load``, other options set fields.
+        """Load a model's configuration; names and options as in ``gitfast.load``, other options set fields.
 
         Raises:
             CheckpointError, ConfigError: there is no such model, or its config.json is missing or wrong.
@@ -130,19 +130,19 @@ class GenerationConfig(_Settings):
 
     @classmethod
     def from_model_config(cls, values: Any) -> Self:
-        """Of a model without generation_config.json: what its config.json says."""
+        """Build from config.json, for a model without generation_config.json."""
         found = values.to_dict()
         return cls(**{name: found.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")})
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], **options: Any) -> Self:
-        """Of a model by name; of its config.json where it has no generation_config.json."""
+        """Load by a model's name, from its config.json where it has no generation_config.json."""
         folder = hub.resolve(model, **options)
         return cls.from_folder(folder) or cls.from_model_config(GitConfig.from_pretrained(folder))
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self | None:
-        """What a folder's generation_config.json says; None where there is none."""
+        """Read a folder's generation_config.json; None where there is none."""
         file = folder / "generation_config.json"
         return cls(**read_json(file)) if file.is_file() else None
 

@@ -1,4 +1,4 @@
-"""``GitForCausalLM.generate``: settings as transformers reads them, which engine runs, and tensors for lists."""
+"""``GitForCausalLM.generate``: settings as transformers reads them, the choice of an engine, tensors of results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gitfast.types import Generation, GenerationOptions
 
 _logger = logging.getLogger("gitfast.compat")
 
-# transformers' defaults of what both searches know, and of what decides which of them runs.
+# transformers' defaults of the settings that both searches know, and of those that decide between the two.
 DEFAULTS: dict[str, Any] = {
     "max_length": None,
     "max_new_tokens": None,
@@ -48,7 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "use_cache": True,
     "return_dict_in_generate": False,
 }
-# What transformers' search alone does: default values that the native search leaves out.
+# Settings of transformers' search alone, with the values at which the native search can ignore them.
 THEIRS: dict[str, Any] = {
     "output_scores": False,
     "output_logits": None,
@@ -130,7 +130,7 @@ def _say(message: str) -> None:
 
 
 def _settings(model: Any, config: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings in force, and the arguments of ``forward``.
+    """Return the settings in force, and the arguments of ``forward``.
 
     In transformers' order: arguments, ``generation_config``, the model's ``generation_config``, transformers' defaults.
     Null is "not given".
@@ -155,12 +155,12 @@ def _settings(model: Any, config: Any, given: Mapping[str, Any]) -> tuple[dict[s
 
 
 def _is_setting(model: Any, name: str) -> bool:
-    """Whether the model's own kind of configuration has a setting of this name."""
+    """Return whether the model's own kind of configuration has a setting of this name."""
     return hasattr(model.generation_config, name)
 
 
 def _unusual(settings: dict[str, Any], given: Mapping[str, Any], tensors: Mapping[str, Any]) -> str | None:
-    """What is asked for that the native engine does not do; None: nothing."""
+    """Return the request that the native engine cannot follow; None where there is none."""
     for name, default in THEIRS.items():
         if settings[name] not in (default, None) if not isinstance(settings[name], (list, tuple)) else settings[name]:
             return f"{name} is an option of transformers' search"
@@ -174,14 +174,14 @@ def _unusual(settings: dict[str, Any], given: Mapping[str, Any], tensors: Mappin
 
 
 def _ids(value: Any) -> list[int]:
-    """Token ids given as one, as several, as a tensor, or not at all."""
+    """List token ids given as one, as several, as a tensor, or not at all."""
     if isinstance(value, Tensor):
         value = value.tolist()
     return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
 def _generate_theirs(model: Any, config: Any, settings: dict[str, Any], arguments: dict[str, Any]) -> Any:
-    """transformers' search; rows that have ended are filled with the padding token, after beams too."""
+    """Run transformers' search; fill rows that have ended with the padding token, after beams too."""
     output = model.their_generate(generation_config=config, **arguments)
     sequences = output if isinstance(output, Tensor) else output.sequences
     if settings["num_beams"] > 1 and settings["pad_token_id"] is not None:
@@ -216,7 +216,7 @@ def _generate_natively(model: Any, settings: dict[str, Any], tensors: dict[str, 
 
 
 def _drawn(engine: Any, prefix: Any, prompt: list[int], options: GenerationOptions) -> list[Generation]:
-    """Samples of one row, of a seed of its own: rows of one image and prompt differ, and torch's seed decides."""
+    """Draw the samples of one row from a seed of its own, which torch's seed decides: equal rows differ."""
     seed = int(torch.randint(0, 2**62, ()))
     return engine.generate([prefix], [prompt], dataclasses.replace(options, seed=seed))[0]
 
@@ -224,7 +224,7 @@ def _drawn(engine: Any, prefix: Any, prompt: list[int], options: GenerationOptio
 def _generate_with_forward(
     model: Any, settings: dict[str, Any], given: Mapping[str, Any], tensors: dict[str, Any], ours: dict[str, Any]
 ) -> Any:
-    """The native search over the model's own ``forward``, one row at a time: whatever was changed has its effect.
+    """Run the native search over the model's own ``forward``, row by row: every change to it has its effect.
 
     Raises:
         ValueError: it is asked for what only transformers' search does.
@@ -237,7 +237,7 @@ def _generate_with_forward(
     options = _options(settings, ours, ids.shape[1], model.config.max_position_embeddings)
     pixels = tensors.get("pixel_values")
     extra = {"interpolate_pos_encoding": True} if tensors.get("interpolate_pos_encoding") else {}
-    caches: list[tuple[Any, int]] = []  # of the rows of the last step: keys and values, and text tokens in them
+    caches: list[tuple[Any, int]] = []  # the last step's rows: keys and values, and the text tokens in them
 
     def run(item: int, row: Sequence[int], cache: Any, past: int) -> tuple[Tensor, tuple[Any, int]]:
         inputs: dict[str, Any] = {"past_key_values": cache} if past else dict(extra)
@@ -265,7 +265,7 @@ def _generate_with_forward(
 
 
 def _prompts(model: Any, settings: dict[str, Any], tensors: dict[str, Any]) -> tuple[Tensor, list[list[int]]]:
-    """Prompts as they were passed (R, L), and the real tokens of every row."""
+    """Return the prompts as passed (R, L), and the real tokens of every row."""
     ids, pixels, mask = (tensors.get(name) for name in ("input_ids", "pixel_values", "attention_mask"))
     images = 1 if pixels is None else len(pixels)
     if ids is None:
@@ -292,7 +292,7 @@ def _prompts(model: Any, settings: dict[str, Any], tensors: dict[str, Any]) -> t
 
 
 def _options(settings: dict[str, Any], ours: dict[str, Any], length: int, positions: int) -> GenerationOptions:
-    """Settings as the native search takes them; ``max_length`` and ``min_length`` count prompts as they were passed."""
+    """Make native options of settings; ``max_length`` and ``min_length`` count prompts as they were passed."""
     values = {name: settings[name] for name in DEFAULTS if name in _FIELDS and settings[name] is not None}
     values.pop("min_new_tokens", None)
     values["max_new_tokens"] = _new_tokens(settings, length, positions)
@@ -330,7 +330,7 @@ def _result(
     engine: str,
     options: GenerationOptions,
 ) -> Any:
-    """Sequences (R * n, longest): every row's prompt as it was passed, its new tokens, and padding."""
+    """Return sequences (R * n, longest): every row's prompt as it was passed, its new tokens, and padding."""
     found = [sequences[: options.num_return_sequences] for sequences in found]
     pad = settings["pad_token_id"]
     if pad is None:

@@ -1,7 +1,7 @@
 """The classes of ``gitfast.compat`` where transformers is installed: its own, with GIT's files read and run as here.
 
 They are transformers' models (``PreTrainedModel``, ``GenerationMixin``), so that Trainer, peft, accelerate and its
-pipelines work. What is added: models by every name that ``gitfast.load`` knows, ``generate`` on the native engine, and
+pipelines work. They add: models by every name that ``gitfast.load`` knows, ``generate`` on the native engine, and
 the places where transformers 5.23 is wrong about GIT (each has a test):
 
 - published video checkpoints keep their temporal embeddings, which their files spell otherwise;
@@ -50,7 +50,7 @@ class _ByName:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **options: Any) -> Any:
-        """As in transformers, of anything that ``gitfast.load`` takes; a LoRA adapter is merged into its base.
+        """Load anything that ``gitfast.load`` takes, as transformers does; a LoRA adapter is merged into its base.
 
         Raises:
             CheckpointError, ConfigError: a folder holds no weights, or files that cannot be read.
@@ -70,7 +70,7 @@ class _ByName:
 
 
 def _locate(name: Any, options: dict[str, Any]) -> Any:
-    """A bundled model's folder, and the repository behind a short name; anything else as it is."""
+    """Return a bundled model's folder, or the repository behind a short name; anything else as it is."""
     text = os.fspath(name)
     if Path(text).exists():
         return text
@@ -80,7 +80,7 @@ def _locate(name: Any, options: dict[str, Any]) -> Any:
 
 
 def _renamed(cls: type, folder: Path) -> bool:
-    """Whether a folder's tensors have other names than transformers' class."""
+    """Return whether a folder's tensors have other names than transformers' class."""
     if not folder.is_dir() or is_adapter(folder):
         return True
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
@@ -135,7 +135,7 @@ class GitModel(_ByName, transformers.GitModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers; the module's first lines say what differs."""
+        """Run the model as transformers does; the module's docstring lists the differences."""
         check_images(self.config, pixel_values, interpolate_pos_encoding)
         cached = 0 if past_key_values is None else past_key_values.get_seq_length()
         images = getattr(past_key_values, "image_tokens", self.image_tokens) if cached else 0
@@ -168,12 +168,12 @@ class GitModel(_ByName, transformers.GitModel):
 
     @property
     def image_tokens(self) -> int:
-        """Image tokens of a full input, by the configuration."""
+        """Return the image tokens of a full input, by the configuration."""
         return self.encoder.layer[0].attention.self.image_patch_tokens
 
 
 def image_tokens(config: Any, pixel_values: Tensor | None) -> int:
-    """Image tokens that pixels (B, 3, H, W) or (B, T, 3, H, W) become."""
+    """Count the image tokens of pixels (B, 3, H, W) or (B, T, 3, H, W)."""
     if pixel_values is None:
         return 0
     patch = config.vision_config.patch_size
@@ -183,18 +183,18 @@ def image_tokens(config: Any, pixel_values: Tensor | None) -> int:
 
 @dataclass
 class NativeOutput(GenerateDecoderOnlyOutput):
-    """What greedy search and samples return: transformers' fields, and those of gitfast."""
+    """The result of greedy search and of samples: transformers' fields, and those of gitfast."""
 
     sequences_scores: Tensor | None = None  # (R * n,): sum of log-probabilities
-    token_logprobs: list[list[float]] | None = None  # of the new tokens, under the model itself
+    token_logprobs: list[list[float]] | None = None  # for the new tokens, under the model itself
     engine: str | None = None  # "cpu" is the native one, "reference" the model's own forward
 
 
 @dataclass
 class NativeBeamOutput(GenerateBeamDecoderOnlyOutput):
-    """What beams return: transformers' fields, and those of gitfast."""
+    """The result of beam search: transformers' fields, and those of gitfast."""
 
-    token_logprobs: list[list[float]] | None = None  # of the new tokens, under the model itself
+    token_logprobs: list[list[float]] | None = None  # for the new tokens, under the model itself
     engine: str | None = None  # "cpu" is the native one, "reference" the model's own forward
 
 
@@ -202,7 +202,7 @@ class GitForCausalLM(_ByName, transformers.GitForCausalLM):
     """``transformers.GitForCausalLM`` whose ``generate`` runs on the native engine where it can."""
 
     config_class = GitConfig
-    _native: Any = None  # the CPU engine, and the state of the weights that it was built of
+    _native: Any = None  # the CPU engine, and the state of the weights that it was built from
 
     def __init__(self, config: GitConfig) -> None:
         GitPreTrainedModel.__init__(self, config)
@@ -211,7 +211,7 @@ class GitForCausalLM(_ByName, transformers.GitForCausalLM):
         self.post_init()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the engine, which is built again when it is needed."""
+        """Return all but the engine, which is built again when it is needed."""
         return {name: value for name, value in self.__dict__.items() if name != "_native"}
 
     def forward(
@@ -228,7 +228,7 @@ class GitForCausalLM(_ByName, transformers.GitForCausalLM):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers; the module's first lines say what differs."""
+        """Run the model as transformers does; the module's docstring lists the differences."""
         if labels is not None and kwargs.get("shift_labels") is None:
             check_labels(labels, input_ids if inputs_embeds is None else inputs_embeds, logits_to_keep)
         inputs = {
@@ -266,14 +266,14 @@ class GitForCausalLM(_ByName, transformers.GitForCausalLM):
         engine: str = "auto",
         **kwargs: Any,
     ) -> Any:
-        """As in transformers, on the native engine where it can represent the model and the options.
+        """Generate as transformers does, on the native engine where it can represent the model and the options.
 
         Args:
             inputs: Prompts (R, L), padded anywhere where ``attention_mask`` is 0; None: ``[CLS]`` for each image.
             generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn: As in transformers.
             engine: "auto"; "cpu" insists on the native engine, and "reference" on the model's own ``forward``.
             **kwargs: As in transformers, and ``seed``, ``allowed_token_ids``, ``length_penalty_form``,
-                ``ban_last_token`` of ``gitfast.GenerationOptions``. Where no ``seed`` is given, torch's decides.
+                ``ban_last_token`` of ``gitfast.GenerationOptions``. Without a ``seed``, torch's decides.
 
         The native engine takes float32 models in evaluation mode on the CPU whose modules are GIT's own: no hooks, no
         wrapped or replaced layers, no overridden ``forward``. Other models, and options that only transformers has
@@ -289,12 +289,12 @@ class GitForCausalLM(_ByName, transformers.GitForCausalLM):
         return generation.generate(self, inputs, generation_config, {**theirs, **kwargs}, engine)
 
     def generate_output(self, *, beams: bool, sequences_scores: Tensor, **values: Any) -> Any:
-        """What ``return_dict_in_generate`` asks for, of the class that transformers returns."""
+        """Make the output for ``return_dict_in_generate``, of the class that transformers returns."""
         kind = NativeBeamOutput if beams else NativeOutput
         return kind(sequences_scores=sequences_scores, **values)
 
     def their_generate(self, **arguments: Any) -> Any:
-        """``generate`` of transformers."""
+        """Call ``generate`` of transformers."""
         return super().generate(**arguments)  # type: ignore[misc]
 
 

@@ -37,12 +37,12 @@ class GitProcessor(transformers.GitProcessor):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: Any, *, backend: str = "pil", **options: Any
     ) -> GitProcessor:
-        """By any name that ``gitfast.load`` takes.
+        """Load by any name that ``gitfast.load`` takes.
 
         Args:
             pretrained_model_name_or_path: A model; without preprocessor_config.json (training scripts often save none)
                 the published checkpoint's settings for its configuration are taken, with a warning.
-            backend: Of transformers' image processor: "pil" gives the pixels that gitfast computes.
+            backend: The backend of transformers' image processor: "pil" gives the pixels that gitfast computes.
             **options: As in ``gitfast.load``, others go to transformers' tokenizer and image processor.
         """
         options.pop("use_fast", None)  # transformers 5 has one tokenizer, and ``backend`` chooses the image processor
@@ -66,13 +66,13 @@ class GitProcessor(transformers.GitProcessor):
         return made
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *arguments: Any, **options: Any) -> Any:
-        """As in transformers, and preprocessor_config.json, which older versions read."""
+        """Save as transformers does, and preprocessor_config.json too, which older versions read."""
         written = super().save_pretrained(save_directory, *arguments, **options)
         self.image_processor.save_pretrained(save_directory)
         return written
 
     def __call__(self, images: Any = None, text: Any = None, *, videos: Any = None, **options: Any) -> Any:
-        """As in transformers, and of what gitfast reads.
+        """Process as transformers does, from every input that gitfast reads.
 
         Args:
             images: A picture or a list, each a path, encoded bytes, an open file, a PIL image, a dict of these from
@@ -80,7 +80,7 @@ class GitProcessor(transformers.GitProcessor):
                 checkpoint's processor a list is the frames of one clip -> (1, T, 3, H, W).
             text: One text -> flat token ids; a list -> a list of them.
             videos: A list of clips, each anything that ``gitfast.load``'s models take -> (B, T, 3, H, W).
-            **options: Of transformers' tokenizer and image processor: padding, truncation, max_length, do_resize, ...
+            **options: For transformers' tokenizer and image processor: padding, truncation, max_length, do_resize, ...
 
         Raises:
             ImageError, VideoError: an input cannot be read.
@@ -105,7 +105,7 @@ class GitProcessor(transformers.GitProcessor):
 
 
 def _pictures(images: Any) -> Any:
-    """All that gitfast reads as RGB pictures; arrays and tensors of other numbers as they are, for transformers."""
+    """Read inputs as RGB pictures; leave arrays and tensors of other numbers to transformers."""
     if isinstance(images, (list, tuple)):
         return [_pictures(image) for image in images]
     if getattr(images, "ndim", 0) >= 4:

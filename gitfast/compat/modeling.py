@@ -36,7 +36,7 @@ class GitVisionModel(PreTrained):
         self.post_init()
 
     def tie_weights(self) -> None:
-        """Nothing: there are no words."""
+        """Do nothing: there are no word embeddings to tie."""
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.vision_model.embeddings.patch_embedding
@@ -58,7 +58,7 @@ class GitVisionModel(PreTrained):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
-        """Images (B, 3, H, W) -> features (B, N, D) after the last norm."""
+        """Compute features (B, N, D) after the last norm from images (B, 3, H, W)."""
         output_hidden_states = _chosen(self.config, "output_hidden_states", output_hidden_states)
         output_attentions = _chosen(self.config, "output_attentions", output_attentions)
         vision = self.vision_model
@@ -79,7 +79,7 @@ class GitVisionModel(PreTrained):
 
 
 class _Decoder(PreTrained):
-    """What ``GitModel`` and ``GitForCausalLM`` share: image tokens and text rows through the decoder."""
+    """The part that ``GitModel`` and ``GitForCausalLM`` share: image tokens and text rows through the decoder."""
 
     def hidden(
         self,
@@ -95,7 +95,7 @@ class _Decoder(PreTrained):
         output_hidden_states: bool,
         output_attentions: bool,
     ) -> ModelOutput:
-        """All rows through the decoder, arguments as of ``GitForCausalLM.forward``."""
+        """Run all rows through the decoder, with the arguments of ``GitForCausalLM.forward``."""
         before = past_key_values.image_tokens if past_key_values else 0
         cached = past_key_values.get_seq_length() if past_key_values else 0
         past = cached - before
@@ -164,7 +164,7 @@ class GitModel(_Decoder):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
-        """As ``GitForCausalLM.forward``, up to the last layer's rows (R, P + L, D)."""
+        """Run ``GitForCausalLM.forward`` up to the last layer's rows (R, P + L, D)."""
         (whole,) = self._whole
         tokens = None if pixel_values is None else whole.image_tokens(pixel_values, interpolate_pos_encoding)
         output = self.hidden(
@@ -185,7 +185,7 @@ class GitModel(_Decoder):
 class GitForCausalLM(_Decoder, torch_model.GitModel):
     """GIT with its output head: captions, answers, and the training loss."""
 
-    _native: tuple[Any, Any] | None = None  # the CPU engine, and the state of the weights that it was built of
+    _native: tuple[Any, Any] | None = None  # the CPU engine, and the state of the weights that it was built from
 
     def __init__(self, config: GitConfig) -> None:
         torch_model.GitModel.__init__(self, _shapes(config))
@@ -194,7 +194,7 @@ class GitForCausalLM(_Decoder, torch_model.GitModel):
         self.post_init()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the engine, which is built again when it is needed."""
+        """Return all but the engine, which is built again when it is needed."""
         return {name: value for name, value in self.__dict__.items() if name != "_native"}
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
@@ -219,7 +219,7 @@ class GitForCausalLM(_Decoder, torch_model.GitModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> CausalLMOutput | tuple[Any, ...]:
-        """Text rows over images.
+        """Run text rows over images.
 
         Args:
             input_ids: (R, L); or ``inputs_embeds`` (R, L, D), exactly one of them. R is a multiple of B; row r reads
@@ -229,12 +229,12 @@ class GitForCausalLM(_Decoder, torch_model.GitModel):
                 padded on the left need ``(attention_mask.cumsum(-1) - 1).clamp_min(0)``, which ``generate`` passes.
             pixel_values: Images (B, 3, H, W) or clips (B, T, 3, H, W); None: text only, or images in the cache.
             labels: (R, L), aligned with the text and shifted here; -100 is ignored. Gives the loss.
-            past_key_values: What an earlier call returned; only the text after it is passed then.
+            past_key_values: The cache of an earlier call; only the text after it is passed then.
             interpolate_pos_encoding: Take images of any size.
             logits_to_keep: Compute logits of this many last rows only; 0: of all. A tensor names the rows.
 
         Returns:
-            Logits (R, P + L, V), image rows included, and what was asked for.
+            Logits (R, P + L, V), image rows included, and the outputs that were asked for.
 
         Raises:
             ValueError: arguments that do not fit each other or the model; the message names them.
@@ -268,7 +268,7 @@ class GitForCausalLM(_Decoder, torch_model.GitModel):
         engine: str = "auto",
         **kwargs: Any,
     ) -> Tensor | GenerateOutput:
-        """Captions or answers as token ids (R * n, longest), prompts included, padded on the right.
+        """Generate captions or answers: token ids (R * n, longest), prompts included, padded on the right.
 
         Args:
             inputs: Prompts (R, L), ``input_ids`` too, padded anywhere where ``attention_mask`` is 0; None: ``[CLS]``
@@ -278,7 +278,7 @@ class GitForCausalLM(_Decoder, torch_model.GitModel):
                 ``forward`` otherwise, which is said once; "cpu" and "reference" insist.
             **kwargs: ``attention_mask``, ``pixel_values``, ``interpolate_pos_encoding``; settings by transformers'
                 names; and ``seed``, ``allowed_token_ids``, ``length_penalty_form``, ``ban_last_token`` of
-                ``gitfast.GenerationOptions``. Where no ``seed`` is given, torch's decides. ``max_length`` and
+                ``gitfast.GenerationOptions``. Without a ``seed``, torch's decides. ``max_length`` and
                 ``min_length`` count the prompt. Default: 20 new tokens, as in transformers.
 
         The native engine is built at the first call and again when parameters have changed.
@@ -289,24 +289,24 @@ class GitForCausalLM(_Decoder, torch_model.GitModel):
         return generation.generate(self, inputs, generation_config, kwargs, engine)
 
     def generate_output(self, *, beams: bool, **values: Any) -> GenerateOutput:
-        """What ``return_dict_in_generate`` asks for."""
+        """Make the output for ``return_dict_in_generate``."""
         return GenerateOutput(**values)
 
 
 def _shapes(config: GitConfig) -> Any:
-    """What ``torch_model`` builds its layers of: checked shapes, and what only training reads."""
+    """Return the settings for ``torch_model``: checked shapes, and those that only training reads."""
     checked = config.checked()
     values = {name: getattr(checked, name) for name in checked.__dataclass_fields__}
     return SimpleNamespace(**{**vars(config), **values, "pad_token_id": config.pad_token_id})
 
 
 def _chosen(config: Any, name: str, value: bool | None, default: bool = False) -> bool:
-    """An argument that was not given is what the configuration says."""
+    """Return the argument, or the configuration's value where it was not given."""
     return getattr(config, name, default) if value is None else value
 
 
 def _kept(rows: Tensor, keep: int | Tensor) -> Tensor:
-    """Rows (R, S, D) whose logits are asked for: the last ``keep``, or those a tensor names, as in transformers."""
+    """Select the rows (R, S, D) to compute logits of: the last ``keep``, or those a tensor names."""
     if not isinstance(keep, Tensor):
         return rows[:, -keep if keep else 0 :]
     if keep.ndim < 2:

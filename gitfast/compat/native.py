@@ -1,4 +1,4 @@
-"""When the native engine can stand in for a torch model, and the engine built of its weights."""
+"""The native engine in place of a torch model: the conditions, and the engine built from its weights."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from gitfast.checkpoints.config import GitConfig
 from gitfast.engines.cpu import CpuEngine
 from gitfast.errors import ConfigError, EngineError
 
-# What a subclass may not change if the native engine is to do as it would.
+# Attributes that a subclass must not change for the native engine to stand in for it.
 _GUARDED = ("forward", "__call__", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the engine computes in float32, where all are exact
 _SAMPLES = 32  # values read of each tensor to see changes that autograd's version counters do not
 
 
 def native_config(config: Any) -> GitConfig:
-    """A model's configuration as the engines take it; ``generate`` says what ends a text."""
+    """Return a model's configuration as the engines take it; ``generate`` passes the tokens that end a text."""
     return GitConfig.from_dict({**config.to_dict(), "eos_token_id": 0})
 
 
 def own_class(model: Any) -> Any:
-    """The class of ``gitfast.compat`` that a model is, or is a subclass of."""
+    """Return the class of ``gitfast.compat`` that a model is an instance of."""
     return next(c for c in type(model).__mro__ if c.__module__.startswith("gitfast.compat"))
 
 
 def obstacle(model: Any) -> str | None:
-    """Why the native engine cannot stand in for ``model``; None: it can."""
+    """Return why the native engine cannot stand in for ``model``; None where it can."""
     if model.device.type != "cpu" or model.dtype not in _DTYPES:
         return f"needs a float32, float16 or bfloat16 model on the CPU, got {model.dtype} on {model.device}"
     if model.training:
@@ -69,7 +69,7 @@ def _changed_module(model: nn.Module, expected: dict[str, tuple[type, str]]) -> 
         if "forward" in module.__dict__:
             return f"forward of {where} is replaced"
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        # those of transformers record or ask for gradients; they change no value
+        # transformers' own hooks record or ask for gradients; they change no value
         if any(not (getattr(hook, "__module__", None) or "").startswith("transformers.") for hook in hooks):
             return f"{where} has forward hooks"
     if missing := expected.keys() - found.keys():
@@ -90,7 +90,7 @@ def _changed_tensors(model: nn.Module, config: GitConfig) -> str | None:
 
 
 def _structure(own: type, key: str, config: Any) -> dict[str, tuple[type, str]]:
-    """Every module of an unchanged model by name: its class and settings."""
+    """Return every module of an unchanged model by name: its class and settings."""
     return _structures(own, key, _Unhashed(config))
 
 
@@ -115,7 +115,7 @@ def _structures(own: type, key: str, config: _Unhashed) -> dict[str, tuple[type,
 
 
 def engine_of(model: Any, ends: Sequence[int]) -> CpuEngine:
-    """The native engine of a model's weights, built again when they have changed; texts end at one of ``ends``.
+    """Return the native engine of a model's weights, rebuilt when they change; texts end at one of ``ends``.
 
     Raises:
         EngineError: the weights cannot be packed.
@@ -139,7 +139,7 @@ def _array(x: torch.Tensor) -> np.ndarray:
 
 
 def _state(model: nn.Module) -> tuple[Any, ...]:
-    """Differs when a weight has been written to: autograd's versions, and samples of the values (for ``.data``)."""
+    """Fingerprint the weights, to notice writes: autograd's versions, and samples of the values (for ``.data``)."""
     parameters = [*model.parameters()]
     flat = (p.detach().reshape(-1) for p in parameters)
     samples = torch.cat([x[:: max(1, x.numel() // _SAMPLES)] for x in flat])

@@ -1,4 +1,4 @@
-"""What the transformers-shaped classes return: fields by name, by key and by index, those that are None left out."""
+"""Outputs of the transformers-shaped classes: fields by name, by key and by index, without those that are None."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Cache(list[KeysValues]):
         self.image_tokens = image_tokens
 
     def get_seq_length(self) -> int:
-        """Tokens held, those of the image included."""
+        """Return the number of tokens held, those of the image included."""
         return self[0][0].shape[2] if self else 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
@@ -64,17 +64,17 @@ class Output:
 
 @dataclass
 class ModelOutput(Output):
-    """Of ``GitModel`` and ``GitVisionModel``. S is P image tokens and L text tokens, or the tokens of an image."""
+    """Output of ``GitModel`` and ``GitVisionModel``. S: P image and L text tokens, or the tokens of an image."""
 
     last_hidden_state: Tensor  # (R, S, D)
     past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None  # of the embeddings and every layer, each (R, S, D)
-    attentions: tuple[Tensor, ...] | None = None  # of every layer, each (R, H, S, S + cached)
+    hidden_states: tuple[Tensor, ...] | None = None  # the embeddings and every layer, each (R, S, D)
+    attentions: tuple[Tensor, ...] | None = None  # every layer, each (R, H, S, S + cached)
 
 
 @dataclass
 class CausalLMOutput(Output):
-    """Of ``GitForCausalLM``."""
+    """Output of ``GitForCausalLM``."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None  # (R, S, V), image rows included
@@ -85,9 +85,9 @@ class CausalLMOutput(Output):
 
 @dataclass
 class GenerateOutput(Output):
-    """Of ``GitForCausalLM.generate`` with ``return_dict_in_generate``; n sequences for each row, best first."""
+    """Output of ``generate`` with ``return_dict_in_generate``; n sequences for each row, best first."""
 
     sequences: Tensor  # (R * n, longest), int64: prompt and new tokens, padded on the right
     sequences_scores: Tensor  # (R * n,): sum of log-probabilities, with beams divided by the length penalty
-    token_logprobs: list[list[float]]  # of the new tokens, under the model itself
+    token_logprobs: list[list[float]]  # for the new tokens, under the model itself
     engine: str  # "cpu" for the native one, or "reference"

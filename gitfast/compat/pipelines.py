@@ -114,7 +114,7 @@ def pipeline(
         task: "image-to-text".
         model: Any name that ``gitfast.load`` takes, or a ``GitForCausalLM``.
         processor: A ``GitProcessor`` or a name; by default that of the model.
-        device, dtype: Of the model.
+        device, dtype: The model's device and dtype.
         batch_size, max_new_tokens, generate_kwargs: Defaults of the calls.
         **options: ``revision``, ``cache_dir``, ``local_files_only``, ``token``, as in ``gitfast.load``.
 
@@ -126,7 +126,7 @@ def pipeline(
         raise ValueError(f"task: expected {TASK!r}, got {task!r}; transformers has pipelines for others")
     if processor is None and not isinstance(model, (str, os.PathLike)):
         raise ValueError("processor: expected a GitProcessor or a name, because the model is not given by name")
-    from gitfast.compat import GitForCausalLM, GitProcessor  # which of two families, is known once it is imported
+    from gitfast.compat import GitForCausalLM, GitProcessor  # the import decides between the two families
 
     source = model if processor is None else processor
     if isinstance(source, (str, os.PathLike)):
@@ -158,7 +158,7 @@ def _positive(name: str, value: Any) -> int:
 
 
 def _is_stream(images: Any) -> bool:
-    """Whether these are many pictures, not one: a generator, a dataset, an iterator of files."""
+    """Return whether these are many pictures, not one: a generator, a dataset, an iterator of files."""
     one = (str, bytes, bytearray, memoryview, os.PathLike, Mapping)
     if isinstance(images, one) or hasattr(images, "read") or hasattr(images, "shape") or hasattr(images, "getbands"):
         return False

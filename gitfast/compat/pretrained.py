@@ -46,11 +46,11 @@ class PreTrained(nn.Module):
         config: Any = None,
         **options: Any,
     ) -> Self:
-        """A model by name, in evaluation mode: a whole checkpoint, or what ``save_pretrained`` of this class wrote.
+        """Load a model by name, in evaluation mode: a whole checkpoint, or a folder of ``save_pretrained``.
 
         Args:
             model: As in ``gitfast.load``: a folder, a repository of the Hub, a short name, a LoRA adapter's folder.
-            dtype: Of the parameters: a torch dtype or its name; "auto", the default, is what config.json says.
+            dtype: The parameters' dtype, a torch dtype or its name; "auto", the default, is that of config.json.
             torch_dtype: The older name of ``dtype``.
             device_map: One device for the whole model; several need transformers and accelerate.
             config: In place of the checkpoint's own.
@@ -109,12 +109,12 @@ class PreTrained(nn.Module):
 
     @staticmethod
     def config_of(config: GitConfig) -> Any:
-        """The part of a checkpoint's configuration that this class is built with."""
+        """Return the part of a checkpoint's configuration that this class is built with."""
         return config
 
     @classmethod
     def config_from_dict(cls, values: Mapping[str, Any]) -> Any:
-        """The configuration in a config.json that this class wrote."""
+        """Return the configuration in a config.json that this class wrote."""
         return GitConfig.from_dict(values)
 
     @property
@@ -126,7 +126,7 @@ class PreTrained(nn.Module):
         return next(self.parameters()).dtype
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Values in all parameters."""
+        """Count the values in all parameters."""
         embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else {}
         counted = [p for p in self.parameters() if id(p) not in embeddings]
         return sum(p.numel() for p in counted if p.requires_grad or not only_trainable)
@@ -158,7 +158,7 @@ class PreTrained(nn.Module):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = False
     ) -> nn.Module:
-        """Words and head with ``new_num_tokens`` rows; new rows are drawn as fresh weights are. Returns the words.
+        """Resize word embeddings and head; draw new rows as fresh weights. Returns the word embeddings.
 
         Args:
             new_num_tokens: Rows; None: as many as there are.

@@ -64,7 +64,7 @@ class GitImageProcessor:
         return self.settings.to_dict()
 
     def __call__(self, images: Any, return_tensors: str | None = None, **changes: Any) -> BatchFeature:
-        """One image or a list -> pixel_values (B, 3, H, W); of a video processor, frames of a clip or a list of clips.
+        """Turn an image or a list into pixel_values (B, 3, H, W); for video, frames of a clip or a list of clips.
 
         Args:
             images: Each a path, encoded bytes, an open file, a PIL image, a dict of these from ``datasets``, or a
@@ -100,7 +100,7 @@ class GitProcessor:
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], **options: Any) -> Self:
-        """By name; names and options as in ``gitfast.load``."""
+        """Load by name; names and options as in ``gitfast.load``."""
         options = {name: value for name, value in options.items() if name not in _NO_MATTER and value is not None}
         if unknown := sorted(options.keys() - set(_FETCH)):
             raise TypeError(f"from_pretrained: {', '.join(unknown)}: not known, or needs transformers installed")
@@ -126,7 +126,7 @@ class GitProcessor:
         return_tensors: str | None = None,
         **options: Any,
     ) -> BatchFeature:
-        """Inputs of ``GitForCausalLM``.
+        """Make the inputs of ``GitForCausalLM``.
 
         Args:
             images: As in ``GitImageProcessor``.
@@ -134,7 +134,7 @@ class GitProcessor:
                 (R, L).
             videos: A list of clips, each anything that ``gitfast.load``'s models take -> (B, T, 3, H, W).
             return_tensors: "pt", "np", or None for lists of token ids (pixels are arrays then).
-            **options: Of ``GitTokenizer``: padding, truncation, max_length, add_special_tokens, ...; and of
+            **options: Options of ``GitTokenizer``: padding, truncation, max_length, add_special_tokens, ...; and of
                 ``GitImageProcessor``: do_resize, size, ...
 
         Raises:
@@ -162,16 +162,16 @@ class GitProcessor:
         return inputs
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
-        """The text of one row of token ids."""
+        """Decode one row of token ids."""
         return self.tokenizer.decode(token_ids, skip_special_tokens)
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
-        """The texts of rows of token ids."""
+        """Decode rows of token ids."""
         return [self.decode(row, skip_special_tokens) for row in sequences]
 
 
 def _clips(images: Any) -> list[list[Any]]:
-    """A clip's frames, or a list of clips, as a list of clips."""
+    """List clips given as one clip's frames or as a list of clips."""
     if not isinstance(images, (list, tuple)):
         images = list(images) if getattr(images, "ndim", 0) >= 4 else [images]
     nested = images and (isinstance(images[0], (list, tuple)) or getattr(images[0], "ndim", 0) >= 4)
@@ -179,7 +179,7 @@ def _clips(images: Any) -> list[list[Any]]:
 
 
 def _pictures(images: Any) -> Any:
-    """A batch in one array or tensor as a list; the rest as it is."""
+    """Split a batch in one array or tensor into a list; leave the rest as it is."""
     return list(images) if getattr(images, "ndim", 0) == 4 else images
 
 

@@ -1,4 +1,4 @@
-"""Rows of image and text: which keys each sees, and the checks of what they are made of."""
+"""Rows of image and text: the keys that each sees, and the checks of their inputs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def visible_keys(mask: Tensor, past: int, length: int, images: int, images_before: int) -> Tensor:
-    """bool (R, 1, images + L, images_before + past + images + L), of a text mask (R, past + L), False at padding.
+    """Make the mask (R, 1, images + L, images_before + past + images + L) from one of text (R, past + L), both bool.
 
-    Image rows see image rows; text rows see all image rows, and the real text up to themselves. ``images_before`` image
-    tokens and ``past`` text tokens are cached.
+    The text's mask is False at padding. Image rows see image rows; text rows see all image rows, and the real text up
+    to themselves. ``images_before`` image tokens and ``past`` text tokens are cached.
     """
     rows, total = mask.shape
     device = mask.device
@@ -34,7 +34,7 @@ def check_text(
     past: int,
     cached: int,
 ) -> tuple[int, int]:
-    """R and L of text rows behind ``past`` cached text tokens; ``cached`` counts those of the image too.
+    """Check text rows behind ``past`` cached text tokens; return R and L. ``cached`` counts image tokens too.
 
     Raises:
         ValueError: arguments that do not fit each other; the message names them.
@@ -54,7 +54,7 @@ def check_text(
 
 
 def check_labels(labels: Tensor, text: Tensor, logits_to_keep: int | Tensor) -> None:
-    """Labels (R, L) are one for each token of the text, and the logits they are compared with are computed.
+    """Check that labels (R, L) are one per text token, and that the logits they are compared with are computed.
 
     Raises:
         ValueError: they are not.
@@ -67,7 +67,7 @@ def check_labels(labels: Tensor, text: Tensor, logits_to_keep: int | Tensor) -> 
 
 
 def check_images(config: Any, pixel_values: Tensor | None, interpolate: bool) -> None:
-    """Pixels (B, 3, H, W) or (B, T, 3, H, W) suit the configuration.
+    """Check that pixels (B, 3, H, W) or (B, T, 3, H, W) suit the configuration.
 
     Raises:
         ValueError: rank, size or number of frames do not.

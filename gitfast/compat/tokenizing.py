@@ -18,10 +18,10 @@ _TRUNCATION = {False: False, "do_not_truncate": False, True: True, "longest_firs
 
 
 class GitTokenizer:
-    """Text to token ids as transformers' BertTokenizer does it: ``[SEP]`` inside a text is the token of that name."""
+    """A tokenizer like transformers' BertTokenizer: ``[SEP]`` inside a text is the token of that name."""
 
     model_input_names = ("input_ids", "attention_mask")
-    # What __call__ takes beside texts.
+    # Arguments of __call__ beside texts.
     options = frozenset(
         {
             "add_special_tokens",
@@ -51,7 +51,7 @@ class GitTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> GitTokenizer:
-        """With the ``model_max_length`` of tokenizer_config.json."""
+        """Read a folder's tokenizer, with the ``model_max_length`` of tokenizer_config.json."""
         file = folder / "tokenizer_config.json"
         limit = read_json(file, CheckpointError).get("model_max_length") if file.is_file() else None
         return cls(tokenizer, limit if isinstance(limit, int) and limit < 10**9 else None)
@@ -64,7 +64,7 @@ class GitTokenizer:
         return self.vocab_size
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of one text."""
+        """Encode one text as token ids."""
         if not isinstance(text, str):
             raise TypeError(f"text: expected str, got {type(text).__name__}")
         text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
@@ -84,7 +84,7 @@ class GitTokenizer:
         return_attention_mask: bool = True,
         return_tensors: str | None = None,
     ) -> dict[str, Any]:
-        """input_ids and attention_mask: of one text flat, of a list (R, L); with ``return_tensors`` always (R, L).
+        """Return input_ids and attention_mask: flat for one text, (R, L) for a list or with ``return_tensors``.
 
         Args:
             text: One text or a list.
@@ -142,17 +142,17 @@ class GitTokenizer:
         return -(-length // multiple) * multiple if multiple else length
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
-        """The text of one row of token ids."""
+        """Decode one row of token ids."""
         ids: Iterable[int] = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         ids = [ids] if isinstance(ids, int) else list(ids)
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
-        """The texts of rows of token ids."""
+        """Decode rows of token ids."""
         return [self.decode(row, skip_special_tokens) for row in sequences]
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """Ids of tokens by their text; those that are not in the vocabulary are unknown."""
+        """Look up ids of tokens by their text; those outside the vocabulary get the unknown token's id."""
         if isinstance(tokens, str):
             found = self._backend.token_to_id(tokens)
             return self._backend.token_to_id("[UNK]") if found is None else found

@@ -20,19 +20,19 @@ from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefi
 
 
 class Engine(abc.ABC):
-    """Computes a model. Calls are thread-safe.
+    """An engine that computes a model. Calls are thread-safe.
 
     Attributes:
-        name: How ``gitfast.load`` and messages name the engine.
-        normalization: What ``encode`` does to pixels given as bytes, uint8 (B, H, W, 3) or (B, T, H, W, 3): a quarter
+        name: The engine's name in ``gitfast.load`` and in messages.
+        normalization: Applied by ``encode`` to pixels given as bytes, uint8 (B, H, W, 3) or (B, T, H, W, 3): a quarter
             of the bytes on their way to a device. None: it takes floats only.
-        rows_at_once: How many rows ``generate`` decodes at once of those it is given; it goes on with the next as soon
+        rows_at_once: The number of rows ``generate`` decodes at once of those given; it goes on with the next as soon
             as one has ended, so it is better given many. It computes on a device, and the host is free to read
             meanwhile. None: all rows of a call at once, to be bounded by the caller.
-        attends: Whether ``attend`` shows the attention of text to the image.
-        dtype: How weights are stored.
+        attends: True if ``attend`` shows the attention of text to the image.
+        dtype: The dtype in which weights are stored.
         nbytes: Bytes of weights; None: not known.
-        stats: The work done so far, of engines that count it.
+        stats: The work done so far, if the engine counts it.
     """
 
     name: ClassVar[str]
@@ -50,7 +50,7 @@ class Engine(abc.ABC):
         return None
 
     def plans(self) -> Sequence[Any]:
-        """What is kept for encoding batches of one size and kind, the last used last."""
+        """List the plans kept for encoding batches of one size and kind, the last used last."""
         return []
 
     @abc.abstractmethod
@@ -89,10 +89,10 @@ class Engine(abc.ABC):
         *,
         cancel: CancelToken | None = None,
     ) -> list[np.ndarray]:
-        """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""
+        """Compute the log-probability of every token of ``sequences[r]`` but its first: float32 (len - 1,)."""
 
     def attend(self, prefix: ImagePrefix, sequence: Sequence[int]) -> np.ndarray:
-        """Attention of every token of ``sequence`` to the image tokens, float32 (len, P).
+        """Compute the attention of every token of ``sequence`` to the image tokens, float32 (len, P).
 
         These are softmax weights over image tokens and text together, averaged over all heads and layers, each alike.
         The weights on text are left out, so that a row sums to the image's share of them.
@@ -113,12 +113,12 @@ class Engine(abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingEvent:
-    """What a step did to a sequence."""
+    """The effect of a step on a sequence."""
 
     handle: int
     token_ids: list[int]  # new and final; none with beams or several samples, whose tokens are final at the end
     generations: list[Generation] | None = None  # at the end, best first; the handle is no longer valid
-    error: Exception | None = None  # or why the sequence ended without
+    error: Exception | None = None  # or the error that ended the sequence
 
     @property
     def done(self) -> bool:
@@ -128,13 +128,13 @@ class DecodingEvent:
 class Decoding(abc.ABC):
     """Sequences that share every step, each with its own prefix, prompt, options and seed.
 
-    A sequence's result does not depend on the others. Room for all it may come to need is taken when it is added.
+    A sequence's result does not depend on the others. Memory for its longest result is taken when it is added.
     Threads take turns.
     """
 
     @abc.abstractmethod
     def add(self, prefix: ImagePrefix | None, prompt: Sequence[int], options: GenerationOptions) -> int:
-        """Let a sequence join at the next step; the handle of its events.
+        """Let a sequence join at the next step; return the handle of its events.
 
         Raises:
             ValueError, TypeError: an argument or option that cannot be; the message names it.
@@ -143,15 +143,15 @@ class Decoding(abc.ABC):
 
     @abc.abstractmethod
     def cancel(self, handle: int) -> bool:
-        """Let a sequence leave without an event; False when it has ended already."""
+        """Let a sequence leave without an event; return False when it has ended already."""
 
     @abc.abstractmethod
     def step(self) -> list[DecodingEvent]:
-        """Run one step of every sequence; one event for each that took part. None where there are no sequences."""
+        """Run one step of every sequence; return an event for each, or None where there are no sequences."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Sequences that have not ended."""
+        """Count the sequences that have not ended."""
 
 
 @dataclass
@@ -160,8 +160,8 @@ class EngineStats:
 
     encoded_images: int = 0  # images and clips
     prefill_tokens: int = 0
-    decode_steps: int = 0  # of all calls together
-    decode_rows: int | None = None  # of those steps; over the steps, how many share one. None: not counted
+    decode_steps: int = 0  # all calls together
+    decode_rows: int | None = None  # in those steps; divided by the steps, the mean rows of one. None: not counted
     step_seconds: float | None = None
     encode_seconds: float | None = None
     persistent_searches: int = 0  # calls whose steps one kernel on the device took

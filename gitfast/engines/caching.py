@@ -21,12 +21,12 @@ from gitfast.errors import ArgumentError
 from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
 
 _MAX_FILES = 1 << 16  # whose pixels are known: some 15 MB
-_POLL_INTERVAL_S = 0.02  # how often a call that waits for another's encoding looks at its token
+_POLL_INTERVAL_S = 0.02  # interval at which a call that waits for another's encoding checks its token
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheStats:
-    """Counts since the cache was made, and what it holds now."""
+    """Counts since the cache was made, and its present contents."""
 
     hits: int  # also of calls that waited for another's encoding
     misses: int
@@ -36,18 +36,18 @@ class CacheStats:
 
 
 class CachingEngine(Engine):
-    """An ``Engine`` that keeps the prefixes of ``engine``, the least recently used ones going first. Thread-safe.
+    """An ``Engine`` with an LRU cache of the prefixes of ``engine``. Thread-safe.
 
     An image that several calls want at the same time is encoded once: the others wait for it.
 
     The key of ``encode`` is a digest of the pixels after preprocessing: the same picture in another file is a hit, and
-    the same file under other preprocessing settings is not. ``note_file`` keeps which pixels a file's bytes become, so
-    that ``of_file`` finds the prefix without decoding and resizing them again. ``encode_keyed`` takes keys of the
-    caller's. A prefix that was evicted stays valid for those who still hold it.
+    the same file under other preprocessing settings is not. ``note_file`` records the pixels of a file's bytes, so that
+    ``of_file`` finds the prefix without decoding and resizing them again. ``encode_keyed`` takes the caller's keys. An
+    evicted prefix stays valid for those who still hold it.
     """
 
     def __init__(self, engine: Engine, max_bytes: int) -> None:
-        """``max_bytes`` bounds the keys and values that are kept; a prefix larger than that is not.
+        """Keep at most ``max_bytes`` of keys and values; a prefix larger than that is not kept.
 
         Raises:
             ArgumentError: ``max_bytes`` is no positive integer.
@@ -63,7 +63,7 @@ class CachingEngine(Engine):
         _engines.add(self)
 
     def _after_fork(self) -> None:
-        """Start with no lock held, and nothing on its way: the threads that saw to it are the parent's."""
+        """Start with no lock held and no encoding in progress: the threads that did it are the parent's."""
         self._lock = threading.Lock()
         self._coming: dict[bytes, Future[ImagePrefix]] = {}
         self._nbytes = sum(prefix.nbytes for prefix in self._prefixes.values())  # may have been cut off in between
@@ -127,7 +127,7 @@ class CachingEngine(Engine):
             return prefix
 
     def note_file(self, key: bytes, pixels: np.ndarray) -> None:
-        """Keep what pixels, as ``encode`` takes them for one image, the file of this ``file_key`` becomes."""
+        """Record the pixels, as ``encode`` takes them for one image, of the file with this ``file_key``."""
         digest = _digest(pixels)
         with self._lock:
             self._files[key] = digest
@@ -143,7 +143,7 @@ class CachingEngine(Engine):
             rows = pixel_values if len(missing) == len(pixel_values) else pixel_values[missing]
             return self.engine.encode(rows, interpolate_positions=interpolate_positions, cancel=cancel)
 
-        if not isinstance(pixel_values, np.ndarray) or pixel_values.ndim == 0:  # the engine says what is wrong
+        if not isinstance(pixel_values, np.ndarray) or pixel_values.ndim == 0:  # the engine reports the error
             return self.engine.encode(pixel_values, interpolate_positions=interpolate_positions, cancel=cancel)
         return self.encode_keyed([_digest(pixels) for pixels in pixel_values], encode, cancel=cancel)
 
@@ -154,13 +154,13 @@ class CachingEngine(Engine):
         *,
         cancel: CancelToken | None = None,
     ) -> list[ImagePrefix]:
-        """Look up prefixes by key, and make what is missing.
+        """Look up prefixes by key, and make the missing ones.
 
         Args:
             keys: One per image; equal keys must mean equal prefixes (``file_key``).
             encode: Takes indices into ``keys`` of images to encode, returns their prefixes in that order. Its errors
                 are raised; other calls that wait for one of those images then make it themselves.
-            cancel: Looked at while another call encodes what this one needs, too.
+            cancel: Checked also while another call encodes an image that this one needs.
         """
         found: dict[bytes, ImagePrefix] = {}
         first: dict[bytes, int] = {}
@@ -216,7 +216,7 @@ class CachingEngine(Engine):
     def _claim(
         self, missing: dict[bytes, int], found: dict[bytes, ImagePrefix]
     ) -> tuple[dict[bytes, Future[ImagePrefix]], dict[bytes, Future[ImagePrefix]]]:
-        """Take what is cached into ``found``; of the rest, what this call is to make, and what others are making."""
+        """Put cached prefixes into ``found``; return the keys for this call to make, and those others are making."""
         own: dict[bytes, Future[ImagePrefix]] = {}
         others: dict[bytes, Future[ImagePrefix]] = {}
         with self._lock:
@@ -234,7 +234,7 @@ class CachingEngine(Engine):
         return own, others
 
     def _release(self, own: dict[bytes, Future[ImagePrefix]]) -> None:
-        """Nothing is on its way any more; who waits for what did not come is told so."""
+        """End this call's encodings; tell waiting calls which of them did not come."""
         with self._lock:
             for key, future in own.items():
                 if self._coming.get(key) is future:
@@ -267,7 +267,7 @@ os.register_at_fork(after_in_child=_reset_engines)
 
 
 def file_key(data: bytes, settings: object) -> bytes:
-    """The key of an image file's bytes under preprocessing ``settings``, whose ``repr`` must say all that matters."""
+    """Make the key of an image file's bytes under preprocessing ``settings``, whose ``repr`` must be complete."""
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16, person=b"gitfast file")
     digest.update(data)
     return digest.digest()
@@ -280,7 +280,7 @@ def _digest(pixels: np.ndarray) -> bytes:
 
 
 def _wait(future: Future[ImagePrefix], cancel: CancelToken | None) -> ImagePrefix | None:
-    """Another call's prefix, or None where it ended without."""
+    """Wait for another call's prefix; return None where it ended without."""
     while True:
         if cancel is not None:
             cancel.check()

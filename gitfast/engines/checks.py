@@ -1,4 +1,4 @@
-"""The checks of the CPU engine's arguments, for engines in Python: the same limits, in the same words."""
+"""The CPU engine's argument checks for engines in Python: the same limits, in the same words."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def check_text(
     prefix_type: type[Prefix],
     new_tokens: int = 0,
 ) -> list[Prefix | None]:
-    """The prefixes, of their own type; raise ``ValueError`` or ``TypeError`` where they or the texts do not suit.
+    """Return the prefixes in their own type; raise ``ValueError`` or ``TypeError`` where they or texts do not suit.
 
     Args:
         name: The argument that holds ``texts``.
-        new_tokens: For which each text leaves room.
+        new_tokens: New tokens for which each text must leave room.
     """
     _C.check_texts(texts, name, new_tokens, config.vocab_size, config.max_position_embeddings)
     if len(prefixes) != len(texts):
@@ -52,7 +52,7 @@ def check_generate(
     config: GitConfig,
     prefix_type: type[Prefix],
 ) -> list[Prefix | None]:
-    """``check_text`` for prompts, and the options too."""
+    """Do ``check_text`` for prompts, and check the options too."""
     _C.check_search(native_options(options, config.eos_token_ids), prompts, config.vocab_size)
     return check_text(prefixes, prompts, "prompts", config, prefix_type, options.max_new_tokens)
 

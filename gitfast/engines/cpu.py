@@ -47,7 +47,7 @@ class CpuEngine(Engine):
     ) -> CpuEngine:
         """Build from a checkpoint's tensors (float32 or float16) by Hugging Face name.
 
-        Each tensor is looked up once, packed, and let go. ``dtype`` is how matrices are stored: "float32"; "bfloat16",
+        Each tensor is looked up once, packed, and let go. ``dtype`` is that of stored matrices: "float32"; "bfloat16",
         multiplied as such, with activations rounded to it, where the CPU can (``isa`` avx512_bf16), and widened
         to float32 elsewhere; or "int8", with one scale per output channel of the decoder and its head, and bfloat16 in
         the vision encoder. Sums, softmax, norms and logits are float32 always. ``num_threads`` 0 takes
@@ -83,7 +83,7 @@ class CpuEngine(Engine):
 
     @property
     def dtype(self) -> str:
-        """How matrices are stored: ``float32``, ``bfloat16`` or ``int8``."""
+        """The dtype in which matrices are stored: ``float32``, ``bfloat16`` or ``int8``."""
         return self._native.dtype
 
     @property
@@ -116,7 +116,7 @@ class CpuEngine(Engine):
     def features(
         self, pixel_values: np.ndarray, *, interpolate_positions: bool = False, cancel: CancelToken | None = None
     ) -> np.ndarray:
-        """Vision features of all frames, (B, T * N, vision width), float32: what the projection reads."""
+        """Compute the vision features of all frames, (B, T * N, vision width), float32: the projection's input."""
         return self._native.features(pixel_values, interpolate_positions, cancel_flag(cancel))
 
     def generate(
@@ -144,7 +144,7 @@ class CpuEngine(Engine):
         *,
         cancel: CancelToken | None = None,
     ) -> list[np.ndarray]:
-        """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""
+        """Compute the log-probability of every token of ``sequences[r]`` but its first: float32 (len - 1,)."""
         return self._native.score(prefixes, sequences, cancel_flag(cancel))
 
     def logits(
@@ -154,15 +154,15 @@ class CpuEngine(Engine):
         *,
         cancel: CancelToken | None = None,
     ) -> list[np.ndarray]:
-        """Logits at every token of ``sequences[r]``, float32 (len, V)."""
+        """Compute the logits at every token of ``sequences[r]``, float32 (len, V)."""
         return self._native.logits(prefixes, sequences, cancel_flag(cancel))
 
     def attend(self, prefix: ImagePrefix, sequence: Sequence[int]) -> np.ndarray:
-        """Attention of every token of ``sequence`` to the image tokens, float32 (len, P): see ``Engine.attend``."""
+        """Compute the attention of every token of ``sequence`` to the image tokens: see ``Engine.attend``."""
         return self._native.attend(prefix, sequence)
 
     def decoding(self) -> CpuDecoding:
-        """A running batch of its own, apart from that of the calls above."""
+        """Make a running batch of its own, apart from that of the calls above."""
         return CpuDecoding(self._native.decoding(), self.config.eos_token_ids)
 
 

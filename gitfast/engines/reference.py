@@ -33,7 +33,7 @@ class ReferencePrefix:
         return sum(x.nbytes for pair in self.layers for x in pair)
 
     def keys_values(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and values of one decoder layer, each (H, P, head_dim), float32."""
+        """Return the keys and values of one decoder layer, each (H, P, head_dim), float32."""
         keys, values = (x.float().cpu().numpy() for x in self.layers[layer])
         return keys, values
 
@@ -87,13 +87,13 @@ class ReferenceEngine(Engine):
         *,
         cancel: CancelToken | None = None,
     ) -> list[list[Generation]]:
-        """Row r continues ``prompts[r]`` on ``prefixes[r]``; rows run one at a time, so none depends on another.
+        """Continue ``prompts[r]`` on ``prefixes[r]``; rows run one at a time, so none depends on another.
 
         Raises:
             ValueError: an option or prompt that cannot be; the message names it.
         """
         given = check_generate(prefixes, prompts, options, self.config, ReferencePrefix)
-        caches: list[list[KeysValues]] = []  # of the rows of the last step; never written to, so beams may share one
+        caches: list[list[KeysValues]] = []  # caches of the last step's rows; never written to, so beams may share one
 
         def step(ids: Sequence[Sequence[int]], parents: Sequence[int] | None, items: Sequence[int]) -> Tensor:
             nonlocal caches
@@ -115,7 +115,7 @@ class ReferenceEngine(Engine):
         *,
         cancel: CancelToken | None = None,
     ) -> list[np.ndarray]:
-        """Log-probability of every token of ``sequences[r]`` but its first, given those before: float32 (len - 1,)."""
+        """Compute the log-probability of every token of ``sequences[r]`` but its first: float32 (len - 1,)."""
         given = check_text(prefixes, sequences, "sequences", self.config, ReferencePrefix)
         scores = []
         for prefix, ids in zip(given, sequences, strict=True):
@@ -128,7 +128,7 @@ class ReferenceEngine(Engine):
 
     @torch.inference_mode()
     def attend(self, prefix: ImagePrefix, sequence: Sequence[int]) -> np.ndarray:
-        """Attention of every token of ``sequence`` to the image tokens, float32 (len, P): see ``Engine.attend``."""
+        """Compute the attention of every token of ``sequence`` to the image tokens: see ``Engine.attend``."""
         (own,) = check_text([prefix], [sequence], "sequences", self.config, ReferencePrefix)
         if own is None:
             raise ValueError("prefix: expected an image's, got None")
@@ -159,7 +159,7 @@ class ReferenceEngine(Engine):
     def _text_rows(
         self, prefix: ReferencePrefix | None, ids: Sequence[int], cache: list[KeysValues] | None = None
     ) -> GitOutput:
-        """One text row (1, L) after the cached ones."""
+        """Run one text row (1, L) after the cached ones."""
         layers = None if prefix is None else [(k[None], v[None]) for k, v in prefix.layers]
         past = cache[0][0].shape[2] if cache else 0
         positions = torch.arange(past, past + len(ids), device=self._device)[None]

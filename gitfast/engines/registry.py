@@ -1,4 +1,4 @@
-"""Which engines there are, whether they can run here, and how one is made of a checkpoint."""
+"""The engines by name: their availability on this machine, and their construction from a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = ("float32", "float16", "bfloat16", "int8", "float8")
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStatus:
-    """Whether an engine can run here; ``detail`` is what it would use, or what it lacks."""
+    """The availability of an engine; ``detail`` names the device it would use, or the part it lacks."""
 
     name: str
     usable: bool
@@ -26,12 +26,12 @@ class EngineStatus:
 
 
 def engine_statuses() -> list[EngineStatus]:
-    """One per engine. Nothing heavy is imported to find out; asking for CUDA devices wakes their driver."""
+    """Return the status of every engine. Nothing heavy is imported; asking for CUDA devices wakes their driver."""
     return [engine_status(name) for name in ENGINES]
 
 
 def engine_status(name: str) -> EngineStatus:
-    """That of one engine, by a name in ``ENGINES``."""
+    """Return the status of one engine, by a name in ``ENGINES``."""
     return {"cpu": _cpu_status, "cuda": _cuda_status, "reference": _reference_status}[name]()
 
 
@@ -44,7 +44,7 @@ def create_engine(
     num_threads: int | None = None,
     normalization: Normalization | None = None,
 ) -> Engine:
-    """An engine by name; "auto" takes the CPU engine, "torch" is another name of "reference".
+    """Create an engine by name; "auto" takes the CPU engine, "torch" is another name of "reference".
 
     ``normalization`` is for engines that take pixels as bytes; the others are given floats, and ignore it.
 
@@ -152,7 +152,7 @@ def _reference_status() -> EngineStatus:
 
 
 def _has_nvidia_driver() -> bool:
-    """Whether CUDA's driver library can be loaded. Without one the runtime speaks of an insufficient version."""
+    """Return whether CUDA's driver library loads. Without it the runtime speaks of an insufficient version."""
     for name in ("libcuda.so.1", "nvcuda.dll"):
         try:
             ctypes.CDLL(name)

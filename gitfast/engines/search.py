@@ -1,7 +1,7 @@
 """The native search from Python: options in, and a loop around any step function.
 
 The search itself (greedy, beams, sampling, rules, constraint) is C++, ``csrc/search``; its header says where it goes
-beyond transformers. Engines that decode in C++ call it there; what decodes in Python runs ``generate_with``.
+beyond transformers. Engines that decode in C++ call it there; those that decode in Python run ``generate_with``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ StepFunction = Callable[[Sequence[Sequence[int]], Sequence[int] | None, Sequence
 
 
 def native_options(options: GenerationOptions, eos_token_id: int | Sequence[int]) -> dict[str, Any]:
-    """The options as the native search takes them."""
+    """Convert options to those of the native search."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     return values | {"eos_token_id": eos_token_id}
 
 
 def generations(results: list[list[tuple[list[int], list[float], float, Any]]]) -> list[list[Generation]]:
-    """What the native search found, as result objects."""
+    """Convert the native search's results to result objects."""
     return [
         [
             Generation(token_ids=ids, token_logprobs=logprobs, score=score, finish_reason=reason)
@@ -46,7 +46,7 @@ def generate_with(
     on_token: TokenCallback | None = None,
     cancel: CancelToken | None = None,
 ) -> list[list[Generation]]:
-    """Generate for every prompt with the logits that ``step`` gives: per prompt the sequences found, best first.
+    """Generate for every prompt with the logits of ``step``; return the sequences of each, best first.
 
     Raises:
         ValueError: an option or prompt cannot be, or the logits have another shape or hold NaN.
@@ -69,7 +69,7 @@ def generate_with(
 
 
 def _report(search: _C.Search, items: Sequence[int], on_token: TokenCallback, *, single: bool) -> None:
-    """Tell of each item that took part in a step; one whose callback asks for it is stopped."""
+    """Report a step to the callback of each item; stop the items whose callback asks for it."""
     tokens = dict(zip(search.items, search.tokens, strict=True))
     ended = search.results() if any(item not in tokens for item in items) else []
     for item in items:

@@ -22,7 +22,7 @@ _ROUGE_BETA = 1.2
 # The published program adds these so that nothing is divided by zero and no logarithm of zero is taken.
 _TINY, _SMALL = 1e-15, 1e-9
 
-Id: TypeAlias = Any  # of an image: anything hashable
+Id: TypeAlias = Any  # an image's id: anything hashable
 Words: TypeAlias = Sequence[str]
 NgramCounts: TypeAlias = Counter[tuple[str, ...]]
 
@@ -34,7 +34,7 @@ class CaptionScores:
     Attributes:
         cider, rouge_l: Means over images. CIDEr-D goes up to 10.
         bleu: BLEU-1 to BLEU-4 of all captions together.
-        per_image: The same of every image, by its id; BLEU there is of one caption.
+        per_image: The same for every image, by its id; BLEU there is that of one caption.
     """
 
     cider: float
@@ -43,7 +43,7 @@ class CaptionScores:
     per_image: Mapping[Id, ImageScores]
 
     def as_dict(self) -> dict[str, float]:
-        """The scores of all images by the names that papers use."""
+        """Return the scores of all images by the names that papers use."""
         return {"CIDEr": self.cider, **{f"BLEU-{n}": x for n, x in enumerate(self.bleu, 1)}, "ROUGE-L": self.rouge_l}
 
 
@@ -128,7 +128,7 @@ class _Vector:
 
 
 def _cider_d(candidates: Mapping[Id, NgramCounts], references: Mapping[Id, Sequence[NgramCounts]]) -> dict[Id, float]:
-    frequency: Counter[tuple[str, ...]] = Counter()  # in how many images' references an n-gram stands
+    frequency: Counter[tuple[str, ...]] = Counter()  # images whose references contain an n-gram, by n-gram
     for texts in references.values():
         frequency.update(set().union(*texts))
     log_images = math.log(len(references))
@@ -163,7 +163,7 @@ def _similarity(candidate: _Vector, reference: _Vector) -> float:
 
 @dataclass(frozen=True)
 class BleuMatch:
-    """What BLEU counts: n-grams of the candidate, those of them that a reference has, and both lengths."""
+    """The counts of BLEU: n-grams of the candidate, those of them that a reference has, and both lengths."""
 
     guessed: tuple[int, ...]
     correct: tuple[int, ...]
@@ -182,7 +182,7 @@ class BleuMatch:
         )
 
     def bleu(self) -> tuple[float, float, float, float]:
-        """BLEU-1 to BLEU-4."""
+        """Compute BLEU-1 to BLEU-4."""
         ratio = (self.length + _TINY) / (self.reference_length + _SMALL)
         penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
         product, scores = 1.0, []
@@ -206,7 +206,7 @@ def _bleu_match(
 
 
 def rouge_l(words: Words, references: Sequence[Words]) -> float:
-    """ROUGE-L with beta 1.2, of the best precision and the best recall over the references."""
+    """Compute ROUGE-L with beta 1.2 from the best precision and the best recall over the references."""
     # An empty text counts as one empty word, as in the published program.
     words, texts = words or [""], [reference or [""] for reference in references]
     common = [longest_common_subsequence(words, reference) for reference in texts]
@@ -218,7 +218,7 @@ def rouge_l(words: Words, references: Sequence[Words]) -> float:
 
 
 def longest_common_subsequence(a: Words, b: Words) -> int:
-    """The length of the longest common subsequence, by bits of an integer (Hyyrö 2004)."""
+    """Return the length of the longest common subsequence, by bits of an integer (Hyyrö 2004)."""
     positions: dict[str, int] = {}
     for i, word in enumerate(a):
         positions[word] = positions.get(word, 0) | 1 << i

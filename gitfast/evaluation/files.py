@@ -32,7 +32,7 @@ class References:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One question of a VQA data set, with what annotators answered and the kind of question where it is given."""
+    """One question of a VQA data set, with the annotators' answers and the kind of question where it is given."""
 
     image_id: str
     text: str
@@ -186,7 +186,7 @@ def _json(text: str, where: str) -> Any:
 
 
 def _rows_of(document: dict[str, Any] | list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
-    """The rows of a document: ``annotations`` in COCO and VQAv2, ``data`` in TextCaps and TextVQA."""
+    """Return the rows of a document: ``annotations`` in COCO and VQAv2, ``data`` in TextCaps and TextVQA."""
     if isinstance(document, list):
         return document
     return _list_of(document, "data" if "data" in document and "annotations" not in document else "annotations", path)
@@ -235,7 +235,7 @@ def _texts_of(row: dict[str, Any], where: str) -> list[str]:
 
 
 def _answers_of(row: dict[str, Any], where: str) -> list[str]:
-    """The annotators' answers: texts, or objects with ``answer``; a single ``answer`` stands for one annotator."""
+    """Return the annotators' answers: texts, or objects with ``answer``; a single ``answer`` is one annotator's."""
     answers = row.get("answers", [row["answer"]] if "answer" in row else None)
     given = answers if isinstance(answers, list) else []
     texts: list[Any] = [answer.get("answer") if isinstance(answer, dict) else answer for answer in given]

@@ -45,7 +45,7 @@ li strong { font-weight: 600; display: block; overflow-wrap: anywhere; }
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One picture of a report: its generated text, what people wrote, and a score from 0 to ``Report.best``."""
+    """One picture of a report: its generated text, the reference texts, and a score from 0 to ``Report.best``."""
 
     name: str
     text: str
@@ -57,7 +57,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a report shows.
+    """The contents of a report.
 
     Attributes:
         title, about: The heading, and a line that says which model and data these are.
@@ -128,7 +128,7 @@ def _histogram(scores: Sequence[float], best: float) -> str:
 
 
 def _thumbnail(path: Path | None) -> str | None:
-    """A JPEG as a data URI; None where the picture cannot be read."""
+    """Make a JPEG as a data URI; None where the picture cannot be read."""
     if path is None:
         return None
     try:

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-Id: TypeAlias = Any  # of a question: anything hashable
+Id: TypeAlias = Any  # a question's id: anything hashable
 
-_FULL_AGREEMENT = 3  # of the other annotators
+_FULL_AGREEMENT = 3  # other annotators
 _MAX_PERIODS = 32  # the official program passes a flag of ``re`` where the count belongs
 _PERIOD = re.compile(r"\.(?!\d)")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -55,7 +55,7 @@ class AnswerScores:
 
     Attributes:
         accuracy: Mean VQA accuracy over questions.
-        exact_match: How often the normalised answer is the annotators' most frequent one.
+        exact_match: Share of normalised answers that equal the annotators' most frequent one.
         by_kind: Mean accuracy by the questions' kind, where the annotations have one.
         per_question: Accuracy of every question, by its id.
     """
@@ -66,7 +66,7 @@ class AnswerScores:
     per_question: Mapping[Id, float]
 
     def as_dict(self) -> dict[str, float]:
-        """The scores of all questions by name."""
+        """Return the scores of all questions by name."""
         return {"accuracy": self.accuracy, "exact match": self.exact_match, **self.by_kind}
 
 
@@ -89,7 +89,7 @@ def score_answers(
 
     Args:
         answers: The answer to every question id of ``annotations``.
-        annotations: What annotators answered, usually ten of them. A single one is taken to be right, as there is
+        annotations: The annotators' answers, usually ten. A single one is taken to be right, as there is
             nobody else to agree with; the accuracy is then exact match.
         kinds: The kind of each question, such as VQAv2's ``answer_type``.
 

@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 
 
 class _Held(threading.local):
-    messages: list[str] | None = None  # of the file that this thread decodes; None: it decodes none
+    messages: list[str] | None = None  # from the file that this thread decodes; None: it decodes none
     count = 0
 
     def match(self, message: str) -> bool:
-        """Whether the warning is held back; the interface is that of a regular expression in a filter."""
+        """Return whether the warning is held back; the interface is that of a regular expression in a filter."""
         if self.messages is None:
             return False
         if "decompression bomb" not in message:  # the limits here are ours
@@ -34,9 +34,9 @@ _FILTER = ("ignore", _held, Warning, re.compile(r"PIL\."), 0)
 
 @contextmanager
 def held_back(name: str | None) -> Iterator[None]:
-    """Hold back the warnings of Pillow in this thread; of the first one, say afterwards that the file ``name`` has it.
+    """Hold back Pillow's warnings in this thread; afterwards repeat the first as one of the file ``name``.
 
-    None as the name says nothing.
+    With None as the name, repeat nothing.
     """
     if _held.messages is not None:  # an outer block speaks for this one
         yield

@@ -1,4 +1,4 @@
-"""What an input is read from: a path, bytes, a binary file object, or a record of Hugging Face datasets."""
+"""Sources of inputs: a path, bytes, a binary file object, or a record of Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DECOMPRESSORS = ("gzip", "bz2", "lzma", "zipfile", "compression.zstd")
 
 
 def describe_source(source: object) -> str:
-    """How messages name an input."""
+    """Name an input for messages."""
     if isinstance(source, Mapping):
         path = source.get("path")
         return describe_source(path if isinstance(path, str) else source.get("bytes"))
@@ -34,14 +34,14 @@ def describe_source(source: object) -> str:
 
 
 def is_stateless(source: object) -> bool:
-    """Whether two threads may read it at once: a path, bytes, or a record of them."""
+    """Return whether two threads may read the source at once: a path, bytes, or a record of them."""
     return isinstance(source, (str, os.PathLike, bytes, Mapping))
 
 
 def open_encoded(source: Any, name: str) -> IO[bytes]:
     """Open a path, bytes, a record ``{"bytes": ..., "path": ...}``, or a binary file object, which stays itself.
 
-    The caller closes what is not ``source``.
+    The caller closes a result that is not ``source``.
 
     Raises:
         ImageError: it is none of these, or a path to no regular file: a pipe would be waited for without end.
@@ -73,7 +73,7 @@ def _from_record(record: Mapping[Any, Any], name: str) -> Any:
 
 
 def encoded_size(file: IO[bytes]) -> int:
-    """Bytes of a file that ``open_encoded`` opened, 0 where they are not known or are in memory already."""
+    """Return the bytes of a file from ``open_encoded``, 0 where they are unknown or in memory already."""
     try:
         return os.fstat(file.fileno()).st_size
     except (AttributeError, OSError, ValueError):
@@ -81,7 +81,7 @@ def encoded_size(file: IO[bytes]) -> int:
 
 
 def read_encoded(file: IO[bytes], name: str, max_bytes: int, limit: str) -> bytes:
-    """All bytes of a file (from its start, when it can seek), however few of them it gives at a time.
+    """Read all bytes of a file (from its start, when it can seek), however few of them it gives at a time.
 
     Raises:
         ImageError: more than ``max_bytes``, which ``limit`` names; or an error of the file, of whatever kind.
@@ -93,7 +93,7 @@ def read_encoded(file: IO[bytes], name: str, max_bytes: int, limit: str) -> byte
     while total <= max_bytes:
         try:
             part = file.read(max_bytes + 1 - total)
-        except Exception as error:  # of a zip member's checksum, of a gzip cut short, of anybody's file object
+        except Exception as error:  # a zip member's checksum, a gzip cut short, anybody's file object
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"[:200]
             raise ImageError(f"{name}: cannot be read: {reason}") from None
         if not isinstance(part, (bytes, bytearray, memoryview)):
@@ -108,7 +108,7 @@ def read_encoded(file: IO[bytes], name: str, max_bytes: int, limit: str) -> byte
 
 
 def seekable(file: IO[bytes], name: str, max_bytes: int, limit: str) -> IO[bytes]:
-    """The file at its start; one in which seeking is slow or impossible, in memory.
+    """Return the file at its start, or a copy in memory where seeking is slow or impossible.
 
     Raises:
         ImageError: as ``read_encoded``.
@@ -126,7 +126,7 @@ def seekable(file: IO[bytes], name: str, max_bytes: int, limit: str) -> IO[bytes
 
 
 def read_start(file: IO[bytes], size: int = 12) -> bytes:
-    """The first bytes of a file that can seek, which is left at its start."""
+    """Return the first bytes of a file that can seek, which is left at its start."""
     file.seek(0)
     start = b""
     while len(start) < size and (part := file.read(size - len(start))):

@@ -1,8 +1,8 @@
-"""What encoded pictures claim, read from their bytes before a decoder sees them: how much work they would be.
+"""The claims of encoded pictures, read before a decoder sees them: the work that decoding would take.
 
 Decoders bound neither the scans of a JPEG nor the chunks of a PNG, the pages of a TIFF or the size of a later frame of
-a GIF. Each walk here is itself bounded, and reads damaged files as far as they can be read: what is wrong with them is
-the decoder's to say.
+a GIF. Each walk here is itself bounded, and reads damaged files as far as they can be read: faults
+are the decoder's to report.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from gitfast.inputs.limits import Limits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-MAX_SCANS = 1000  # of a progressive JPEG; encoders write about ten
-MAX_SEGMENTS = 10_000  # of a JPEG; 16 MB of metadata has 256
-MAX_CHUNKS = 200_000  # of a PNG; 100 MB in chunks of 8 KiB has 12,000
-MAX_BLOCKS = 2_000_000  # of a GIF; full ones have 255 bytes
-MAX_ENTRIES = 200_000  # of all directories of a TIFF; a page has about twenty
-MAX_RUN_LENGTH_PIXELS = 16_000_000  # of a run-length encoded BMP, which Pillow decodes in Python
-MAX_METADATA_BYTES = 1 << 20  # of one decompressed text of a PNG that may hold the orientation
+MAX_SCANS = 1000  # in a progressive JPEG; encoders write about ten
+MAX_SEGMENTS = 10_000  # in a JPEG; 16 MB of metadata has 256
+MAX_CHUNKS = 200_000  # in a PNG; 100 MB in chunks of 8 KiB has 12,000
+MAX_BLOCKS = 2_000_000  # in a GIF; full ones have 255 bytes
+MAX_ENTRIES = 200_000  # in all directories of a TIFF; a page has about twenty
+MAX_RUN_LENGTH_PIXELS = 16_000_000  # in a run-length encoded BMP, which Pillow decodes in Python
+MAX_METADATA_BYTES = 1 << 20  # in one decompressed text of a PNG that may hold the orientation
 
-# Chunks on which the pixels of a PNG and their orientation depend. Colour profiles are not applied.
+# Chunks that decide the pixels of a PNG and their orientation. Colour profiles are not applied.
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
 _ORIENTATION_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
 _JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # no stuffed zero, no restart
@@ -35,11 +35,11 @@ _TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 11: 4, 16: 8
 
 @dataclass(frozen=True)
 class Claim:
-    """What a file says of itself.
+    """The claims of a file about itself.
 
     Attributes:
         size: (width, height) of its largest frame; None where only its decoder knows.
-        frames: How many an animation has; 1 for other pictures; None where only its decoder knows.
+        frames: Frames of an animation; 1 for other pictures; None where only its decoder knows.
         scans: Passes over the pixels that decoding takes.
     """
 
@@ -49,7 +49,7 @@ class Claim:
 
 
 def sniff(header: bytes) -> str | None:
-    """The format of a picture by its first 12 bytes; None for anything else."""
+    """Tell the format of a picture by its first 12 bytes; None for anything else."""
     if header.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if header.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -72,9 +72,9 @@ def inspect(data: bytes, image_format: str, name: str, limits: Limits, *, frames
     Args:
         data: The whole file.
         image_format: As ``sniff`` found.
-        name: Of the file, for messages.
-        limits: What it may cost.
-        frames: Whether later frames of an animation are to be decoded, too.
+        name: The file's name, for messages.
+        limits: Limits on its cost.
+        frames: True if later frames of an animation are to be decoded, too.
 
     Raises:
         ImageError: the file exceeds a limit.
@@ -121,7 +121,7 @@ def _walk_jpeg(data: bytes, name: str) -> Claim:
 
 
 def clean_png(data: bytes, name: str) -> bytes:
-    """The file without what its pixels do not depend on: texts and profiles, of whatever size or damage.
+    """Remove the chunks that pixels do not depend on: texts and profiles, of whatever size or damage.
 
     Raises:
         ImageError: too many chunks.
@@ -149,7 +149,7 @@ def clean_png(data: bytes, name: str) -> bytes:
 
 
 def _has_orientation(kind: bytes, chunk: bytes) -> bool:
-    """Whether a text chunk may hold EXIF or XMP, and is small."""
+    """Return whether a text chunk may hold EXIF or XMP, and is small."""
     if kind not in (b"tEXt", b"zTXt", b"iTXt") or not chunk.startswith(_ORIENTATION_TEXTS):
         return False
     if len(chunk) > MAX_METADATA_BYTES:
@@ -207,7 +207,7 @@ def _walk_gif(data: bytes, name: str, *, all_frames: bool) -> Claim:
 
 
 def _walk_tiff(data: bytes, name: str, limits: Limits, *, all_pages: bool) -> Claim:
-    """Pages and the largest of their sizes and tiles, from their directories."""
+    """Read the pages and the largest of their sizes and tiles, from their directories."""
     order, big = "<" if data[:1] == b"I" else ">", data[2] == 43  # as Pillow decides it
     head, entry, pointer = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
     head_bytes, entry_bytes, inline = struct.calcsize(order + head), 20 if big else 12, 8 if big else 4
@@ -243,7 +243,7 @@ def _walk_tiff(data: bytes, name: str, limits: Limits, *, all_pages: bool) -> Cl
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Of the canvas, for which the decoder takes memory as soon as it opens the file."""
+    """Read the size of the canvas, for which the decoder takes memory as soon as it opens the file."""
     chunk = data[12:16]
     if chunk == b"VP8 " and data[23:26] == b"\x9d\x01\x2a" and len(data) >= 30:
         return _u16(data, 26) & 0x3FFF, _u16(data, 28) & 0x3FFF

@@ -30,23 +30,23 @@ __all__ = ["CLIP_MEAN", "CLIP_STD", "ImageProcessor", "ImageSource"]
 
 # A file of settings may ask for more than any source: 4096 pixels for the shorter edge of a 50 x 1 picture.
 MAX_RESIZED_PIXELS = 1 << 26  # before the crop: 51200 x 1024, the thinnest picture for the largest model
-MAX_TARGET_PIXELS = 1 << 22  # what the model reads
+MAX_TARGET_PIXELS = 1 << 22  # the model's input
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessor:
-    """Settings of the way from an RGB picture to pixels; calling it applies them. Defaults: ``microsoft/git-base``.
+    """A processor of RGB pictures to pixels, with its settings. Defaults: ``microsoft/git-base``.
 
     Attributes:
         size: An int resizes the shorter edge to it, a pair resizes to exactly (height, width), None keeps the size.
         max_size: With an int ``size``: where the longer edge would exceed this, both shrink to respect it.
         resample: Pillow's filter: nearest, lanczos, bilinear, bicubic, box or hamming.
         crop_size: (height, width) cut from the centre, zero-padded where the image is smaller; None keeps all.
-        rounding: Of an odd margin halved, and of the edges that ``max_size`` decides. "transformers" floors margins
-            and takes the longer edge from the exact shorter one; "original", as Microsoft's code, rounds half to even
-            and takes the longer edge from the rounded shorter one.
+        rounding: The rounding of halved odd margins, and of edges that ``max_size`` decides. "transformers" floors
+            margins and takes the longer edge from the exact shorter one; "original", as Microsoft's code, rounds half
+            to even and takes the longer edge from the rounded shorter one.
         rescale_factor: Multiplies the pixel values 0..255.
-        image_mean, image_std: Per channel, in rescaled units; None does not normalise.
+        image_mean, image_std: Statistics per channel, in rescaled units; None does not normalise.
         processor_type: The transformers class these settings belong to; names the file written by ``to_dict``.
         min_edge: Pixels that each edge must have at the end: a patch of the model.
         fast: Decode JPEGs at 1/2, 1/4 or 1/8 of their size where twice the target size remains, then resize as usual.
@@ -68,7 +68,7 @@ class ImageProcessor:
 
     @classmethod
     def for_config(cls, config: GitConfig) -> ImageProcessor:
-        """The settings of the published checkpoint with this configuration, for folders that hold none."""
+        """Return the published checkpoint's settings for this configuration, for folders that hold none."""
         edge = config.vision_config.image_size
         square = cls(size=edge, crop_size=(edge, edge))
         if not config.is_video:
@@ -79,7 +79,7 @@ class ImageProcessor:
 
     @classmethod
     def original(cls, config: GitConfig) -> ImageProcessor:
-        """What Microsoft's own code does, which differs from the published processor files.
+        """Return the settings of Microsoft's own code, which differ from the published processor files.
 
         Question answering checkpoints (images larger than 224) keep the aspect ratio: the shorter edge becomes
         image_size, the longer at most 4/3 of it, nothing is cropped. Video frames use CLIP's statistics and bicubic.
@@ -113,7 +113,7 @@ class ImageProcessor:
         return cls(**read_settings(values))
 
     def to_dict(self) -> dict[str, Any]:
-        """The ``preprocessor_config.json`` mapping of these settings."""
+        """Return the ``preprocessor_config.json`` mapping of these settings."""
         size: dict[str, int] | None = None
         if isinstance(self.size, tuple):
             size = {"height": self.size[0], "width": self.size[1]}
@@ -148,7 +148,7 @@ class ImageProcessor:
         num_threads: int | None = None,
         normalize: bool = True,
     ) -> np.ndarray:
-        """One image, a list of them or an array or tensor (B, H, W, C) or (B, C, H, W) -> float32 (B, 3, H, W).
+        """Turn an image, a list, or an array or tensor (B, H, W, C) or (B, C, H, W) into float32 (B, 3, H, W).
 
         Args:
             images: Each anything that ``load_image`` takes.
@@ -192,7 +192,7 @@ class ImageProcessor:
     def read(
         self, source: ImageSource, *, exif: bool = True, limits: Limits = DEFAULT_LIMITS, normalize: bool = True
     ) -> np.ndarray:
-        """One image, anything that ``load_image`` takes -> as ``preprocess``; its picture is held no longer."""
+        """Read and ``preprocess`` one image, anything that ``load_image`` takes; its picture is held no longer."""
         least = self._least_size if self.fast and self.size is not None else None
         with loading(source, exif=exif, limits=limits, least=least) as (picture, size):
             try:
@@ -202,7 +202,7 @@ class ImageProcessor:
 
     @property
     def normalization(self) -> Normalization:
-        """What becomes of the bytes of a resized and cropped picture."""
+        """The normalization of the bytes of a resized and cropped picture."""
         mean, std = self.image_mean, self.image_std
         if mean is None or std is None:
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -211,7 +211,7 @@ class ImageProcessor:
     def preprocess(
         self, image: PIL.Image.Image, *, normalize: bool = True, size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """One RGB picture, as ``load_image`` gives it -> float32 (3, H, W); not normalised, uint8 (H, W, 3).
+        """Turn one RGB picture from ``load_image`` into float32 (3, H, W); not normalised, uint8 (H, W, 3).
 
         Args:
             size: (width, height) of the picture, if it was decoded reduced.
@@ -243,12 +243,12 @@ class ImageProcessor:
         return self._normalize(pixels) if normalize else pixels
 
     def _least_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Twice the target: what is left to the resampling filter hides what the decoder's own reduction does."""
+        """Return twice the target size: the rest of the resampling hides the effects of the decoder's reduction."""
         width, height = self._resized(*size)
         return 2 * width, 2 * height
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) after resizing."""
+        """Return (width, height) after resizing."""
         if isinstance(self.size, tuple):
             return self.size[1], self.size[0]
         assert self.size is not None
@@ -263,7 +263,7 @@ class ImageProcessor:
         return (edge, new_long) if width <= height else (new_long, edge)
 
     def _crop(self, pixels: np.ndarray) -> np.ndarray:
-        """The centre of uint8 (H, W, 3), with zeros around it where the crop is larger."""
+        """Crop the centre of uint8 (H, W, 3), with zeros around it where the crop is larger."""
         assert self.crop_size is not None
         cropped = np.zeros((*self.crop_size, 3), np.uint8)
         source, target = [], []
@@ -275,7 +275,7 @@ class ImageProcessor:
         return cropped
 
     def _normalize(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, 3) -> float32 (3, H, W)."""
+        """Normalise uint8 (H, W, 3) to float32 (3, H, W)."""
         pixels = np.empty((3, *image.shape[:2]), np.float32)
         # The product in float64, rounded once to float32, as transformers does.
         np.multiply(image.transpose(2, 0, 1), self.rescale_factor, out=pixels, dtype=np.float64, casting="unsafe")

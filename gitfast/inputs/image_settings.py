@@ -13,13 +13,13 @@ from gitfast.errors import ConfigError
 ProcessorType: TypeAlias = Literal["CLIPImageProcessor", "VideoMAEImageProcessor"]
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-HALF = (0.5, 0.5, 0.5)  # of the published video checkpoints
+HALF = (0.5, 0.5, 0.5)  # in the published video checkpoints
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in the order of Pillow's numbers
 _MAX_EDGE = 4096
 
 
 def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an ``ImageProcessor``; missing keys and null take transformers' defaults.
+    """Read the fields of an ``ImageProcessor``; missing keys and null take transformers' defaults.
 
     Raises:
         ConfigError: a value cannot be, or the file is for a processor of another kind.
@@ -50,9 +50,9 @@ def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _squared(values: Mapping[str, Any], video: bool) -> Any:
-    """``size``, with what the two switches make of it; both are off in every published file."""
+    """Return ``size`` after the two switches that square it; both are off in every published file."""
     size = values.get("size", {"shortest_edge": 224})
-    if _flag(values, "use_square_size", False) and not video:  # of CLIP's class alone, and whatever the size says
+    if _flag(values, "use_square_size", False) and not video:  # for CLIP's class alone, and whatever the size says
         return {"height": 224, "width": 224}
     if _flag(values, "default_to_square", False) and isinstance(size, int):
         return {"height": size, "width": size}
@@ -60,7 +60,7 @@ def _squared(values: Mapping[str, Any], video: bool) -> Any:
 
 
 def _processor_type(values: Mapping[str, Any]) -> ProcessorType:
-    """The kind of processor, from its present name or one it had: CLIPImageProcessorPil, CLIPFeatureExtractor, ..."""
+    """Return the kind of processor by a present or former name: CLIPImageProcessorPil, CLIPFeatureExtractor, ..."""
     name = values.get("image_processor_type", values.get("feature_extractor_type", "CLIPImageProcessor"))
     kind = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", name) if isinstance(name, str) else name
     if kind == "CLIP":
@@ -86,7 +86,7 @@ def _edge(key: str, value: Any) -> int:
 
 
 def _parse_size(size: Any) -> tuple[int | tuple[int, int], int | None]:
-    """``size`` and ``max_size`` from an int, [height, width], or a mapping with one of three sets of keys."""
+    """Parse ``size`` and ``max_size`` from an int, [height, width], or a mapping with one of three sets of keys."""
     if isinstance(size, int):
         return _edge("size", size), None
     if isinstance(size, (list, tuple)) and len(size) == 2:
@@ -134,7 +134,7 @@ def _parse_factor(values: Mapping[str, Any]) -> float:
 
 
 def _as_float(value: Any) -> float | None:
-    """A finite number that float32 holds; None for anything else, integers of any length among it."""
+    """Return a finite number that float32 holds; None for anything else, integers of any length among it."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:

@@ -1,4 +1,4 @@
-"""``Limits``: what one input may cost, whoever made it."""
+"""``Limits``: bounds on the cost of one input, whoever made it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from gitfast.errors import ArgumentError, ImageError
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What an input may cost. Each limit is checked before the work that it bounds; pass others to ``gitfast.load``.
+    """Bounds on the cost of an input, each checked before the work that it bounds; pass others to ``gitfast.load``.
 
     The defaults take a phone's 108-megapixel photograph and ten minutes of 720p video, and keep one hostile input to
     seconds and to about a gigabyte.
 
     Attributes:
-        max_image_bytes: Of an encoded picture or animation.
-        max_pixels: Of a picture, and of a frame of an animation or in a list of frames.
+        max_image_bytes: Bytes of an encoded picture or animation.
+        max_pixels: Pixels of a picture, and of a frame of an animation or in a list of frames.
         max_aspect_ratio: The longer side over the shorter: a 10000 x 2 picture would be resized to 1120000 x 224.
-        max_decoded_pixels: Decoded for one picture or animation: pixels times the scans of a progressive JPEG, pixels
-            times the frames up to the last one wanted of an animation.
-        max_video_bytes: Of an encoded video.
+        max_decoded_pixels: Pixels decoded for one picture or animation: pixels times the scans of a progressive JPEG,
+            or times an animation's frames up to the last one wanted.
+        max_video_bytes: Bytes of an encoded video.
         max_video_seconds: Duration of a video.
         max_video_frames: Frames of a video, an animation or a list, all counted, of which a clip is chosen.
-        max_frame_pixels: Of a frame of a video.
-        max_video_pixels: Decoded for one video: pixels of a frame times the frames up to the last one wanted.
+        max_frame_pixels: Pixels of a frame of a video.
+        max_video_pixels: Pixels decoded for one video: pixels of a frame times the frames up to the last one wanted.
         max_clip_frames: Frames of a clip.
-        max_decoding_bytes: Held by the pictures that all threads of the process are decoding. A picture that needs
+        max_decoding_bytes: Bytes of the pictures that all threads of the process are decoding. A picture that needs
             more than this is decoded alone.
     """
 

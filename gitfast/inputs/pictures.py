@@ -1,6 +1,6 @@
 """``load_image``: a path, bytes, a file object, a PIL image, an array or a tensor as an upright RGB picture.
 
-Whatever is read is taken as hostile: limits are checked before anything is decoded, nothing but Pillow's decoders of
+Every source is taken as hostile: limits are checked before anything is decoded, nothing but Pillow's decoders of
 the listed formats runs, and every fault is an ``ImageError`` that names the input.
 """
 
@@ -46,15 +46,15 @@ _MODES = ("1", "L", "P", "RGB", "RGBA", "RGBX", "RGBa", "LA", "La", "PA", "CMYK"
 
 
 def load_image(source: ImageSource, *, exif: bool = True, limits: Limits = DEFAULT_LIMITS) -> PIL.Image.Image:
-    """An upright RGB picture, transparency composited on white, 16-bit grey reduced to its high byte.
+    """Load an upright RGB picture, transparency composited on white, 16-bit grey reduced to its high byte.
 
     Args:
         source: A path; encoded bytes; a binary file object; ``{"bytes": ..., "path": ...}``, one of which may be None;
             a PIL image; a uint8 or uint16 array or torch tensor (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4
-            channels. Where both ends fit, the channels of an array are last, those of a tensor first. Only the first
+            channels. If both ends fit, the channels of an array are last, those of a tensor first. Only the first
             frame of an animation is read. URLs are never fetched.
         exif: Rotate encoded images as their EXIF orientation says. PIL images and arrays are taken as they are.
-        limits: What the image may cost.
+        limits: Limits on the image's cost.
 
     Raises:
         ImageError: the source cannot be read, is damaged, is not of one of ``FORMATS``, exceeds a limit, or has
@@ -68,7 +68,7 @@ def load_image(source: ImageSource, *, exif: bool = True, limits: Limits = DEFAU
 def loading(
     source: ImageSource, *, exif: bool = True, limits: Limits = DEFAULT_LIMITS, least: LeastSize | None = None
 ) -> Iterator[tuple[PIL.Image.Image, tuple[int, int]]]:
-    """As ``load_image``, for a ``with`` block, which ends when the picture is not needed any more.
+    """Do ``load_image`` for a ``with`` block, which ends when the picture is not needed any more.
 
     Until then its bytes count against ``limits.max_decoding_bytes``; no other picture is to be loaded in the block.
 
@@ -116,7 +116,7 @@ def _loading(
 def decoded(
     data: bytes, name: str, exif: bool, limits: Limits, least: LeastSize | None = None
 ) -> Iterator[tuple[PIL.Image.Image, tuple[int, int]]]:
-    """As ``loading``, of encoded bytes."""
+    """Do ``loading`` for encoded bytes."""
     image, claim = open_image(data, name, limits)
     full_size = _reduce(image, exif, least) if least is not None and image.format in ("JPEG", "MPO") else None
     pixel_bytes = _PIXEL_BYTES + (_SCAN_PIXEL_BYTES if claim.scans > 1 else 0)
@@ -129,7 +129,7 @@ def decoded(
 
 
 def _reduce(image: PIL.Image.Image, exif: bool, least: LeastSize) -> tuple[int, int]:
-    """Have a JPEG decoded smaller, but no smaller than wanted; returns its upright (width, height) before."""
+    """Have a JPEG decoded smaller, but no smaller than wanted; return its upright (width, height) before."""
     turned = exif and _orientation(image) in _TURNED
     size = image.size[::-1] if turned else image.size
     wanted = least(size)
@@ -138,10 +138,10 @@ def _reduce(image: PIL.Image.Image, exif: bool, least: LeastSize) -> tuple[int, 
 
 
 def open_image(data: bytes, name: str, limits: Limits, *, frames: bool = False) -> tuple[PIL.Image.Image, Claim]:
-    """Encoded bytes as a PIL image whose cost is checked and whose pixels are not decoded yet, and what it claims.
+    """Open encoded bytes as a PIL image, its cost checked and its pixels not decoded yet; return its claims too.
 
     Args:
-        frames: Whether later frames of an animation are to be decoded, too.
+        frames: True if later frames of an animation are to be decoded, too.
 
     Raises:
         ImageError: not an image of one of ``FORMATS``, or more than the limits allow.
@@ -161,7 +161,7 @@ def open_image(data: bytes, name: str, limits: Limits, *, frames: bool = False) 
 
 
 def check_image(image: PIL.Image.Image, name: str, limits: Limits) -> None:
-    """Refuse a PIL image that costs too much; one that was opened lazily also for its file.
+    """Refuse a PIL image that costs too much; check one that was opened lazily by its file too.
 
     Raises:
         ImageError: the image exceeds a limit.
@@ -178,7 +178,7 @@ def check_image(image: PIL.Image.Image, name: str, limits: Limits) -> None:
 
 
 def detach(source: Any, limits: Limits) -> Any:
-    """A source that threads may read side by side: what shares its file with others is read or decoded now.
+    """Return a source that threads may read side by side: read or decode one that shares its file now.
 
     Raises:
         ImageError: it cannot be read.
@@ -196,7 +196,7 @@ def detach(source: Any, limits: Limits) -> Any:
 
 @cache
 def pillow() -> ModuleType:
-    """``PIL.Image`` with the plugins of the allowed formats only."""
+    """Return ``PIL.Image`` with the plugins of the allowed formats only."""
     from PIL import Image as module
 
     _openers()
@@ -261,7 +261,7 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def as_array(source: Any, name: str) -> np.ndarray | None:
-    """The numbers of an array or a torch tensor, channels last; None for a source of another kind.
+    """Return the numbers of an array or a torch tensor, channels last; None for a source of another kind.
 
     Raises:
         ImageError: a tensor that has no numbers in memory.
@@ -300,7 +300,7 @@ def _check_array(array: np.ndarray, name: str, limits: Limits) -> None:
 
 
 def array_to_rgb(array: np.ndarray, name: str) -> PIL.Image.Image:
-    """An RGB picture of uint8 or uint16 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), with alpha last."""
+    """Make an RGB picture from uint8 or uint16 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), with alpha last."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.dtype == np.uint16:
@@ -309,7 +309,7 @@ def array_to_rgb(array: np.ndarray, name: str) -> PIL.Image.Image:
 
 
 def to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    """Any PIL image in RGB, on white where it is transparent; the image itself if it is that already.
+    """Convert any PIL image to RGB, on white where it is transparent; return one that is RGB as it is.
 
     Raises:
         ImageError: it is damaged, or of a mode without a defined range.
@@ -328,7 +328,7 @@ def to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
 
 
 def _on_white(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Strip by strip, as whole pictures would take three copies of four bytes a pixel."""
+    """Composite strip by strip, as whole pictures would take three copies of four bytes a pixel."""
     module = pillow()
     picture = module.new("RGB", image.size)
     rows = max(1, _STRIP_PIXELS // image.width)
@@ -340,7 +340,7 @@ def _on_white(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _high_bytes(image: PIL.Image.Image) -> PIL.Image.Image:
-    """16-bit grey to 8 bit by its high byte, as Pillow reads 16-bit colour; converting would clip to white."""
+    """Reduce 16-bit grey to its high byte, as Pillow reads 16-bit colour; converting would clip to white."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(258, (16,))
     levels = np.asarray(image)

@@ -1,4 +1,4 @@
-"""``Processor``: pixels from images and clips, token ids from text and text from ids, as a checkpoint folder says."""
+"""``Processor``: images and clips to pixels, text to token ids and back, with the settings of a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Processor:
 
     Attributes:
         num_frames: T, frames of one clip; None for a checkpoint of single images.
-        limits: What an input may cost, where a call does not say otherwise.
+        limits: Limits on an input's cost, where a call does not say otherwise.
     """
 
     image_processor: ImageProcessor
@@ -58,7 +58,7 @@ class Processor:
             config: The checkpoint's configuration.
             preprocess: "hf" as the folder says, "original" as Microsoft's code did (``ImageProcessor.original``),
                 "fast" as the folder says, with JPEGs decoded reduced (``ImageProcessor.fast``).
-            limits: What an input may cost.
+            limits: Limits on an input's cost.
 
         Raises:
             CheckpointError, ConfigError: a file is missing or damaged; the message names it.
@@ -92,7 +92,7 @@ class Processor:
         limits: Limits | None = None,
         normalize: bool = True,
     ) -> np.ndarray:
-        """Images -> float32 (B, 3, H, W); not normalised, uint8 (B, H, W, 3). See ``ImageProcessor.__call__``."""
+        """Turn images into float32 (B, 3, H, W); not normalised, uint8 (B, H, W, 3): see ``ImageProcessor``."""
         return self.image_processor(images, exif=exif, limits=limits or self.limits, normalize=normalize)
 
     def clips(
@@ -105,13 +105,13 @@ class Processor:
         exif: bool = True,
         limits: Limits | None = None,
     ) -> np.ndarray:
-        """Videos, each anything ``read_clip`` takes -> float32 (B, T, 3, H, W).
+        """Turn videos, each anything ``read_clip`` takes, into float32 (B, T, 3, H, W).
 
         Args:
             videos: The clips. A single one goes into a list: ``[frames]``, not ``frames``.
             num_frames: T; None takes the checkpoint's.
             sampling, seed, exif: As in ``read_clip``.
-            limits: What a video may cost; None: the processor's.
+            limits: Limits on a video's cost; None: the processor's.
 
         Raises:
             VideoError: a video is bad (the message gives its index), or the clips end in different shapes.
@@ -138,7 +138,7 @@ class Processor:
         limits: Limits | None = None,
         **options: Any,
     ) -> np.ndarray:
-        """One video -> float32 (T, 3, H, W); not normalised, uint8 (T, H, W, 3). Options as in ``read_clip``."""
+        """Turn one video into float32 (T, 3, H, W); not normalised, uint8 (T, H, W, 3). Options as in ``read_clip``."""
 
         def prepare(picture: PIL.Image.Image) -> np.ndarray:
             return self.image_processor.preprocess(picture, normalize=normalize)

@@ -16,10 +16,10 @@ _MAX_THREADS = 32
 
 
 class ByteBudget:
-    """Bytes that threads hold, up to a limit. What needs more than the limit waits until it is alone.
+    """A limit on the bytes that threads hold. A request for more than the limit waits until it is alone.
 
-    ``reading`` is for encoded bytes, ``decoding`` for what is made of them within a ``reading``. Encoded bytes that
-    wait to be decoded count, but never keep the only one left from being decoded: there is always one that goes on.
+    ``reading`` is for encoded bytes, ``decoding`` for the pictures made of them within a ``reading``. Encoded
+    bytes that wait to be decoded count, but never keep the only one left from being decoded: one always goes on.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class ByteBudget:
 
     @contextmanager
     def reading(self, nbytes: int, limit: int) -> Iterator[None]:
-        """Hold encoded bytes; waits for others to release theirs."""
+        """Hold encoded bytes; wait for others to release theirs."""
         with self._changed:
             self._changed.wait_for(lambda: not self._held or self._held + nbytes <= limit)
             self._held += nbytes
@@ -49,7 +49,7 @@ class ByteBudget:
 
     @contextmanager
     def decoding(self, nbytes: int, limit: int) -> Iterator[None]:
-        """Hold what decoding takes, inside ``reading`` or without; waits for others that decode. Not to be nested."""
+        """Hold the bytes of decoding, inside ``reading`` or without; wait for others that decode. Not to be nested."""
         with self._changed:
             self._changed.wait_for(lambda: not self._decoders or self._held + nbytes <= limit)
             self._held += nbytes
@@ -66,11 +66,11 @@ class ByteBudget:
             self._changed.notify_all()
 
 
-BUDGET = ByteBudget()  # of the process: models share its memory
+BUDGET = ByteBudget()  # one for the process: models share its memory
 
 
 def usable_cpus() -> int:
-    """CPUs this process may run on."""
+    """Count the CPUs this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -96,12 +96,12 @@ _POOL = _Pool()
 
 
 def map_in_threads(function: Callable[[T], Any], items: Sequence[T], num_threads: int | None = None) -> list[Any]:
-    """``function`` of every item, in order. Decoders release the GIL, so images are worked on side by side.
+    """Map ``function`` over items, in order. Decoders release the GIL, so images are worked on side by side.
 
     The caller's thread takes part, so calls may be nested and need no thread of the pool to get on.
 
     Args:
-        num_threads: How many work at a time; None: as many as there are CPUs, at most 32.
+        num_threads: Threads that work at a time; None: as many as there are CPUs, at most 32.
 
     Raises:
         The error of the first item that has one, once nothing is running any more; no further items are begun.
@@ -114,7 +114,7 @@ def map_in_threads(function: Callable[[T], Any], items: Sequence[T], num_threads
     errors: dict[int, BaseException] = {}
 
     def work() -> None:
-        with suppress(IndexError):  # of popleft: nothing left
+        with suppress(IndexError):  # popleft: nothing left
             while True:
                 index, item = waiting.popleft()
                 try:

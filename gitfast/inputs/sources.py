@@ -23,7 +23,7 @@ _NO_CLIPS = "the model reads single images, not clips: pass images, or load a vi
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSampling:
-    """Which frames of a video make a clip; see ``gitfast.inputs.video.sample_indices``."""
+    """The choice of the frames of a clip; see ``gitfast.inputs.video.sample_indices``."""
 
     num_frames: int | None = None  # None: the checkpoint's
     sampling: Sampling = "uniform"
@@ -47,7 +47,7 @@ class ClipSampling:
 
 
 def as_list(inputs: Any, *, video: bool = False) -> tuple[list[Any], bool]:
-    """Return (inputs as a list, whether it was one). For a video model PIL images or arrays (H, W, 3) are one clip."""
+    """Return the inputs as a list, and whether there was one: for video, PIL images or arrays (H, W, 3) are a clip."""
     if not isinstance(inputs, (list, tuple)) or (video and inputs and all(map(_is_frame, inputs))):
         return [inputs], True
     return list(inputs), False
@@ -94,7 +94,7 @@ def read_bytes(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
 
 
 def detached(processor: Processor, source: Any) -> Any:
-    """Return the source as threads may read it beside others, an error if it cannot be read, or None.
+    """Return the source so that threads may read it beside others, its error if it cannot be read, or None.
 
     None is for files and PIL images given to a video model: their frames are sought, so they are read one by one.
     """

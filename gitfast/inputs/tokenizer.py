@@ -1,4 +1,4 @@
-"""Text to token ids and back: BERT WordPiece through the ``tokenizers`` library, equal to transformers' tokenizer.
+"""Tokenize and detokenize: BERT WordPiece through the ``tokenizers`` library, equal to transformers' tokenizer.
 
 GIT's prompt is ``[CLS]`` and the question's tokens, with no ``[SEP]`` behind them: the model goes on from there.
 """
@@ -15,7 +15,7 @@ from gitfast.inputs.tokenizer_files import TokenizerFiles, library_errors, read_
 if TYPE_CHECKING:
     import tokenizers
 
-MAX_TEXT_CHARACTERS = 1_000_000  # of one text; no prompt of a model has room for as much
+MAX_TEXT_CHARACTERS = 1_000_000  # in one text; no model's prompt has room for as much
 
 
 class Tokenizer:
@@ -37,9 +37,9 @@ class Tokenizer:
         """Wrap a configured ``tokenizers.Tokenizer``.
 
         Args:
-            backend: Is changed: no padding, no truncation, special tokens in texts not recognised.
+            backend: Changed in place: no padding, no truncation, special tokens in texts not recognised.
             special_tokens: The texts of cls_token, sep_token and pad_token.
-            source: How messages name the tokenizer.
+            source: The tokenizer's name in messages.
             hidden_ids: More tokens that ``decode`` leaves out with the special ones.
         """
         backend.no_padding()  # training scripts save theirs into tokenizer.json
@@ -85,7 +85,7 @@ class Tokenizer:
         return self._vocab_size
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without ``[CLS]`` and ``[SEP]``.
+        """Encode a text as token ids, without ``[CLS]`` and ``[SEP]``.
 
         Equals transformers with ``add_special_tokens=False, split_special_tokens=True``: special tokens spelled
         out in the text are encoded as the punctuation and words they look like. Tokens that were added to the
@@ -103,7 +103,7 @@ class Tokenizer:
             return self._backend.encode(text, add_special_tokens=False).ids
 
     def prompt(self, text: str | None = None, *, truncation: Literal["paper"] | None = None) -> list[int]:
-        """``[CLS]`` and the tokens of ``text``: what the decoder goes on from. ``None`` is the prompt of a caption.
+        """Make a prompt: ``[CLS]`` and the tokens of ``text``. ``None`` is the prompt of a caption.
 
         Args:
             text: A question, or the beginning of a caption.
@@ -117,7 +117,7 @@ class Tokenizer:
         return [self.cls_id, *ids]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids, punctuation joined to its word. Ids outside the vocabulary are skipped."""
+        """Decode token ids, punctuation joined to its word. Ids outside the vocabulary are skipped."""
         hidden = self._hidden_ids if skip_special_tokens else ()
         known = [i for i in map(int, ids) if 0 <= i < self._vocab_size and i not in hidden]
         with library_errors(self._source):
@@ -131,7 +131,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decodes token ids as they come. The pieces joined are ``Tokenizer.decode`` of all ids, special tokens skipped.
+    """A decoder of token ids as they come. The pieces joined are ``Tokenizer.decode`` of all ids without special ones.
 
     A piece continues the text exactly: "straw" and "##berry" come as "straw", "berry", and "." without a space.
     """
@@ -142,7 +142,7 @@ class StreamDecoder:
         self._sent = ""
 
     def feed(self, ids: Sequence[int]) -> str:
-        """The text that ``ids`` add, possibly empty."""
+        """Return the text that ``ids`` add, possibly empty."""
         self._ids.extend(ids)
         text = self._tokenizer.decode(self._ids)
         if text.endswith("\ufffd"):  # a byte-level vocabulary may stop in the middle of a character
@@ -150,7 +150,7 @@ class StreamDecoder:
         return self._advance(text)
 
     def finish(self) -> str:
-        """What was held back: empty unless the ids stopped in the middle of a character."""
+        """Return the text held back: empty unless the ids stopped in the middle of a character."""
         return self._advance(self._tokenizer.decode(self._ids))
 
     def _advance(self, text: str) -> str:

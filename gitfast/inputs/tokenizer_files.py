@@ -53,7 +53,7 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class _Description:
-    """What the files say, checked. Components are JSON objects as tokenizer.json has them."""
+    """The checked contents of the files. Components are JSON objects as tokenizer.json has them."""
 
     vocab: dict[str, int]
     unk_token: str
@@ -67,12 +67,12 @@ class _Description:
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """A backend that is ready, and what the library does not know.
+    """A ready backend, and the settings that the library does not know.
 
     Attributes:
         special_tokens: The texts of unk_token, sep_token, pad_token, cls_token and mask_token.
         hidden_ids: Special tokens that were added: they may stand in a text, and are left out of what is decoded.
-        source: How messages name the files.
+        source: The files' name in messages.
     """
 
     backend: tokenizers.Tokenizer
@@ -85,7 +85,7 @@ def read_folder(folder: Path) -> TokenizerFiles:
     """Read tokenizer.json, or vocab.txt, with tokenizer_config.json and the files of added tokens beside it.
 
     Raises:
-        CheckpointError: neither is there, or a file is damaged or asks for what no BERT tokenizer has.
+        CheckpointError: neither is there, or a file is damaged or asks for a feature that no BERT tokenizer has.
     """
     config_file = folder / "tokenizer_config.json"
     config = read_json(config_file, CheckpointError) if is_there(config_file) else {}
@@ -96,7 +96,7 @@ def read_folder(folder: Path) -> TokenizerFiles:
     else:
         raise CheckpointError(f"{folder}: holds neither tokenizer.json nor vocab.txt")
     map_file = folder / "special_tokens_map.json"
-    if "added_tokens_decoder" not in config and is_there(map_file):  # what transformers wrote before version 4.34
+    if "added_tokens_decoder" not in config and is_there(map_file):  # written by transformers before version 4.34
         config = {**config, **read_json(map_file, CheckpointError)}
     special_tokens = special_token_texts(config, config_file)
     added = _config_added_tokens(config, config_file, special_tokens)
@@ -111,7 +111,7 @@ def read_folder(folder: Path) -> TokenizerFiles:
 
 
 def read_vocab(path: Path, config: Mapping[str, Any]) -> TokenizerFiles:
-    """BERT's tokenizer over a vocab.txt, with keys of tokenizer_config.json."""
+    """Build BERT's tokenizer over a vocab.txt, with keys of tokenizer_config.json."""
     special_tokens = special_token_texts(config, path)
     description = _configured(_read_vocab(path, special_tokens["unk_token"]), config, path)
     added = _config_added_tokens(config, path, special_tokens)
@@ -119,7 +119,7 @@ def read_vocab(path: Path, config: Mapping[str, Any]) -> TokenizerFiles:
 
 
 def special_token_texts(config: Mapping[str, Any], source: str | Path) -> dict[str, str]:
-    """The special tokens' texts; a config writes one as a string or as an object with its content."""
+    """Return the special tokens' texts; a config writes one as a string or as an object with its content."""
     return {
         name: _token_text(config.get(name) or default, f"{source}: {name}") for name, default in _SPECIAL_TOKENS.items()
     }
@@ -127,7 +127,7 @@ def special_token_texts(config: Mapping[str, Any], source: str | Path) -> dict[s
 
 @contextmanager
 def library_errors(source: str) -> Iterator[None]:
-    """Errors of the library, its panics too, which are no ``Exception``, as ``CheckpointError``."""
+    """Turn errors of the library into ``CheckpointError``, its panics too, which are no ``Exception``."""
     try:
         yield
     except CheckpointError:
@@ -149,7 +149,7 @@ def _token_text(value: Any, what: str) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether no surrogate stands alone in a text: JSON can spell those, the library cannot take them."""
+    """Return whether no surrogate stands alone in a text: JSON can spell those, the library cannot take them."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -250,7 +250,7 @@ class _Fields:
 
 
 def _known(component: Any, types: tuple[str, ...], where: str) -> str:
-    """The type of a component, which must be one of ``types``."""
+    """Return the type of a component, which must be one of ``types``."""
     kind = component.get("type") if isinstance(component, dict) else component
     if not isinstance(kind, str) or kind not in types:
         raise CheckpointError(f"{where}: expected {', '.join(types)}, as BERT's tokenizers have, got {_brief(kind)}")
@@ -304,7 +304,7 @@ def _decoder(component: Any, where: str) -> Any:
 
 
 def _configured(description: _Description, config: Mapping[str, Any], source: Path) -> _Description:
-    """With the settings of tokenizer_config.json, which win as they do in transformers."""
+    """Apply the settings of tokenizer_config.json, which win as they do in transformers."""
     fields = _Fields(config, str(source))
     settings: dict[str, Any] = {}
     if "do_lower_case" in config:
@@ -323,7 +323,7 @@ def _configured(description: _Description, config: Mapping[str, Any], source: Pa
 def _config_added_tokens(
     config: Mapping[str, Any], source: Path, special_tokens: Mapping[str, str]
 ) -> list[AddedToken]:
-    """Those of tokenizer_config.json: with ids under added_tokens_decoder, without under additional_special_tokens."""
+    """Read added tokens of tokenizer_config.json: added_tokens_decoder has ids, additional_special_tokens none."""
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict) or len(decoder) > _MAX_ADDED_TOKENS:
         raise CheckpointError(f"{source}: added_tokens_decoder: expected an object of at most {_MAX_ADDED_TOKENS}")
@@ -347,7 +347,7 @@ def _config_added_tokens(
 
 
 def _read_added_tokens(path: Path, special: set[str]) -> list[AddedToken]:
-    """added_tokens.json: the ids of tokens by their texts."""
+    """Read added_tokens.json: the ids of tokens by their texts."""
     values = read_json(path, CheckpointError)
     if len(values) > _MAX_ADDED_TOKENS:
         raise CheckpointError(f"{path}: expected at most {_MAX_ADDED_TOKENS} tokens, got {len(values)}")
@@ -379,7 +379,7 @@ def _added_token(token: Any, index: Any, where: str) -> AddedToken:
 
 
 def _merged(first: tuple[AddedToken, ...], then: list[AddedToken]) -> tuple[AddedToken, ...]:
-    """Both, once for each content; the later one's flags win, an id that either gives stays."""
+    """Merge both lists, one token per content; the later one's flags win, an id that either gives stays."""
     merged = {token.content: token for token in first}
     for token in then:
         known = merged.get(token.content)
@@ -388,7 +388,7 @@ def _merged(first: tuple[AddedToken, ...], then: list[AddedToken]) -> tuple[Adde
 
 
 def _added_ids(description: _Description, path: Path) -> dict[str, int]:
-    """The ids of the added tokens: of the vocabulary where it has them, as declared, or the next free ones."""
+    """Return the ids of added tokens: the vocabulary's where it has them, as declared, or the next free ones."""
     vocab = description.vocab
     ids: dict[str, int] = {token.content: vocab[token.content] for token in description.added if token.content in vocab}
     taken = set(vocab.values())
@@ -442,7 +442,7 @@ def _backend(description: _Description, vocab: dict[str, int], controls: set[str
     )
     for token in sorted(description.added, key=lambda token: _MAX_VOCAB_SIZE if token.id is None else token.id):
         flags: Callable[[str], Any] = token.__dict__.__getitem__
-        # Those that were added may be written in a prompt, the special ones too; [SEP] and its like may not.
+        # Added tokens may be written in a prompt, the special ones too; [SEP] and its like may not.
         special = token.content in controls
         added = Added(
             token.content,

@@ -27,10 +27,10 @@ VideoSource: TypeAlias = "ImageSource | Sequence[ImageSource]"
 Sampling: TypeAlias = Literal["uniform", "hf"] | Sequence[int] | Callable[[int], Iterable[int]]
 T = TypeVar("T")
 Choose: TypeAlias = Callable[[int], list[int]]  # from the number of frames to those wanted
-Prepare: TypeAlias = "Callable[[PIL.Image.Image], T]"  # what becomes of a frame
+Prepare: TypeAlias = "Callable[[PIL.Image.Image], T]"  # from a frame to its prepared form
 
 _VIDEO_MAGIC = (b"\x1aE\xdf\xa3", b"\0\0\x01\xba", b"\0\0\x01\xb3", b"OggS", b"FLV\x01", b"0&\xb2u")
-_PIXEL_BYTES = 16  # of an animation: its canvas, the frame on it, and the copy in use
+_PIXEL_BYTES = 16  # per pixel of an animation: its canvas, the frame on it, and the copy in use
 
 
 def sample_indices(
@@ -48,7 +48,7 @@ def sample_indices(
         sampling: "uniform" takes the middle of ``num_frames`` equal parts, repeating frames of a shorter source.
             "hf" is the sampling of transformers' GIT documentation: a random window of 4 x num_frames frames.
             Or the indices themselves, or a function from ``total`` to them.
-        seed: Of the random window: the same as after ``np.random.seed(seed)``.
+        seed: Seed of the random window: the same as after ``np.random.seed(seed)``.
         max_frames: The most that a clip may have.
 
     Raises:
@@ -104,10 +104,10 @@ def read_clip(
         source: A list of frames (each anything ``load_image`` takes), a uint8 array or tensor (T, H, W, C) or
             (T, C, H, W), an animated image, or a video as path, bytes, ``{"bytes": ..., "path": ...}`` or binary file
             object.
-        prepare: What becomes of an upright RGB picture.
+        prepare: Applied to each frame, an upright RGB picture.
         num_frames, sampling, seed: As in ``sample_indices``.
         exif: For encoded images, as in ``load_image``.
-        limits: What the video may cost.
+        limits: Limits on the video's cost.
         repeat_stills: Take a still image as a clip that does not move; otherwise it is an error.
 
     Raises:
@@ -198,7 +198,7 @@ def _read_source(
 def _read_image(
     image: PIL.Image.Image, choose: Choose, prepare: Prepare[T], limits: Limits, name: str
 ) -> tuple[list[T], bool]:
-    """A PIL image; of one that was opened lazily the file itself, whose frames can be counted at a bounded cost."""
+    """Read a PIL image, or its file if it was opened lazily: there the frames can be counted at a bounded cost."""
     file: Any = getattr(image, "_fp", None) or getattr(image, "fp", None)
     animated = image.format in ("GIF", "TIFF") or (image.format == "PNG" and getattr(image, "is_animated", False))
     if animated and hasattr(file, "seek"):
@@ -216,7 +216,7 @@ def _read_image(
 def _read_encoded(
     data: bytes, choose: Choose, prepare: Prepare[T], exif: bool, limits: Limits, name: str
 ) -> tuple[list[T], bool]:
-    """An encoded image: an animation, or a still picture."""
+    """Read an encoded image: an animation, or a still picture."""
     image, claim = open_image(data, name, limits, frames=True)
     if claim.frames != 1 and _count(image, claim, limits, name) > 1:
         return _read_animation(image, claim, choose, prepare, limits, name), False
@@ -226,7 +226,7 @@ def _read_encoded(
 def _repeat(
     still: AbstractContextManager[tuple[PIL.Image.Image, Any]], choose: Choose, prepare: Prepare[T]
 ) -> tuple[list[T], bool]:
-    """A still picture: every frame is the same."""
+    """Repeat a still picture: every frame is the same."""
     indices = choose(1)
     with still as (picture, _):
         prepared = prepare(picture)
@@ -245,7 +245,7 @@ def _count(image: PIL.Image.Image, claim: Claim, limits: Limits, name: str) -> i
 def _read_animation(
     image: PIL.Image.Image, claim: Claim, choose: Choose, prepare: Prepare[T], limits: Limits, name: str
 ) -> list[T]:
-    """Frames of a GIF, WebP or APNG, or pages of a TIFF, through Pillow."""
+    """Read frames of a GIF, WebP or APNG, or pages of a TIFF, through Pillow."""
     indices = choose(_count(image, claim, limits, name))
     size = claim.size or image.size
     # Frames are drawn one upon another; pages stand alone.

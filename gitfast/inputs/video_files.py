@@ -25,7 +25,7 @@ T = TypeVar("T")
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,ogg,flv,asf"
 _CODECS = "h264,hevc,av1,libdav1d,vp8,vp9,libvpx,libvpx-vp9,mpeg4,mpeg2video,mpeg1video,mjpeg,theora,prores,wmv2,vc1"
 _PIXEL_BYTES = 32  # frames that the decoder keeps for reference and in its threads, and the one in use
-_DEFAULT_BONUS = 5_000_000  # pixels that a stream marked as the default is preferred by, as in the ffmpeg command
+_DEFAULT_BONUS = 5_000_000  # bonus, in pixels, of a stream marked as the default, as in the ffmpeg command
 
 
 def read_video(
@@ -38,11 +38,11 @@ def read_video(
     """Count the frames, then decode up to the last one wanted.
 
     Args:
-        file: Can seek.
+        file: A file that can seek.
         choose: From the number of frames to the indices wanted.
-        prepare: What becomes of a frame, as soon as it is decoded; no more than one is held.
-        limits: What the video may cost.
-        name: Of the file, for messages.
+        prepare: Applied to a frame as soon as it is decoded; no more than one is held.
+        limits: Limits on the video's cost.
+        name: The file's name, for messages.
 
     Raises:
         VideoError: no video of a known format, damaged, or more than the limits allow; or PyAV is not installed.
@@ -66,7 +66,7 @@ def check_count(total: int, limits: Limits, name: str) -> None:
 
 
 def _count_packets(file: IO[bytes], limits: Limits, name: str) -> int:
-    """Frames, counted by their packets: the header's number may be missing or wrong."""
+    """Count frames by their packets: the header's number may be missing or wrong."""
     with _decoding(name), _open_container(file, limits) as container:
         stream = _video_stream(container, limits, name)
         _check_seconds((container.duration or 0) / 1e6, limits, name)
@@ -85,7 +85,7 @@ def _count_packets(file: IO[bytes], limits: Limits, name: str) -> int:
 def _decode_frames(
     file: IO[bytes], wanted: set[int], prepare: Callable[[PIL.Image.Image], T], limits: Limits, name: str
 ) -> tuple[dict[int, T], int]:
-    """The wanted frames, prepared, and how many were decoded until the last of them."""
+    """Return the wanted frames, prepared, and how many were decoded until the last of them."""
     frames: dict[int, T] = {}
     count = pixels = 0
     with _decoding(name), _open_container(file, limits) as container:
@@ -108,7 +108,7 @@ def _decode_frames(
 
 
 def _display_matrix(frame: Any) -> tuple[float, float, float, float]:
-    """(a, b, c, d): the pixel (x, y) is shown at (a x + c y, b x + d y); how the camera was held, and mirrors."""
+    """Return (a, b, c, d): pixel (x, y) is shown at (a x + c y, b x + d y), by the camera's rotation and mirroring."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # side data of a kind that PyAV does not know, beside it
@@ -121,7 +121,7 @@ def _display_matrix(frame: Any) -> tuple[float, float, float, float]:
 
 
 def _displayed(pixels: np.ndarray, matrix: tuple[float, float, float, float], name: str) -> np.ndarray:
-    """(H, W, 3), or (W, H, 3), turned and mirrored as the matrix says."""
+    """Turn and mirror (H, W, 3), perhaps to (W, H, 3), as the matrix says."""
     a, b, c, d = matrix
     along, across = min(abs(a), abs(d)), min(abs(b), abs(c))
     if not any(matrix):  # written by mistake; players show such files as they are
@@ -147,7 +147,7 @@ def _open_container(file: IO[bytes], limits: Limits) -> Any:
 
 
 def _video_stream(container: Any, limits: Limits, name: str) -> Any:
-    """The largest video stream that is no cover picture, its codec and frame size checked."""
+    """Return the largest video stream that is no cover picture, its codec and frame size checked."""
     import av
 
     films = [
@@ -181,7 +181,7 @@ def _video_stream(container: Any, limits: Limits, name: str) -> Any:
 
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
-    """Decoders raise anything on hostile bytes, and their messages may hold addresses."""
+    """Turn a decoder's errors into ``VideoError``: they may be of any type, and their messages may hold addresses."""
     try:
         yield
     except ImageError:

@@ -54,7 +54,7 @@ class Captioner:
         Args:
             model: As in ``gitfast.load``.
             image_column: Encoded images as bytes, paths, or arrays (H, W, 3) uint8.
-            path_column: Where the row came from, for messages; it need not exist.
+            path_column: The row's origin, for messages; it need not exist.
             question: Asked about every image; None: caption them.
             keep_images: Keep ``image_column`` in the result.
             load_options: Keyword arguments of ``gitfast.load``.
@@ -67,7 +67,7 @@ class Captioner:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Add ``text``, ``score`` and ``error`` to a batch of rows.
 
-        A bad image has no text and an error that names its path. Where there is none, ``error`` is empty and not null,
+        A bad image has no text and an error that names its path. Without an error, ``error`` is empty and not null,
         so that every file of a job has the same column types.
 
         Raises:
@@ -110,7 +110,7 @@ def caption_files(
         paths: Files or folders, on any storage that Ray Data reads.
         output: The folder of the results.
         model, load_options, **options: As in ``Captioner``, ``question=`` too.
-        num_actors, cpus_per_actor, gpus_per_actor: How many copies of the model, and what each takes.
+        num_actors, cpus_per_actor, gpus_per_actor: Copies of the model, and the CPUs and GPUs of each.
         batch_size: Rows that an actor is given at once.
         file_format: Parquet, or JSON lines.
         checkpoint: A folder in which Ray notes the rows that are written. A job started again with the same folder

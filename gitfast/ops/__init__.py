@@ -1,6 +1,6 @@
 """The kernels as functions on arrays.
 
-Here those of the CPU, on numpy arrays; :mod:`gitfast.ops.cuda` has the same on torch tensors of a CUDA device, and
+This module has those of the CPU, on numpy arrays; :mod:`gitfast.ops.cuda` has the same on torch tensors of a CUDA device, and
 :mod:`gitfast.ops.reference` says in plain numpy what each computes. Neither is imported by this module.
 """
 

@@ -1,4 +1,4 @@
-"""The CPU kernels as functions on arrays: what the engine is made of, one call each.
+"""The CPU kernels as functions on arrays: the parts of the engine, one call each.
 
 Arguments are float32 arrays in CPU memory: numpy, or anything that speaks DLPack (a torch tensor, say). The result is
 a new numpy array, or ``out``, a C-contiguous one of the right shape that overlaps no argument. The global interpreter
@@ -35,14 +35,14 @@ def linear(
     pool: ThreadPool | None = None,
     tiles: bool = False,
 ) -> NDArray[np.float32]:
-    """``activation(x @ weight.T + bias) + residual``: x (M, K), weight (N, K), bias (N,), residual (M, N) -> (M, N).
+    """Compute ``activation(x @ weight.T + bias) + residual``: weight (N, K), x (M, K), bias (N,) -> (M, N).
 
-    The rows of ``x`` may be strided. ``weight`` may also be float16; it is rearranged for the kernel at every call,
-    unless it comes as a ``PackedWeight(weight, bias, dtype="float32")``, which does so once, brings its bias along, and
-    may store the weight as "bfloat16" or as "int8" with one scale per row. The instruction set avx512_bf16 multiplies
-    these with ``x`` rounded to bfloat16, others with ``x`` as it is; sums are float32.
-    ``tiles`` lets the instruction set amx multiply them in its tile registers: for many rows, and in another order.
-    ``out`` may be ``residual``. ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
+    ``residual`` is (M, N). The rows of ``x`` may be strided. ``weight`` may also be float16; it is rearranged for the
+    kernel at every call, unless it comes as a ``PackedWeight(weight, bias, dtype="float32")``, which does so once,
+    brings its bias along, and may store the weight as "bfloat16" or as "int8" with one scale per row. The
+    instruction set avx512_bf16 multiplies these with ``x`` rounded to bfloat16, others with ``x`` as it is; sums are
+    float32. ``tiles`` lets the instruction set amx multiply them in its tile registers: for many rows, and in another
+    order. ``out`` may be ``residual``. ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
     """
     if not isinstance(weight, PackedWeight):
         weight = PackedWeight(weight, bias)
@@ -61,7 +61,7 @@ def layer_norm(
     isa: str = "",
     pool: ThreadPool | None = None,
 ) -> NDArray[np.float32]:
-    """``(x - mean) / sqrt(var + eps) * gamma + beta`` over rows: x (R, D), gamma (D,), beta (D,) -> (R, D).
+    """Compute ``(x - mean) / sqrt(var + eps) * gamma + beta`` over rows: x (R, D), gamma, beta (D,) -> (R, D).
 
     Mean and variance are taken in two passes over the row. The rows of ``x`` may be strided; ``out``
     may be ``x``.
@@ -82,7 +82,7 @@ def prefix_attention(
     isa: str = "",
     pool: ThreadPool | None = None,
 ) -> NDArray[np.float32]:
-    """Attention of rows that share a prefix and see some text each, one softmax over both.
+    """Attend from rows to the prefix they share and to some text each, one softmax over both.
 
     Args:
         q: queries (R, H, head_dim), one row per beam, question or image token.
@@ -91,7 +91,7 @@ def prefix_attention(
         v: values of the prefix (H, P, head_dim).
         k_text: keys of a store of S text tokens (S, H, head_dim), which rows read through ``slots``.
         v_text: values of that store (S, H, head_dim).
-        slots: for each row the numbers of the text tokens it sees; what no row names is never read.
+        slots: for each row the numbers of the text tokens it sees; tokens that no row names are never read.
         scale: factor of the scores, positive; default ``head_dim ** -0.5``.
 
     Returns:

@@ -45,11 +45,11 @@ __all__ = [
 ]
 
 DECODE_SPLITS = 4  # parts of a prefix at most, in steps of few rows
-HEAD_DIMS: tuple[int, ...] = _C.cuda_limits.HEAD_DIMS  # that :func:`prefix_attention` takes
+HEAD_DIMS: tuple[int, ...] = _C.cuda_limits.HEAD_DIMS  # taken by :func:`prefix_attention`
 
 
 class Selection(NamedTuple):
-    """Hold the results of :func:`head_select`."""
+    """The results of :func:`head_select`."""
 
     tokens: torch.Tensor
     log_probs: torch.Tensor
@@ -222,7 +222,7 @@ def attention_tiles(images: Sequence[int], tile_rows: Literal[16, 64] = 16) -> t
 def prefix_splits(tokens: int, tiles: int = 1, heads: int = 1) -> int:
     """Return the ``splits`` for few rows over a prefix of so many tokens: up to ``DECODE_SPLITS``, of 64 or more each.
 
-    1 where ``tiles`` x ``heads`` are more than a split prefix may have, and fill the device anyway.
+    Returns 1 where ``tiles`` x ``heads`` are more than a split prefix may have, and fill the device anyway.
     """
     if tiles * heads > _C.cuda_limits.MAX_SPLIT_TILES:
         return 1
@@ -274,7 +274,7 @@ def prefix_attention(
         splits: parts of the prefix, 1 to ``_C.cuda_limits.MAX_SPLITS``, computed by blocks of their own, for few rows
             on a large device.
         workspace: ``attention_workspace`` for ``splits`` above 1; may be shared by calls on one stream. None makes one.
-        k_scale: float32 (B, H, P), for keys of the prefix stored as int8: what a token's integers are multiplied with.
+        k_scale: float32 (B, H, P), for keys of the prefix stored as int8: the factors of a token's integers.
             For a head_dim of 64. v_scale: the same of the values.
         out: (R, H, head_dim), of which only the rows of tiles are written; None makes a new one.
         overlap: see the module.

@@ -23,7 +23,7 @@ CLUSTER: int = _C.cuda_limits.MAX_CLUSTER  # blocks that share a head
 
 
 class DecoderWeights:
-    """Hold a decoder's weights as the persistent kernel reads them, checked once."""
+    """A decoder's weights as the persistent kernel reads them, checked once."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ Found = tuple[list[int], list[float], float, str]  # token ids, log-probabilitie
 
 
 class Mirrored:
-    """Keep named arrays in one piece of device memory, with copies on the host: one transfer moves all of them."""
+    """Named arrays in one piece of device memory, with copies on the host: one transfer moves all of them."""
 
     def __init__(self, shapes: Shapes, device: torch.device) -> None:
         begins = [0]
@@ -56,7 +56,7 @@ def _views(memory: Tensor, begins: Sequence[int], shapes: Shapes) -> dict[str, T
 
 
 class SearchSize(NamedTuple):
-    """Say what the memory of a search depends on."""
+    """The sizes that the memory of a search depends on."""
 
     sequences: int  # M, at most
     sequences_per_prompt: int  # samples; 1 with beams
@@ -78,13 +78,13 @@ _STATE = (
 
 
 class SearchState:
-    """Keep the arrays of csrc/cuda/search.h, by its names, at addresses that stay.
+    """The arrays of csrc/cuda/search.h, by its names, at addresses that stay.
 
-    ``given`` are the host's arrays; ``found`` is what the host reads when all sequences have ended.
+    ``given`` are the host's arrays; ``found`` are those it reads when all sequences have ended.
     """
 
     def __init__(self, size: SearchSize, eos: int, device: torch.device, tiles: Tensor | None = None) -> None:
-        """``tiles``: from ``ops.cuda.attention_tiles``, one per slot, whose images are set as sequences begin."""
+        """Make memory. ``tiles``: ``ops.cuda.attention_tiles``, one a slot; images are set as sequences begin."""
         i32, f32 = torch.int32, torch.float32
         rows, length, prompts = size.rows, size.max_text, size.sequences // size.sequences_per_prompt
         records = size.sequences * size.rows_per_slot

@@ -1,4 +1,4 @@
-"""What the kernels compute, in plain numpy, in the dtype of the arguments: float64 gives the truth they are held to.
+"""The kernels in plain numpy, in the dtype of the arguments: float64 gives the truth they are held to.
 
 Arguments are those of :mod:`gitfast.ops.cpu` and :mod:`gitfast.ops.cuda`, arrays or torch tensors in host memory;
 weights are plain (N, K) arrays. Results are arrays.
@@ -18,7 +18,7 @@ _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 
 def quick_gelu(x: ArrayLike) -> Floats:
-    """x * sigmoid(1.702 x)."""
+    """Compute x * sigmoid(1.702 x)."""
     x = np.asarray(x)
     with np.errstate(over="ignore"):  # exp of a large number: the result is 0
         y: Floats = x / (1 + np.exp(-1.702 * x))
@@ -26,7 +26,7 @@ def quick_gelu(x: ArrayLike) -> Floats:
 
 
 def gelu(x: ArrayLike) -> Floats:
-    """x * Phi(x), by erfc: 1 + erf would lose the digits of its tail, in float64 too."""
+    """Compute x * Phi(x) by erfc: 1 + erf would lose the digits of its tail, in float64 too."""
     x = np.asarray(x)
     y: Floats = x / 2 * _erfc(-x / math.sqrt(2)).astype(x.dtype)
     return y
@@ -43,7 +43,7 @@ def _plus(x: ArrayLike, *terms: ArrayLike | None) -> Floats:
 
 
 def layer_norm(x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, *, eps: float = 1e-5) -> Floats:
-    """``LayerNorm(x)`` over rows (R, D)."""
+    """Compute ``LayerNorm(x)`` over rows (R, D)."""
     x, gamma, beta = map(np.asarray, (x, gamma, beta))
     centred = x - x.mean(-1, keepdims=True)
     norm: Floats = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + x.dtype.type(eps)) * gamma + beta
@@ -59,17 +59,17 @@ def add_layer_norm(
     residual: ArrayLike | None = None,
     eps: float = 1e-5,
 ) -> Floats:
-    """``LayerNorm(x + bias + residual)`` over rows (R, D)."""
+    """Compute ``LayerNorm(x + bias + residual)`` over rows (R, D)."""
     return layer_norm(_plus(x, bias, residual), gamma, beta, eps=eps)
 
 
 def bias_gelu(x: ArrayLike, bias: ArrayLike | None = None) -> Floats:
-    """``gelu(x + bias)``: (R, D)."""
+    """Compute ``gelu(x + bias)``: (R, D)."""
     return gelu(_plus(x, bias))
 
 
 def bias_quick_gelu(x: ArrayLike, bias: ArrayLike | None = None) -> Floats:
-    """``quick_gelu(x + bias)``: (R, D)."""
+    """Compute ``quick_gelu(x + bias)``: (R, D)."""
     return quick_gelu(_plus(x, bias))
 
 
@@ -83,7 +83,7 @@ def embed_layer_norm(
     *,
     eps: float = 1e-12,
 ) -> Floats:
-    """``LayerNorm(words[ids] + positions[position_ids])``; NaN in rows whose id lies outside its table: (R, D)."""
+    """Compute ``LayerNorm(words[ids] + positions[position_ids])``, (R, D); NaN in rows with an id outside its table."""
 
     def rows(table: ArrayLike, index: ArrayLike) -> Floats:
         table, index = np.asarray(table), np.asarray(index)
@@ -101,13 +101,13 @@ def linear(
     activation: str = "none",
     residual: ArrayLike | None = None,
 ) -> Floats:
-    """``activation(x @ weight.T + bias) + residual``: (R, N)."""
+    """Compute ``activation(x @ weight.T + bias) + residual``: (R, N)."""
     sums = _plus(np.asarray(x) @ np.asarray(weight).T, bias)
     return _plus(ACTIVATIONS[activation](sums), residual)
 
 
 def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None) -> Floats:
-    """One row: q (H, head_dim) over k and v (H, tokens, head_dim) -> (H, head_dim); zero without a token."""
+    """Attend from one row q (H, head_dim) to k and v (H, tokens, head_dim) -> (H, head_dim); zero without a token."""
     q, k, v = map(np.asarray, (q, k, v))
     if not k.shape[1]:
         return np.zeros_like(q)
@@ -128,7 +128,7 @@ def prefix_attention(
     slots: Sequence[Sequence[int]] | None = None,
     scale: float | None = None,
 ) -> Floats:
-    """Attention of rows (R, H, head_dim), row r over the prefix of ``images[r]`` and the text tokens ``slots[r]``."""
+    """Attend from rows (R, H, head_dim), row r to the prefix of ``images[r]`` and the text tokens ``slots[r]``."""
     q, k_prefix, v_prefix = map(np.asarray, (q, k_prefix, v_prefix))
     out = np.zeros_like(q)
     for row, image in enumerate(images):
@@ -142,7 +142,7 @@ def prefix_attention(
 
 
 def log_softmax(logits: ArrayLike) -> Floats:
-    """Over the last axis."""
+    """Compute log-softmax over the last axis."""
     logits = np.asarray(logits)
     shifted = logits - logits.max(-1, keepdims=True)
     log_probs: Floats = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -158,7 +158,7 @@ def head_select(
     temperature: float = 1.0,
     quantiles: ArrayLike | None = None,
 ) -> tuple[NDArray[np.intp], Floats, NDArray[np.intp] | None, Floats]:
-    """Tokens and log-probabilities (R, choices), drawn tokens (R,) at ``quantiles`` (R,), and logits (R, V).
+    """Return tokens and log-probabilities (R, choices), drawn tokens (R,) at ``quantiles`` (R,), logits (R, V).
 
     Descending, of equal ones the lower token first; a token is drawn where the sum of probabilities up to and with it
     first exceeds the quantile.

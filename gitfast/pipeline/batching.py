@@ -24,11 +24,11 @@ from gitfast.pipeline.options import DEFAULT_BATCHING, Batching
 from gitfast.results import Result, Timings
 from gitfast.types import Generation, GenerationOptions, ImagePrefix
 
-Prompts = Sequence[list[int]]  # of one source
+Prompts = Sequence[list[int]]  # for one source
 
 _MAX_ROWS = 64  # sequences decoded together: bounds the keys and values of their text
 _WINDOW = 4  # times the rows decoded at once are handed over together: only the last of them leave places empty
-_WINDOW_BYTES = 2 << 30  # of their prefixes; one batch may have more
+_WINDOW_BYTES = 2 << 30  # for their prefixes; one batch may have more
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def encode(
     cache = engine if isinstance(engine, CachingEngine) and processor.num_frames is None else None
 
     def read_file(cache: CachingEngine, source: str | os.PathLike[str] | bytes) -> np.ndarray | ImagePrefix:
-        """Pixels of an encoded image; its prefix instead, if the same bytes were read before."""
+        """Read the pixels of an encoded image, or its prefix if the same bytes were read before."""
         data = read_bytes(source, processor.limits.max_image_bytes)
         key = file_key(data, (processor.image_processor, normalize))
         if (prefix := cache.of_file(key)) is not None:
@@ -87,7 +87,7 @@ def encode(
     def read_one(source: Any) -> np.ndarray | ImagePrefix | GitfastError:
         if isinstance(source, _Read):
             return source.pixels
-        if isinstance(source, (ImagePrefix, GitfastError)):  # an error: of an input that could not be found
+        if isinstance(source, (ImagePrefix, GitfastError)):  # an error: the input could not be found
             return source
         try:
             if cache is not None and isinstance(source, (str, os.PathLike, bytes)):
@@ -97,7 +97,7 @@ def encode(
             return error
 
     def alone_first(source: Any) -> Any:
-        """What threads may read: in its place what cannot be read beside others, read already."""
+        """Return a source that threads may read; one that cannot be read beside others is read here."""
         ready = detached(processor, source)
         return _Read(read_one(source)) if ready is None else ready
 
@@ -111,7 +111,7 @@ def encode(
     def batches() -> Generator[tuple[list[np.ndarray | ImagePrefix | GitfastError], float], None, None]:
         if batching.workers is None:
             groups = grouped(sources, batch_size)
-            # The threads of a CPU engine have no processor to spare for reading.
+            # The threads of a CPU engine leave no CPU to spare for reading.
             ahead = engine.rows_at_once is not None
             yield from prefetch(read, groups) if ahead else map(read, groups)
             return
@@ -119,7 +119,7 @@ def encode(
         with contextlib.closing(single):
             begin = time.perf_counter()
             for group in grouped(single, batch_size):
-                yield group, time.perf_counter() - begin  # what the engine waited
+                yield group, time.perf_counter() - begin  # the time that the engine waited
                 begin = time.perf_counter()
 
     start = 0
@@ -169,11 +169,11 @@ def generate(
 @dataclass(frozen=True)
 class _Job:
     batch: EncodedBatch
-    prompts: list[Prompts]  # of each source of the batch
+    prompts: list[Prompts]  # for each source of the batch
 
     @property
     def rows(self) -> int:
-        """An error counts as well, so that a window of nothing else ends, too."""
+        """Rows of the window; an error counts as one, so that a window of errors alone ends, too."""
         return sum(max(1, len(texts)) for texts in self.prompts)
 
     @property

@@ -1,8 +1,8 @@
-"""Classification by generation: which of the given texts the model would write.
+"""Classification by generation: the probability that the model would write each of the given texts.
 
 Every label is scored as the model's answer, all of them over the same image prefix. Two distributions can be made of
-the scores. "score" compares whole labels: p(label) / sum of p. "trie" is what decoding constrained to the labels
-draws from, as in the GIT paper: at every token the probability is shared among the labels' tokens that may follow.
+the scores. "score" compares whole labels: p(label) / sum of p. "trie" is the distribution of decoding constrained to
+the labels, as in the GIT paper: at every token the probability is shared among the labels' tokens that may follow.
 """
 
 from __future__ import annotations

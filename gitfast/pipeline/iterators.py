@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 def grouped(items: Iterable[T], size: int, weight: Callable[[T], int] = lambda _: 1) -> Generator[list[T], None, None]:
-    """The items in order, in lists that end as soon as their weights add up to ``size``.
+    """Group items in order, in lists that end as soon as their weights add up to ``size``.
 
     An error of ``items`` is raised after the items that came before it. A list may be changed by who gets it.
     """
@@ -34,7 +34,7 @@ def grouped(items: Iterable[T], size: int, weight: Callable[[T], int] = lambda _
 
 
 def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
-    """As ``map``, but one value ahead: while a value is in use, the next is computed in a thread.
+    """Do ``map`` one value ahead: while a value is in use, the next is computed in a thread.
 
     Items are taken in the caller's thread, as an iterator may ask for, and so that one that blocks can be interrupted.
     Errors, of ``items`` too, are raised in their place. Closing waits for the value that is being computed.
@@ -61,7 +61,7 @@ def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, Non
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Generator[R, None, None]:
-    """As ``map``, by several threads, ``ahead`` values before the one in use; in order.
+    """Do ``map`` in several threads, ``ahead`` values before the one in use; in order.
 
     Items are taken in the caller's thread. Errors, of ``items`` too, are raised in their place. Closing waits for the
     values that are being computed.

@@ -1,4 +1,4 @@
-"""Keyword arguments of the tasks: how inputs are read, and ``GenerationOptions``."""
+"""Keyword arguments of the tasks: the reading of inputs, and ``GenerationOptions``."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class ReadingOptions(TypedDict, total=False):
-    """Keyword arguments of every task: how its inputs are read.
+    """Keyword arguments of every task, for the reading of its inputs.
 
     Attributes:
         batch_size: Inputs encoded together. None: 8, or on an engine that refills its rows as many as it decodes at
             once, 64 at most.
         num_frames: Frames taken of a clip; None: as many as the model was trained with.
-        sampling, sampling_seed: Which frames; see ``gitfast.inputs.video.sample_indices``.
+        sampling, sampling_seed: The choice of frames; see ``gitfast.inputs.video.sample_indices``.
         workers: Threads that read inputs ahead of the engine. None: one batch ahead of an engine on a device, and none
             beside one on the CPU, which has work for all CPUs.
         cancel: Ends the call from another thread, or at a deadline: it raises CancelledError or DeadlineError.
@@ -97,7 +97,7 @@ _CHECKS: dict[Any, Callable[[str, Any], Any]] = {int: arguments.integer, float: 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batching:
-    """How many inputs are encoded together, which frames of clips, and what becomes of inputs that cannot be read."""
+    """The inputs encoded together, the choice of clips' frames, and the treatment of unreadable inputs."""
 
     batch_size: int | None = None  # as many as suit the engine
     on_error: OnError = "raise"
@@ -116,7 +116,7 @@ class Batching:
             raise ArgumentError(f"on_error: expected 'raise' or 'return', got {arguments.shown(self.on_error)}")
 
     def cancelling(self) -> dict[str, Any]:
-        """The argument that ends calls of an engine, where there is one: engines of tests need not take it."""
+        """Return the argument that ends calls of an engine, where there is one: engines of tests need not take it."""
         return {} if self.cancel is None else {"cancel": self.cancel}
 
 
@@ -163,7 +163,7 @@ def make_options(
     """Build ``GenerationOptions`` from the keyword arguments that a task was given; those of reading are left alone.
 
     Args:
-        values: Keys of ``TaskOptions``. What is given wins over ``preset``.
+        values: Keys of ``TaskOptions``. They win over ``preset``.
         tokenizer: Encodes the allowed texts.
         room: Text positions left behind the longest prompt; the default ``max_new_tokens`` is not larger.
         defaults: Fields of ``GenerationOptions`` that the checkpoint asks for; ``preset`` and ``values`` win.
@@ -189,7 +189,7 @@ def make_options(
 
 
 def _completed(fields: dict[str, Any], defaults: Mapping[str, Any], room: int) -> dict[str, Any]:
-    """``fields`` and those of the checkpoint's ``defaults`` that can be had with them."""
+    """Complete ``fields`` with those of the checkpoint's ``defaults`` that are compatible with them."""
     usual = {"max_new_tokens": GenerationOptions.max_new_tokens, **defaults}
     usual["max_new_tokens"] = max(1, min(usual["max_new_tokens"], room))
     if fields.get("do_sample") and "num_beams" not in fields:

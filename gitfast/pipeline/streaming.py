@@ -48,7 +48,7 @@ class _Stream(Generic[T]):
         self._thread.start()
 
     def next(self) -> Sequence[int] | None:
-        """New token ids; None at the end."""
+        """Return new token ids; None at the end."""
         if os.getpid() != self._process:
             raise EngineError("stream: goes on in the process that began it, not in a forked child")
         return self._tokens.get()

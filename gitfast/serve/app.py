@@ -1,4 +1,4 @@
-"""The ASGI application: the routes, and what each of them does with a request."""
+"""The ASGI application: the routes and their handling of requests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from gitfast.serve.tasks import TASKS, Task
 
 @dataclass
 class Service:
-    """What the routes share. ``start`` gives it its model; until then it answers that it is loading."""
+    """The state that the routes share. ``start`` gives it its model; until then it answers that it is loading."""
 
     settings: Settings
     metrics: prometheus.Metrics = field(default_factory=prometheus.Metrics)
@@ -60,7 +60,7 @@ class Service:
         return name or "model"
 
     def ready(self) -> Model:
-        """The model. Raises ``ApiError``, 503, while it is being loaded."""
+        """Return the model. Raises ``ApiError``, 503, while it is being loaded."""
         if self.model is None:
             raise busy("the model is being loaded", "loading")
         return self.model
@@ -70,10 +70,10 @@ class Service:
 
 
 def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
-    """The service around a loaded model, as an ASGI application.
+    """Create the service around a loaded model, as an ASGI application.
 
     Args:
-        model: What ``gitfast.load`` gives; with ``prefix_cache_bytes``, questions about an image that was seen need
+        model: A model from ``gitfast.load``; with ``prefix_cache_bytes``, questions about an image that was seen need
             no second encoding.
         settings: Limits and names; None: the defaults.
     """
@@ -83,7 +83,7 @@ def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
 
 
 def build_app(service: Service) -> FastAPI:
-    """The application of a service whose model may come later."""
+    """Build the application of a service whose model may come later."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -200,7 +200,7 @@ def _add_chat(app: FastAPI, service: Service) -> None:
 async def _stream(
     service: Service, http: Request, job: Job[Any], replies: Replies, begin: float, *, include_usage: bool
 ) -> Response:
-    """Wait for the first piece, so that what fails before it has a status of its own; then stream."""
+    """Wait for the first piece, so that an error before it has a status of its own; then stream."""
     pieces = job.pieces()
     try:
         first = await unless_left(anext(pieces, None), http.receive)
@@ -241,7 +241,7 @@ def _add_task(app: FastAPI, service: Service, task: Task) -> None:
 
 
 def _note(http: Request, timings: dict[str, float], reply: Any, asked: Any, settings: Settings) -> None:
-    """Facts for the log."""
+    """Note facts for the log."""
     facts = http.scope["state"]["facts"]
     facts["timings"] = timings
     if settings.log_texts:

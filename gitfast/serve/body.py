@@ -1,4 +1,4 @@
-"""What a request brings: its body, within limits of bytes and time, and the images and arguments in it."""
+"""Bodies of requests, within limits of bytes and time, and the images and arguments in them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Options = TypeVar("Options", bound=BaseModel)
 
 
 class ClientLeft(Exception):
-    """The connection ended before the request did: nobody is there to be answered."""
+    """A connection that ended before its request did: nobody is there to be answered."""
 
 
 class BodyReader:
-    """Reads bodies whole, and counts the bytes of all that are held."""
+    """A reader of whole bodies that counts the bytes of all that are held."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -44,7 +44,7 @@ class BodyReader:
         self._held -= size
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body. Its bytes count as held until ``release``.
+        """Read the whole body. Its bytes count as held until ``release``.
 
         Raises:
             ApiError: 413 for too large a body, 408 for too slow a one, 503 where too much is held already.
@@ -92,7 +92,7 @@ class Inputs:
     fields: dict[str, list[str]] = field(default_factory=dict)
 
     def options(self, kind: type[Options]) -> Options:
-        """The arguments as ``kind``. Raises ``ApiError``: one is unknown, missing, or not what it should be."""
+        """Parse the arguments as ``kind``. Raises ``ApiError``: one is unknown, missing or invalid."""
         values: dict[str, object] = {}
         for name, texts in self.fields.items():
             known = kind.model_fields.get(name)
@@ -107,7 +107,7 @@ class Inputs:
 
 
 async def read_inputs(request: Request, settings: Settings) -> Inputs:
-    """The images and arguments of a raw or multipart request; arguments of the query string count as well.
+    """Read the images and arguments of a raw or multipart request; arguments of the query string count as well.
 
     Raises:
         ApiError: 400 for a body that is neither whole nor within limits, 415 for another kind of body.
@@ -130,7 +130,7 @@ async def read_inputs(request: Request, settings: Settings) -> Inputs:
 
 
 def check_files(files: Iterable[bytes], settings: Settings) -> None:
-    """Raises ``ApiError`` where there are no files, too many, or one that is empty."""
+    """Raise ``ApiError`` where there are no files, too many, or one that is empty."""
     files = list(files)
     if not files:
         raise invalid("image: expected at least one", "image", code="missing_parameter")
@@ -142,7 +142,7 @@ def check_files(files: Iterable[bytes], settings: Settings) -> None:
 
 
 def decode_data_uri(uri: str, name: str) -> bytes:
-    """The bytes of a base64 data URI. Raises ``ApiError``."""
+    """Decode the bytes of a base64 data URI. Raises ``ApiError``."""
     head = _DATA_URI.match(uri[:256])
     if head is None:
         raise invalid(f"{name}: expected data:image/...;base64,...", name, code="invalid_image")
@@ -173,7 +173,7 @@ def _read_multipart(body: bytes, content_type: str, inputs: Inputs, settings: Se
 
 
 class _Form:
-    """Takes the parts of a multipart body as the parser finds them."""
+    """The parts of a multipart body, collected as the parser finds them."""
 
     def __init__(self, inputs: Inputs, settings: Settings) -> None:
         self.ended = False

@@ -1,4 +1,4 @@
-"""``POST /v1/chat/completions``: what clients of OpenAI's API send, as captions and answers.
+"""``POST /v1/chat/completions``: captions and answers for clients of OpenAI's API.
 
 Every image of the request is read with every question; each pair has ``n`` choices, images first, then questions.
 """
@@ -33,7 +33,7 @@ class Parts:
 
 
 def parts_of(request: ChatRequest, settings: Settings, *, video: bool) -> Parts:
-    """Raises ``ApiError``: no image, too many of something, or a clip for a model of images."""
+    """Split a request into parts. Raises ``ApiError``: no image, too many parts, or a clip for a model of images."""
     urls, questions = [], []
     for m, message in enumerate(request.messages):
         where = f"messages[{m}].content"
@@ -60,7 +60,7 @@ def parts_of(request: ChatRequest, settings: Settings, *, video: bool) -> Parts:
 
 
 def options_of(request: ChatRequest, parts: Parts, settings: Settings) -> dict[str, Any]:
-    """Options of ``Model.caption``. Raises ``ApiError``."""
+    """Return options of ``Model.caption``. Raises ``ApiError``."""
     sampling = sampling_options(temperature=request.temperature, top_p=request.top_p, seed=request.seed)
     options = search_options(settings, sampling, num_beams=None, num_texts=request.n, name="n")
     return check_work(
@@ -90,7 +90,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Chat:
-    """A request as the job needs it."""
+    """A chat request in the form that its job needs."""
 
     request: ChatRequest
     questions: Sequence[str]
@@ -98,7 +98,7 @@ class Chat:
     read: Callable[[], list[bytes]]  # the images; may fetch them
 
     def run(self, inference: Inference) -> tuple[list[Result], Usage]:
-        """The texts of all choices, in order. A stream emits (choice, piece) and (choice, result) on the way."""
+        """Generate all choices' texts, in order. A stream emits (choice, piece) and (choice, result) on the way."""
         prefixes = inference.encode(self.read())
         choices: list[Result] = []
         prompt_tokens = 0
@@ -111,7 +111,7 @@ class Chat:
 
     @property
     def _prompts(self) -> Sequence[str | None]:
-        """The questions; None asks for a caption."""
+        """Return the questions; None asks for a caption."""
         return self.questions or [None]
 
     def _of_image(self, inference: Inference, prefix: Any, first: int) -> list[Result]:
@@ -121,7 +121,7 @@ class Chat:
             results = inference.answers(prefix, self.questions, self.options)
         else:
             results = inference.captions([prefix], None, self.options)
-        if self.request.stream:  # of several sequences none is final before all are
+        if self.request.stream:  # with several sequences none is final before all are
             texts = [choice for result in results for choice in (result, *result.alternatives)]
             for index, choice in enumerate(texts, first):
                 inference.job.emit((index, choice.text))
@@ -179,7 +179,7 @@ class Replies:
     async def stream(
         self, job: Job[Any], first: Any, pieces: AsyncIterator[Any], *, include_usage: bool
     ) -> AsyncIterator[str]:
-        """Server-sent events: the pieces of all choices, ``first`` and then ``pieces``; then ``[DONE]``.
+        """Stream server-sent events: the pieces of all choices, ``first`` and then ``pieces``; then ``[DONE]``.
 
         An error on the way is an event of its own, in the shape of an error's body.
         """

@@ -1,4 +1,4 @@
-"""What goes wrong in a request, in the shape that clients of OpenAI's API read."""
+"""Errors of requests, in the shape that clients of OpenAI's API read."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None = None, *, code: str = "invalid_value") -> ApiError:
-    """A request that cannot be, for the reason in ``message``."""
+    """Make the error of an invalid request, with the reason in ``message``."""
     return ApiError(400, message, code=code, param=param)
 
 
 def busy(message: str, code: str) -> ApiError:
-    """No place for this request now; the client may try again."""
+    """Make the error of a server with no place for a request now; the client may try again."""
     return ApiError(503, message, code=code, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
@@ -63,19 +63,19 @@ def timed_out(seconds: float) -> ApiError:
 
 
 def internal_error() -> ApiError:
-    """A failure of the server itself, about which clients learn nothing."""
+    """Make the error of a failure of the server itself, about which clients learn nothing."""
     return ApiError(500, "the server failed; its log says how", code="internal_error")
 
 
 def of_status(status: int, detail: str | None = None, headers: Mapping[str, str] | None = None) -> ApiError:
-    """What the web framework refuses by itself: an unknown path, a method."""
+    """Make the error for the web framework's own refusals: an unknown path, a method."""
     phrase = HTTPStatus(status).phrase.lower() if status in HTTPStatus._value2member_map_ else "error"
     codes = {404: "not_found", 405: "method_not_allowed"}
     return ApiError(status, detail or phrase, code=codes.get(status, phrase.replace(" ", "_")), headers=headers)
 
 
 def of_validation(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a request's arguments, by its name."""
+    """Make the error for the first invalid argument of a request, by its name."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ""
     for part in first["loc"]:
@@ -91,9 +91,9 @@ def of_validation(error: ValidationError) -> ApiError:
 
 
 def of_model(error: GitfastError | ValueError) -> ApiError:
-    """Bad input that the model found: an image that cannot be read, an option that cannot be."""
+    """Make the error for bad input that the model found: an unreadable image, an invalid option."""
     message, code = str(error), "invalid_value"
-    if isinstance(error, ImageError):  # of several, "images[2]: ..." or "videos[2]: ..."
+    if isinstance(error, ImageError):  # where there are several, "images[2]: ..." or "videos[2]: ..."
         message, code = message.replace("encoded bytes: ", "", 1), "invalid_image"
         message = re.sub(r"^(images|videos)(?=\[\d+\]: )|^", lambda found: "image" if found[1] else "image: ", message)
     param, colon, _ = message.partition(":")

@@ -26,12 +26,12 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host name."""
+    """Resolve a host name to its addresses."""
     return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 def is_global(address: str) -> bool:
-    """Whether an address is one of the public network: not private, loopback, link-local, multicast or mapped."""
+    """Return whether an address is public: not private, loopback, link-local, multicast or mapped."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -44,7 +44,7 @@ def is_global(address: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Fetcher:
-    """Fetches from ``hosts``, each a name, or name:port for another port than the scheme's."""
+    """A client for URLs of ``hosts``, each a name, or name:port for another port than the scheme's."""
 
     hosts: tuple[str, ...]
     max_bytes: int
@@ -53,7 +53,7 @@ class Fetcher:
     is_allowed: Callable[[str], bool] = field(default=is_global, repr=False)
 
     def fetch(self, url: str, name: str) -> bytes:
-        """The bytes behind a URL; ``name`` is the argument that holds it.
+        """Fetch the bytes behind a URL; ``name`` is the argument that holds it.
 
         Raises:
             ApiError: 400; the URL may not be fetched, or cannot be.
@@ -91,7 +91,7 @@ class Fetcher:
         return parts
 
     def _get(self, parts: SplitResult, name: str, deadline: float) -> tuple[bytes, str | None]:
-        """(the body, where the answer redirects to)."""
+        """Get a URL; return its body, or the URL that it redirects to."""
         host = str(parts.hostname)
         port = parts.port or _PORTS[parts.scheme]
         addresses = self.resolve(host, port)

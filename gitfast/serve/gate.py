@@ -1,4 +1,4 @@
-"""What every request passes on its way in and out: its id, the key, the body's limits, errors, metrics, a log entry."""
+"""Middleware of every request: its id, the key, the body's limits, errors, metrics, a log entry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gitfast.serve.settings import Settings
 
 T = TypeVar("T")
 
-# Nothing secret, or needed by who checks that the server lives.
+# Paths without secrets, or needed by health checks.
 OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
 LEFT = 499  # the status, in logs and metrics, of a request whose client left
 
@@ -106,7 +106,7 @@ class Gate:
                 )
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> ApiError | None:
-        """Run the request; the error to answer with, if there is one."""
+        """Run the request; return the error to answer with, if there is one."""
         held = 0
         try:
             self._authorize(scope["path"], headers)
@@ -138,7 +138,7 @@ class Gate:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Give the body that was read, then what comes after it: the news that the client has left."""
+    """Replay the body that was read, then the messages after it: the news that the client has left."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def next_message() -> Message:
@@ -153,7 +153,7 @@ async def _until_left(receive: Receive) -> None:
 
 
 async def unless_left(work: Awaitable[T], receive: Receive) -> T:
-    """The result of ``work``, unless the client leaves first.
+    """Return the result of ``work``, unless the client leaves first.
 
     Raises:
         ClientLeft: it has.
@@ -173,7 +173,7 @@ async def unless_left(work: Awaitable[T], receive: Receive) -> T:
 
 
 async def result_of(job: Job[T], receive: Receive) -> T:
-    """The job's result, unless the client leaves first, which ends the job.
+    """Return the job's result, unless the client leaves first, which ends the job.
 
     Raises:
         ClientLeft: it has.
@@ -218,5 +218,5 @@ async def _end(*tasks: asyncio.Future[Any]) -> None:
 
 
 def error_response(status: int, detail: str | None, headers: Any = None) -> Response:
-    """How the web framework's own refusals are answered."""
+    """Answer the web framework's own refusals."""
     return of_status(status, detail, headers).response()

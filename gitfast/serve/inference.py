@@ -1,4 +1,4 @@
-"""What a job does with the model, in its own thread: encode the images once, then write, rank or score texts."""
+"""The model's work for a job, in its own thread: encode the images once, then write, rank or score texts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Inference:
         return {name: round(value, 6) for name, value in seconds.items()}
 
     def encode(self, files: Sequence[bytes]) -> list[ImagePrefix]:
-        """A prefix for each image or clip.
+        """Encode each image or clip into a prefix.
 
         Raises:
             ApiError: one cannot be read, or exceeds a limit.
@@ -62,14 +62,14 @@ class Inference:
     def stream(
         self, prefix: ImagePrefix, question: str | None, options: dict[str, Any], on_piece: Callable[[str], bool]
     ) -> Result:
-        """As ``captions`` or ``answers`` of one text, with ``on_piece`` called for its pieces as they come."""
+        """Do ``captions`` or ``answers`` for one text, calling ``on_piece`` with its pieces as they come."""
         with self._timed("generate"):
             pieces = self.model.stream(prefix, question=question, cancel=self.job.cancel, **options)
             result = _exhaust(pieces, on_piece)
         return self._count([result])[0]
 
     def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """Any other function of the model that takes prefixes: ``classify``, ``score``, ``attend``."""
+        """Call any other function of the model that takes prefixes: ``classify``, ``score``, ``attend``."""
         with self._timed("generate"):
             return function(*arguments, cancel=self.job.cancel, **options)
 
@@ -110,7 +110,7 @@ def _exhaust(pieces: Generator[str, None, Result], on_piece: Callable[[str], boo
 def sampling_options(
     *, temperature: float | None, top_p: float | None, top_k: int | None = None, seed: int | None = None
 ) -> dict[str, Any]:
-    """Options of ``Model.caption``: greedy, unless the arguments ask for something to draw from."""
+    """Return options of ``Model.caption``: greedy, unless the arguments ask for sampling."""
     asked = temperature is None and (top_p not in (None, 1) or bool(top_k))
     if not (temperature or asked):
         return {}
@@ -122,7 +122,7 @@ def sampling_options(
 def search_options(
     settings: Settings, sampling: dict[str, Any], *, num_beams: int | None, num_texts: int | None, name: str
 ) -> dict[str, Any]:
-    """Options for ``num_texts`` texts of each prompt: draws, or the best of a beam search as wide at least.
+    """Return options for ``num_texts`` texts of each prompt: samples, or the best of at least as many beams.
 
     Raises:
         ApiError: more than the settings allow; ``name`` is the argument that says ``num_texts``.
@@ -139,7 +139,7 @@ def search_options(
 def check_work(
     settings: Settings, *, images: int, prompts: int, options: dict[str, Any], max_new_tokens: int | None, name: str
 ) -> dict[str, Any]:
-    """The options with their length, once the request as a whole is known to be within limits.
+    """Check the request as a whole against the limits; return the options with their length.
 
     Raises:
         ApiError: too many sequences, or too long ones; ``name`` is the argument that says ``max_new_tokens``.

@@ -29,8 +29,8 @@ class Job(Generic[T]):
     """One piece of work in a thread. Methods are for the event loop, except ``emit``.
 
     Attributes:
-        cancel: What the work hands to the model, so that it ends within a step when the job ends.
-        queue_seconds: How long the job waited for its thread.
+        cancel: The token that the work hands to the model, so that it ends within a step when the job ends.
+        queue_seconds: Seconds that the job waited for its thread.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
@@ -52,16 +52,16 @@ class Job(Generic[T]):
         return True
 
     async def pieces(self) -> AsyncIterator[Any]:
-        """What the work emits, as it does; then whatever it raises."""
+        """Yield the work's parts as it emits them; then raise its error."""
         while (piece := await self._pieces.get()) is not _END:
             yield piece
         await self.result()
 
     async def result(self) -> T:
-        """What the work returns.
+        """Wait for the work's result.
 
         Raises:
-            ApiError: 504 at the deadline; or what the work raises.
+            ApiError: 504 at the deadline; or the work's error.
         """
         return await asyncio.shield(self._result)
 
@@ -93,7 +93,7 @@ class Job(Generic[T]):
 
 
 class Jobs:
-    """Admits work, runs it, and lets it end. All methods are for the event loop."""
+    """The jobs of a server: admitted, run, and ended. All methods are for the event loop."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
@@ -103,7 +103,7 @@ class Jobs:
         self._jobs: set[Job[Any]] = set()
         self._admitted = 0
         self._running = 0
-        self._lock = threading.Lock()  # of _running, which the threads count
+        self._lock = threading.Lock()  # guards _running, which the threads count
         metrics.watch_jobs(running=lambda: self._running, waiting=lambda: self._admitted - self._running)
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""What Prometheus reads at ``/metrics``: the server's requests, and the engine's work."""
+"""Prometheus metrics of the server and of the engine's work, served at ``/metrics``."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    """Counters that an engine keeps by itself; those it does not keep are left out."""
+    """A collector of the counters that an engine keeps; those it does not keep are left out."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
 
     def collect(self) -> Iterator[Metric]:
         engine: Any = self._model.engine
-        stats = getattr(engine, "stats", None)  # of engines that count their work
+        stats = getattr(engine, "stats", None)  # for engines that count their work
         for name, help in (
             ("encoded_images", "Images and clips encoded."),
             ("prefill_tokens", "Prompt tokens run."),

@@ -26,7 +26,7 @@ _BINARY = {"type": "string", "format": "binary"}
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer besides its reply."""
+    """Describe the errors that a route may answer besides its reply."""
     return {status: {"model": ErrorReply, "description": _MEANINGS[status]} for status in statuses}
 
 
@@ -36,13 +36,13 @@ def json_body(model: str) -> dict[str, Any]:
 
 
 def chat_responses() -> dict[int | str, dict[str, Any]]:
-    """A completion, or chunks of one as events; their shape is OpenAI's."""
+    """Describe a completion, or chunks of one as events; their shape is OpenAI's."""
     reply = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
     return {200: {"content": reply}, **errors(400, 401, 404, 408, 413, 415, 503, 504)}
 
 
 def inputs_body(options: type[BaseModel]) -> dict[str, Any]:
-    """An image as the body and arguments in the query string, or both in a form."""
+    """Describe an image as the body and arguments in the query string, or both in a form."""
     schema = options.model_json_schema()
     properties: dict[str, Any] = schema["properties"]
     parameters = [
@@ -72,7 +72,7 @@ def inputs_body(options: type[BaseModel]) -> dict[str, Any]:
 
 
 def schema_of(app: FastAPI) -> dict[str, Any]:
-    """The document, made once."""
+    """Return the document, made once."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title,

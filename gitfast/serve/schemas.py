@@ -1,4 +1,4 @@
-"""The arguments of the routes, checked by name and type. What is not named here is refused."""
+"""The arguments of the routes, checked by name and type. Other arguments are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Texts(BaseModel):
 
 
 class UrlPart(_Json):
-    """Where an image or clip is: a data URI, or a URL of a host that the server was told to trust."""
+    """The URL of an image or clip: a data URI, or a URL of a host that the server was told to trust."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = Field(None, description="Ignored: the model has one resolution.")
@@ -78,7 +78,7 @@ class ChatRequest(_Json):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, values: Any) -> Any:
-        """A null is what a client sends for "not given", whatever the field."""
+        """Drop nulls, which clients send for "not given", whatever the field."""
         if not isinstance(values, dict):
             return values
         return {name: value for name, value in values.items() if value is not None or name not in cls.model_fields}
@@ -97,7 +97,7 @@ class ChatRequest(_Json):
 
 
 class GenerateOptions(_Texts):
-    """How a text is generated; names and meanings are those of ``gitfast.GenerationOptions``."""
+    """Options of text generation; names and meanings are those of ``gitfast.GenerationOptions``."""
 
     max_new_tokens: int | None = Field(None, ge=1)
     num_beams: int | None = Field(None, ge=1)

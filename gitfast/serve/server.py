@@ -19,7 +19,7 @@ from gitfast.serve import logs
 from gitfast.serve.app import Service, build_app
 from gitfast.serve.settings import Settings
 
-_CLOSE_S = 5.0  # for connections to end once their requests have
+_CLOSE_S = 5.0  # seconds for connections to end once their requests have
 
 
 def serve(load: Callable[[], Model], settings: Settings, *, host: str, port: int) -> int:
@@ -28,11 +28,11 @@ def serve(load: Callable[[], Model], settings: Settings, *, host: str, port: int
     Args:
         load: Gives the model; runs in a thread, while ``/healthz`` already answers.
         settings: Limits.
-        host, port: Where to listen; port 0 takes a free one, which the first line on stdout names.
+        host, port: The address to listen on; port 0 takes a free one, which the first line on stdout names.
 
     Raises:
         EngineError: the address is not to be had.
-        GitfastError, ValueError: what ``load`` raises.
+        GitfastError, ValueError: the errors of ``load``.
     """
     with _listen(host, port) as listener:
         logs.configure()
@@ -89,7 +89,7 @@ class _Process:
         logs.log("ready", model=self._service.name, url=url, engine=model.engine.name)
 
     def _stop(self, number: int) -> None:
-        """First signal: admit nothing more, and end when what was admitted has. Second: end now."""
+        """Stop. First signal: admit nothing more, and end when the admitted requests have. Second: end now."""
         if self._signal is not None:
             self._server.force_exit = True
             return

@@ -1,4 +1,4 @@
-"""What a server allows its clients, and how long it waits for them."""
+"""The limits of a server on its clients, and its waiting times."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ class Settings:
 
     Attributes:
         served_name: The model's name in requests and replies; None: its own, without the folder it lies in.
-        api_key: What clients must send as ``Authorization: Bearer``; None: nothing.
+        api_key: The key that clients must send as ``Authorization: Bearer``; None: nothing.
         max_running: Requests at work at the same time, one thread each; they share the engine's steps.
         max_queue: Requests that wait for one of those threads. A request beyond them is refused with 503.
-        timeout: From admission to the end of a request; then 504.
-        body_timeout: For the arrival of a request's body; then 408.
-        drain: After SIGTERM, for the requests that were admitted.
-        max_body_bytes: One request's body.
-        max_buffered_bytes: The bodies of all requests that are in the house.
+        timeout: Time from admission to the end of a request; then 504.
+        body_timeout: Time for the arrival of a request's body; then 408.
+        drain: Time after SIGTERM for the requests that were admitted.
+        max_body_bytes: Bytes of one request's body.
+        max_buffered_bytes: Bytes of the bodies of all requests in progress.
         max_images: Images or clips of one request.
         max_texts: Questions, or texts to score, of one request.
         max_labels: Labels of one request.
@@ -26,8 +26,8 @@ class Settings:
         max_beams: Beams, and sequences returned for each prompt.
         max_rows: Sequences of one request in all: images times questions times beams.
         url_hosts: Hosts, or host:port, whose images may be fetched; empty: no URL is ever fetched.
-        url_timeout: For one fetch, redirects included.
-        log_texts: Whether prompts and replies go into the logs.
+        url_timeout: Time for one fetch, redirects included.
+        log_texts: Write prompts and replies to the logs.
     """
 
     served_name: str | None = None

@@ -27,7 +27,7 @@ Work = Callable[[Inference], list[Any]]  # to the reply's results
 
 @dataclass(frozen=True)
 class Task:
-    """One route: what it does, what it takes, what it gives, and how a request becomes work for a job."""
+    """One route: its description, its arguments, its reply, and the plan of work for a job."""
 
     name: str
     summary: str
@@ -40,7 +40,7 @@ class Task:
         return f"/v1/{self.name}"
 
     def work(self, inputs: Inputs, settings: Settings) -> Work:
-        """Raises ``ApiError``: an argument is unknown, wrong or beyond a limit."""
+        """Make a request's work. Raises ``ApiError``: an argument is unknown, wrong or beyond a limit."""
         return self.plan(inputs.options(self.options), inputs.files, settings)
 
 
@@ -167,7 +167,7 @@ def _at_most(values: list[str], limit: int, name: str) -> list[str]:
 
 
 def _words(tokenizer: Tokenizer, text: str) -> list[tuple[str, int, int]]:
-    """The words of a text, each with its first token and the one behind its last; punctuation stays with its word."""
+    """Split a text into words with their first tokens and those behind their last; punctuation stays with a word."""
     decoder, words = StreamDecoder(tokenizer), list[tuple[str, int, int]]()
     for i, token in enumerate(tokenizer.encode(text)):
         piece = decoder.feed([token])
@@ -180,7 +180,7 @@ def _words(tokenizer: Tokenizer, text: str) -> list[tuple[str, int, int]]:
 
 
 def _patch_maps(weights: np.ndarray, frames: int, grid: tuple[int, int] | None) -> np.ndarray:
-    """Attention (tokens, image tokens) -> (tokens, frames, rows, columns): every frame begins with its class token."""
+    """Map attention (tokens, image tokens) to (tokens, frames, rows, columns), each frame's class token dropped."""
     patches = weights.reshape(len(weights), frames, -1)[:, :, 1:]
     if grid is None:
         edge = round(patches.shape[2] ** 0.5)
@@ -189,9 +189,9 @@ def _patch_maps(weights: np.ndarray, frames: int, grid: tuple[int, int] | None) 
 
 
 def _view(model: Model, file: bytes) -> tuple[list[float], tuple[int, int]]:
-    """What the model sees of an image, (left, top, right, bottom) as parts of it, and its (rows, columns) of patches.
+    """Return the model's view of an image, (left, top, right, bottom) as parts of it, and (rows, columns) of patches.
 
-    A crop of an image that is smaller than it is reaches beyond the image.
+    A crop larger than the image reaches beyond it.
     """
     image = load_image(file, limits=model.processor.limits)
     processor, patch = model.processor.image_processor, model.config.vision_config.patch_size

@@ -1,7 +1,7 @@
 """OpenTelemetry spans, where its package is installed; nothing otherwise.
 
-Which spans go where is for the process to set up, by ``opentelemetry-instrument`` or its own code: without an SDK
-the API's spans cost nothing.
+The process sets up the export of spans, by ``opentelemetry-instrument`` or its own code: without an SDK the API's
+spans cost nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ except ImportError:
 
 @contextmanager
 def server_span(name: str, headers: Mapping[str, str]) -> Iterator[Any]:
-    """The span of one request, a child of the one that the client names in ``traceparent``."""
+    """Open the span of one request, a child of the one that the client names in ``traceparent``."""
     if trace is None:
         yield None
         return
@@ -28,13 +28,13 @@ def server_span(name: str, headers: Mapping[str, str]) -> Iterator[Any]:
 
 
 def context() -> Any:
-    """The current span's context, for ``child_span`` in another thread."""
+    """Return the current span's context, for ``child_span`` in another thread."""
     return None if trace is None else trace.get_current_span().get_span_context()
 
 
 @contextmanager
 def child_span(name: str, parent: Any, **attributes: Any) -> Iterator[None]:
-    """A span inside ``parent``, which is what ``context`` gave."""
+    """Open a span inside ``parent``, a result of ``context``."""
     if trace is None or parent is None:
         yield
         return

@@ -115,7 +115,7 @@ class TiledLayer:
     def _attend(
         self, qkv: Tensor, index: int, rows: TextRows, groups: Sequence[PrefixGroup], store: TextStore
     ) -> Tensor:
-        """(R, 3, H, head_dim) -> (R, H, head_dim); stores keys and values."""
+        """Attend, (R, 3, H, head_dim) -> (R, H, head_dim); store keys and values."""
         q, k, v = qkv.unbind(1)
         text: dict[str, Any] = {"k_text": store.keys[index], "v_text": store.values[index]}
         if rows.independent:
@@ -140,7 +140,7 @@ class Decoder:
     """The text half of a model, its weights laid out once; ``format`` stores the matrices in 8 bits."""
 
     def __init__(self, model: GitModel, format: WeightFormat, prefix_dtype: torch.dtype) -> None:
-        """``prefix_dtype`` is that of the prefixes it will read: int8, or the model's."""
+        """Lay out weights. ``prefix_dtype`` is that of the prefixes to be read: int8, or the model's."""
         self.config, self.like = model.config, model.output.weight.data
         self.prefix_dtype = prefix_dtype
         head_dim = model.config.hidden_size // model.config.num_attention_heads

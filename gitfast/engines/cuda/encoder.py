@@ -5,7 +5,8 @@ activation and norm after a product are one kernel of ours each. Nothing here wa
 a call is a fixed sequence of kernels, which a graph can hold.
 
 Shapes: B images or clips of T frames (1 of an image), F = B * T frames, N tokens of a frame (its class token and
-patches), K values of a patch, P = T * N tokens of a prefix, L decoder layers, H heads; of vision D is the hidden size.
+patches), K values of a patch, P = T * N tokens of a prefix, L decoder layers, H heads, D the vision
+encoder's hidden size.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _INT8_HEAD_DIM: int = _C.cuda_limits.INT8_HEAD_DIM
 class ImageKind(NamedTuple):
     """The shape that images of one batch share."""
 
-    frames: int | None  # of a clip; None: single images, which get no temporal embedding
-    rows: int  # of patches
+    frames: int | None  # frames of a clip; None: single images, which get no temporal embedding
+    rows: int  # patches
     columns: int
 
     @property
@@ -46,7 +47,7 @@ class EncoderInputs(NamedTuple):
     patches: Tensor  # (F, N, K)
     table: Tensor  # (N, D): positions, and the class token
     rows: Tensor  # int32 (F * N,): 0, 1, 2, ...
-    positions: Tensor  # int32 (F * N,): of each row in its frame, which is its row of the table
+    positions: Tensor  # int32 (F * N,): each row's place in its frame, which is its row of the table
 
 
 class PrefixBatch(NamedTuple):
@@ -87,7 +88,7 @@ class Encoder:
         for layer in vision.encoder["layers"]:
             self._vision.append(FusedVisionLayer(layer, missing))
             missing = missing + layer.self_attn["out_proj"].bias.float() + layer.mlp["fc2"].bias.float()
-        self._missing = missing.to(self.like.dtype)  # what the last layer's rows lack
+        self._missing = missing.to(self.like.dtype)  # the vector that the last layer's rows lack
         self._projection = model.git.visual_projection["visual_projection"]
         self._decoder = [FusedPrefixLayer(layer) for layer in model.git.encoder["layer"]]
         self._temporal: Tensor | None = None  # (frames, 1, D)
@@ -138,7 +139,7 @@ class Encoder:
         """Fill ``out`` from unfolded patches."""
         frames, tokens, _ = inputs.patches.shape
         before, after = self._norms
-        # The product of a class token's row is zero, so that what the table has for it is all that is left.
+        # The product of a class token's row is zero: only the table's value is left.
         x = F.linear(inputs.patches.flatten(0, 1), self._patch_weight)
         x = cuda.embed_layer_norm(
             inputs.rows, inputs.positions, x, inputs.table, before.weight, before.bias, eps=before.eps
@@ -166,7 +167,7 @@ def joined(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
 
 
 def _heads(x: Tensor, num_heads: int, parts: int) -> Tensor:
-    """(B, N, parts * D) -> (B, parts, H, N, head_dim)."""
+    """Split heads: (B, N, parts * D) -> (B, parts, H, N, head_dim)."""
     return x.unflatten(-1, (parts, num_heads, -1)).permute(0, 2, 3, 1, 4)
 
 
@@ -178,7 +179,7 @@ class FusedVisionLayer:
     """
 
     def __init__(self, layer: VisionLayer, missing: Tensor) -> None:
-        """``missing``: what the rows lack at first, float32 (D,)."""
+        """Take a block's weights. ``missing``: the vector that the rows lack at first, float32 (D,)."""
         self.num_heads = layer.num_heads
         projections: Any = layer.self_attn
         self.qkv_weight, self.qkv_bias = joined([projections[f"{name}_proj"] for name in "qkv"])
@@ -211,7 +212,7 @@ class FusedPrefixLayer:
         self.fc1, self.fc2, self.norm2 = layer.intermediate["dense"], layer.output["dense"], layer.output["LayerNorm"]
 
     def keys_values(self, x: Tensor) -> Tensor:
-        """Keys and values of rows x, (B, 2, H, P, head_dim)."""
+        """Compute the keys and values of rows x, (B, 2, H, P, head_dim)."""
         return _heads(F.linear(x, self.kv_weight, self.kv_bias), self.num_heads, 2)
 
     def __call__(self, x: Tensor, keys_values: Tensor) -> Tensor:
@@ -224,12 +225,12 @@ class FusedPrefixLayer:
 
 
 def _add_norm(norm: nn.LayerNorm, x: Tensor, *, bias: Tensor, residual: Tensor | None = None) -> Tensor:
-    """LayerNorm(x + bias + residual), rows (R, D)."""
+    """Compute LayerNorm(x + bias + residual), rows (R, D)."""
     return cuda.add_layer_norm(x, norm.weight, norm.bias, bias=bias, residual=residual, eps=norm.eps)
 
 
 def _quantize(x: Tensor, out: PrefixBatch) -> None:
-    """Keys and values (..., head_dim) as int8, each token and head scaled by its largest magnitude."""
+    """Quantize keys and values (..., head_dim) to int8, each token and head scaled by its largest magnitude."""
     assert out.scales is not None
     largest = torch.linalg.vector_norm(x, ord=math.inf, dim=-1, dtype=torch.float32)
     torch.clamp_min(largest / 127, torch.finfo(torch.float32).tiny, out=out.scales)

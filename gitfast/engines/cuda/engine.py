@@ -161,7 +161,7 @@ class CudaEngine(Engine):
         return self._format or str(self._decoder.like.dtype).removeprefix("torch.")
 
     def plans(self) -> list[EncodePlan]:
-        """List what is kept for encoding batches of one size and kind, the last used last."""
+        """List the plans kept for encoding batches of one size and kind, the last used last."""
         with self._lock:
             return self._images.plans()
 
@@ -309,7 +309,7 @@ class CudaEngine(Engine):
         return generations(results)
 
     def _new_search(self, key: SearchKey) -> DeviceSearch:
-        """Make memory for a search; that of others that are kept makes room if need be."""
+        """Make memory for a search, freeing that of kept searches if need be."""
         given = self._decoder, self._persistent, key, self.config.eos_token_id
         try:
             return DeviceSearch(*given)

@@ -1,4 +1,4 @@
-"""Capture what is enqueued again and again, and replay it as one launch."""
+"""Capture repeated work as a graph, and replay it as one launch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def capture(
     stream: torch.cuda.Stream | None = None,
     beside: torch.cuda.CUDAGraph | None = None,
 ) -> torch.cuda.CUDAGraph:
-    """Capture what ``enqueue`` enqueues as a graph. An error leaves no stream in the middle of a capture.
+    """Capture the work of ``enqueue`` as a graph. An error leaves no stream in the middle of a capture.
 
-    Other threads may allocate meanwhile: only what this one must not do is an error.
+    Other threads may allocate meanwhile: only this thread's forbidden calls are errors.
 
     Args:
         enqueue: Runs once, without effect on the device.
@@ -31,7 +31,7 @@ def capture(
         try:
             enqueue()
         except BaseException:
-            with contextlib.suppress(RuntimeError):  # that the capture failed is known
+            with contextlib.suppress(RuntimeError):  # the failure of the capture is known
                 graph.capture_end()
             raise
         graph.capture_end()
@@ -40,8 +40,8 @@ def capture(
 
 
 class CapturedStep:
-    """Enqueue the same kernels again and again: directly the first time, which loads and prepares what a graph must
-    not, then captured as a graph and replayed."""
+    """A step that enqueues the same kernels again and again: directly the first time, for loading and preparation
+    that a graph must not do, then captured as a graph and replayed."""
 
     def __init__(self) -> None:
         self.graph: torch.cuda.CUDAGraph | None = None

@@ -25,18 +25,18 @@ _MAX_PLANS = 16  # one kind has seven; with images of any aspect ratio, kinds co
 
 @dataclass(frozen=True, kw_only=True)
 class EncodePlan:
-    """Describe what an engine keeps for encoding batches of one size and kind."""
+    """A description of the memory and graph kept for encoding batches of one size and kind."""
 
     images: int  # or clips
-    frames: int | None  # of a clip
+    frames: int | None  # frames of a clip
     height: int
     width: int
     captured: bool  # as a graph; a plan is captured when it is used again
-    nbytes: int  # of device memory, beside the weights
+    nbytes: int  # device memory, beside the weights
 
     @property
     def label(self) -> str:
-        """In words."""
+        """Describe the plan in words."""
         frames = "" if self.frames is None else f" clips of {self.frames} frames"
         return f"batches of {self.images}{frames}, {self.height} x {self.width} pixels"
 
@@ -57,7 +57,7 @@ class ImageEncoder:
         self._uploads = Uploads(network.like.device)
         self._captures = torch.cuda.Stream(network.like.device) if network.like.is_cuda else None
         self._plans: dict[tuple[int, ImageKind], _BatchMemory] = {}  # the last used is last
-        self._largest: dict[ImageKind, int] = {}  # where memory did not suffice for more
+        self._largest: dict[ImageKind, int] = {}  # less where memory did not suffice for more
         self.padded = 0  # images that were computed for nothing
 
     def __call__(self, pixels: np.ndarray, kind: ImageKind) -> Iterator[PrefixBatch]:
@@ -88,7 +88,7 @@ class ImageEncoder:
             done += len(piece)
 
     def plans(self) -> list[EncodePlan]:
-        """List what is kept, the last used last."""
+        """List the plans kept, the last used last."""
         edge = self._network.config.vision_config.patch_size
         return [
             EncodePlan(
@@ -145,7 +145,7 @@ class _BatchMemory:
         def measured(enqueue: Callable[[], None]) -> torch.cuda.CUDAGraph:
             device = self.out.data.device
             torch.cuda.empty_cache()
-            before = torch.cuda.memory_reserved(device)  # from here on that of the graph, which takes from no cache
+            before = torch.cuda.memory_reserved(device)  # from here on the graph's memory, which is taken from no cache
             graph = capture(enqueue, stream=captures, beside=beside)
             self.nbytes += torch.cuda.memory_reserved(device) - before
             return graph

@@ -26,7 +26,7 @@ _POLL_INTERVAL_S = 2e-5
 
 
 class PersistentDecoder:
-    """Decode up to ``MAX_ROWS`` rows that see prefixes of one length.
+    """A decoder of up to ``MAX_ROWS`` rows that see prefixes of one length.
 
     A row's values depend on its own data alone, but sums are added in another order than in ``Decoder``.
     """
@@ -67,7 +67,7 @@ class PersistentDecoder:
         return cls(decoder, weights) if weights.fits() else None
 
     def takes(self, rows: int, groups: int) -> bool:
-        """Return whether so many rows, which see prefixes of so many lengths, are decoded here."""
+        """Return whether so many rows, over prefixes of so many lengths, are decoded here."""
         return self.usable and rows <= MAX_ROWS and groups == 1
 
 
@@ -108,7 +108,7 @@ class PersistentRows:
             stream.expect_end()
 
     def check(self) -> None:
-        """Check that the kernel went through, once the device has done what was enqueued.
+        """Check that the kernel went through, once the device has done all enqueued work.
 
         Raises:
             EngineError: blocks waited in vain for others; later calls take the kernels of operations.
@@ -119,7 +119,7 @@ class PersistentRows:
 
 
 class TokenStream:
-    """Receive the tokens of the persistent kernel while it runs, in host memory that the device writes to."""
+    """A receiver of the persistent kernel's tokens while it runs, in host memory that the device writes to."""
 
     def __init__(self, state: SearchState) -> None:
         rows, steps = state.size.rows, state.size.max_text

@@ -29,13 +29,13 @@ _SEARCHED_ON_DEVICE = (
 
 
 class SearchMode(NamedTuple):
-    """How tokens are chosen, as far as a captured step depends on it: the rest is read from memory."""
+    """The choice of tokens, as far as a captured step depends on it: the rest is read from memory."""
 
     rows: int  # per prompt: beams or samples
     beams: bool
     draws: bool
-    choices: int  # that the head makes per row
-    temperature: float | None = None  # of draws among all tokens, by the head; None: among its choices
+    choices: int  # made by the head per row
+    temperature: float | None = None  # for draws among all tokens, by the head; None: draws among its choices
 
     @property
     def rows_per_sequence(self) -> int:
@@ -138,7 +138,7 @@ class DeviceSearch:
 
     @property
     def is_persistent(self) -> bool:
-        """Whether the persistent kernel takes all steps."""
+        """True if the persistent kernel takes all steps."""
         return self._persistent is not None
 
     @property
@@ -174,7 +174,7 @@ class DeviceSearch:
             return self._run_persistent(self._persistent, options, on_token)
         self._events.clear()
         sequences, steps = len(prompts) * self._mode.sequences_per_prompt, 0
-        rounds = -(-sequences // state.size.slots)  # of sequences in a slot, if all are as long as they may be
+        rounds = -(-sequences // state.size.slots)  # sequences in a slot, if all are as long as they may be
         while steps < rounds * limit and not self._has_ended():
             self._advance()
             steps += 1

@@ -1,4 +1,4 @@
-"""Prefixes and sequences of one call on a CUDA device: which text tokens and which prefix each row sees."""
+"""Prefixes and sequences of one call on a CUDA device: the text tokens and the prefix that each row sees."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CudaPrefix:
 
 
 class SequenceBatch:
-    """The rows of one call whose search runs on the host: which text tokens and which prefix each of them sees."""
+    """The rows of one call whose search runs on the host: the text tokens and the prefix that each of them sees."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class SequenceBatch:
         self._longest = max(map(len, prompts), default=0) + new_tokens
         self._store = TextStore.empty(decoder, total + rows * new_tokens, max(total, rows))
         self._used = 0  # entries of the store
-        self._entries: list[list[int]] = []  # of every row: those of its tokens, in order
+        self._entries: list[list[int]] = []  # every row's entries: those of its tokens, in order
 
     def prefill(self, ids: Sequence[Sequence[int]], *, every_token: bool = False) -> Tensor:
         """Return the hidden states (R, D) of the last token of each prompt, or of all tokens of one after another."""

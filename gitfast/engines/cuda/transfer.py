@@ -30,7 +30,7 @@ class _Buffer:
 
 
 class Uploads:
-    """Copy arrays to one device, in order. Not thread-safe."""
+    """Copies of arrays to one device, in order. Not thread-safe."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

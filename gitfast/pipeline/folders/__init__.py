@@ -1,1 +1,1 @@
-"""Folders of inputs, and other long lists of them: where they are found, where results go, and how a run resumes."""
+"""Folders and other long lists of inputs: finding them, writing results, and resuming a run."""

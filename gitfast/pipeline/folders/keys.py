@@ -19,7 +19,7 @@ class KeySet:
         self._new.add(key)
 
     def load(self, keys: array[int]) -> None:
-        """Take all keys of ``keys``, which becomes this set's own."""
+        """Take over the array ``keys`` as this set's keys."""
         self._old = np.frombuffer(keys, np.int64) if keys else np.zeros(0, np.int64)
         self._old.sort()
 
@@ -27,7 +27,7 @@ class KeySet:
         return key in self._new or bool(self.contains([key])[0])
 
     def contains(self, keys: Sequence[int]) -> np.ndarray:
-        """Tell for many keys at once: bool (len,)."""
+        """Return membership of many keys at once: bool (len,)."""
         wanted = np.fromiter(keys, np.int64, len(keys))
         if not len(self._old):
             found = np.zeros(len(keys), bool)

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 
-# What moves a terminal's cursor, ends a line, turns the direction of text, or is no character.
+# Characters that move a terminal's cursor, end a line or turn the direction of text, and lone surrogates.
 _UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _ESCAPED = re.compile(r"\\(\\|t|n|r|x[0-9a-f]{2}|u[0-9a-f]{4})")
 _SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r", "\\": "\\\\"}

@@ -1,4 +1,4 @@
-"""Where results go: a stream, a file of lines that a later run continues, or a text file beside each input.
+"""Outputs of results: a stream, a file of lines that a later run continues, or a text file beside each input.
 
 Every file is whole at any moment but for its last line, which a run that is killed may leave unfinished and the next
 cuts off. A file that is to be replaced is written beside itself first.
@@ -45,10 +45,10 @@ class ItemOutputError(OutputError):
 
 
 class Output(Protocol):
-    """What takes the results of a run. ``name`` is that of an ``Item``."""
+    """A place for the results of a run. ``name`` is that of an ``Item``."""
 
     def has(self, names: Sequence[str]) -> Sequence[bool]:
-        """Tell for inputs whether all results of each are there, so that it need not be read."""
+        """Return for each input whether all of its results are there, so that it need not be read."""
         ...
 
     def problem(self, item: Item) -> GitfastError | None:
@@ -249,7 +249,7 @@ class _OldLines:
         return self._records.text(self._file.readline().removesuffix(b"\n"))
 
     def others(self, keys: KeySet) -> Iterator[bytes]:
-        """The lines whose keys are not among ``keys``, in their order."""
+        """Yield the lines whose keys are not among ``keys``, in their order."""
         for _, lines in _lines(self._file, self._path, self._records):
             known = keys.contains(list(self._records.keys(lines)))
             yield from (line for line, is_known in zip(lines, known, strict=True) if not is_known)
@@ -262,10 +262,10 @@ class SidecarFiles:
     is an error.
 
     Args:
-        extension: Of the files: ".txt".
-        folder: Where they go, under the names of the inputs; None: beside the inputs.
-        root: What the names of inputs are relative to, where not to the current folder.
-        existing: "skip" passes inputs by whose file is there; "append" and "prepend" join the texts.
+        extension: The files' extension: ".txt".
+        folder: The folder for them, under the names of the inputs; None: beside the inputs.
+        root: The folder that names of inputs are relative to, if not the current one.
+        existing: "skip" passes by inputs whose file is there; "append" and "prepend" join the texts.
         journal: With "append" and "prepend", a file that says which texts have been joined, so that a run that is
             killed is continued and joins none twice; removed when a run is complete.
     """
@@ -282,14 +282,14 @@ class SidecarFiles:
     ) -> None:
         self._extension, self._folder, self._root = extension, folder, root
         self._existing, self._separator = existing, separator
-        self._names: dict[int, int] = {}  # of the input that has a file, by hashes
+        self._names: dict[int, int] = {}  # the input that has a file, by hashes
         if folder is not None:
             with _naming(folder):
                 os.makedirs(folder, exist_ok=True)
         self._journal = Journal(journal) if journal is not None and existing in ("append", "prepend") else None
 
     def target(self, name: str) -> str:
-        """The file of an input."""
+        """Return the path of an input's file."""
         stem = os.path.splitext(name)[0]
         if self._folder is None:
             return os.path.join(self._root or "", stem) + self._extension
@@ -338,7 +338,7 @@ class SidecarFiles:
 
 
 class Journal:
-    """Which files have been given which content, noted before they are: a line of a digest and a path each."""
+    """A journal of contents given to files, noted before they are written: a line of a digest and a path each."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -356,7 +356,7 @@ class Journal:
             self._file.truncate()
 
     def has(self, target: str) -> bool:
-        """Tell whether the file has the content that it was given."""
+        """Return whether the file has the content that it was given."""
         digest = self._digests.get(hash(target))
         if digest is None:
             return False
@@ -385,7 +385,7 @@ def joined(old: str, new: str, existing: Existing, separator: str) -> str:
 
 
 def _lines(file: IO[bytes], path: str, records: Records) -> Iterator[tuple[int, list[bytes]]]:
-    """The lines of a file but for one that breaks off, many at a time: (offset of the first, lines without ends).
+    """Read whole lines of a file, many at a time: (offset of the first, lines without ends).
 
     Raises:
         OutputError: it cannot be read, or ends in something that is no beginning of a line.
@@ -400,12 +400,12 @@ def _lines(file: IO[bytes], path: str, records: Records) -> Iterator[tuple[int, 
                 offset += sum(map(len, lines)) + len(lines)
     if records.is_whole(rest):
         yield offset, [rest]
-    elif rest.strip(b"\0") and not records.may_begin(rest, offset):  # NUL bytes: what a crash of the machine leaves
+    elif rest.strip(b"\0") and not records.may_begin(rest, offset):  # NUL bytes, as a crash of the machine leaves them
         raise OutputError(f"{path}: its end, at byte {offset}, is no result")
 
 
 def _keys(records: Records, lines: list[bytes], offset: int, path: str) -> list[int]:
-    """The keys of lines that begin at ``offset``; the error about a bad one says where it is."""
+    """Return the keys of lines that begin at ``offset``; the error about a bad one gives its place."""
     try:
         return list(records.keys(lines))
     except RecordError:
@@ -421,7 +421,7 @@ def _keys(records: Records, lines: list[bytes], offset: int, path: str) -> list[
 def _write_whole(target: str, data: bytes) -> None:
     """Write a file so that it has all of its content or is not there; what it was before stays until then."""
     folder, name = os.path.split(target)
-    # One name per file, so that what a killed run leaves is used again by the next.
+    # One name per file, so that the next run reuses a killed run's.
     temporary = os.path.join(folder, f".{zlib.crc32(os.fsencode(name)):08x}.gitfast-part")
     try:
         with open(temporary, "wb") as file:

@@ -1,4 +1,4 @@
-"""Lines of a file of results: JSON, or text separated by tabs; and what is done to a text before it is written."""
+"""Lines of a file of results: JSON, or text separated by tabs; and edits of a text before it is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from gitfast.pipeline.folders.names import escape, unescape
 from gitfast.results import Result
 
-# What a model writes of letters that it sees and cannot read; checkpoints trained on TextCaps often do.
+# A model's output for letters that it sees and cannot read; checkpoints trained on TextCaps often do.
 READ_WORDS = (
     r"""\b(?:with|has|and|that has) (?:the|a) (?:words?|letters?|names?|numbers?|text) (?:"[^"]*"?|'[^']*'?|\S+)"""
     r"""(?: (?:is )?(?:written )?(?:on|in|at) (?:it|(?:the|a|its|his|her|their) \w+))?""",
@@ -33,7 +33,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TextEdit:
-    """What is done to a generated text: matches are removed and spaces closed, then prefix and suffix put around it."""
+    """Edits of a generated text: matches are removed and spaces closed, then prefix and suffix put around it."""
 
     prefix: str = ""
     suffix: str = ""
@@ -76,11 +76,11 @@ class Records(Protocol):
         ...
 
     def is_whole(self, line: bytes) -> bool:
-        """Tell whether a line lacks its end only."""
+        """Return whether a line lacks its end only."""
         ...
 
     def may_begin(self, line: bytes, offset: int) -> bool:
-        """Tell whether a line that breaks off, at ``offset`` of its file, may be the beginning of a record."""
+        """Return whether a broken-off line, at ``offset`` of its file, may be the beginning of a record."""
         ...
 
     def text(self, line: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The loop of a run over many inputs: find, skip, compute, write; and how it is stopped."""
+"""The loop of a run over many inputs: find, skip, compute, write; and its stopping."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Task = Callable[[Iterable[Any]], Generator[Sequence[Result], None, None]]
 
 
 class Stop:
-    """A request to end after what has begun. Signals make it; a second one interrupts at once."""
+    """A request to end after the inputs begun. Signals make it; a second one interrupts at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -46,7 +46,7 @@ class Stop:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Interrupt at the first signal: nothing has begun, and what is waited for may never come."""
+        """Interrupt at the first signal: nothing has begun, and the awaited input may never come."""
         self._waiting = True
         try:
             if self:
@@ -63,7 +63,7 @@ class Stop:
 
 @dataclass
 class Counts:
-    """What became of the inputs of a run."""
+    """Counts of a run's inputs by outcome."""
 
     written: int = 0
     failed: int = 0
@@ -84,10 +84,10 @@ class Run:
         num_results: Results per input.
         output: Takes them.
         errors: Takes the inputs that failed; None: they are told only.
-        edit: Of texts, before they are written.
+        edit: Edits of texts, before they are written.
         fail_fast: End at the first input that fails.
         unique: No two inputs have one name.
-        on_error: Told what is wrong with an input.
+        on_error: Called with the fault of an input.
         on_progress: Called when one more input is done.
         write_errors: Give failed inputs to ``output``, too.
         stop: Asks it to end.
@@ -111,7 +111,7 @@ class Run:
         self._names: set[int] = set()
 
     def skip(self, names: Sequence[str]) -> Sequence[bool]:
-        """Tell which inputs need not be read: they are done, or failed in an earlier run."""
+        """Mark the inputs that need not be read: they are done, or failed in an earlier run."""
         skipped = self.output.has(names)
         self.counts.done_before += sum(skipped)
         if self.errors is None and self.unique:
@@ -133,10 +133,10 @@ class Run:
         return False
 
     def process(self, items: Iterable[Item]) -> bool:
-        """Compute and write all. Returns whether they came to their end; a stop and ``fail_fast`` end before.
+        """Compute and write all. Returns whether the inputs were finished; a stop and ``fail_fast`` end before.
 
         Raises:
-            OutputError: results cannot be written. Those before are.
+            OutputError: results cannot be written; earlier ones are.
         """
         with contextlib.closing(self.task(self._sources(items))) as computed:
             for results in computed:
@@ -145,7 +145,7 @@ class Run:
         return not self.stop
 
     def _sources(self, items: Iterable[Item]) -> Iterator[Any]:
-        """What the task reads of the items, each of which is noted in ``_taken``."""
+        """Yield the sources of the items for the task, noting each item in ``_taken``."""
         for item in items:
             self._taken.append(item)
             yield self.output.problem(item) or item.source
@@ -153,7 +153,7 @@ class Run:
                 return
 
     def _finish(self, item: Item, results: Sequence[Result]) -> bool:
-        """Write what became of an item; False ends the run."""
+        """Write the outcome of an item; return False to end the run."""
         error = results[0].error
         if error is None:
             try:
@@ -164,7 +164,7 @@ class Run:
                 self.counts.written += 1
                 self.on_progress(self.counts)
                 return True
-        message = str(error).removeprefix("encoded bytes: ")  # of a shard, which has a better name
+        message = str(error).removeprefix("encoded bytes: ")  # from a shard, which has a better name
         named = GitfastError(message if message.startswith(item.path) else f"{item.path}: {message}")
         failed = Result(text="", error=named)
         if self.errors is not None:

@@ -20,20 +20,20 @@ SHARD_SUFFIXES = (*TAR_SUFFIXES, ".parquet")
 Member = tuple[str, bytes | GitfastError]
 
 _MAX_MEMBER_BYTES = 500_000_000  # as of a video file; images have a limit of their own
-_MAX_HEADER_BYTES = 1 << 20  # of the extended headers of one member, which tarfile reads at once
-_ROWS_AT_ONCE = 16  # of a parquet file: encoded images in memory
+_MAX_HEADER_BYTES = 1 << 20  # in the extended headers of one member, which tarfile reads at once
+_ROWS_AT_ONCE = 16  # from a parquet file: encoded images in memory
 
 
 def read_shard(
     path: str, suffixes: Sequence[str], wanted: Callable[[str], bool], image_column: str | None = None
 ) -> Iterator[Member]:
-    """Read the inputs in a shard, in its order: (name, encoded bytes or why there are none).
+    """Read the inputs in a shard, in its order: (name, encoded bytes or the error of reading them).
 
     Args:
         path: A tar file, gzipped or not, or a parquet file.
-        suffixes: Of the members of a tar file to take, lower case.
+        suffixes: Suffixes of the members of a tar file to take, lower case.
         wanted: Asked by name, before a member's bytes are read.
-        image_column: Of a parquet file; None: the only one that holds binary data, or images as datasets has them.
+        image_column: The column of a parquet file; None: the only one of binary data, or of images as in datasets.
 
     A shard that is damaged, or is not one, gives the members before and then ("", error).
     """
@@ -118,7 +118,7 @@ def _read_parquet(path: str, wanted: Callable[[str], bool], image_column: str | 
 
 
 def _image_column(path: str, schema: Any, asked: str | None) -> str:
-    """The top-level column of images: binary, or a struct with binary ``bytes`` as datasets writes them."""
+    """Find the top-level column of images: binary, or a struct with binary ``bytes`` as datasets writes them."""
     import pyarrow as pa
 
     def is_binary(kind: Any) -> bool:

@@ -19,14 +19,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".gif", ".webp")
 
 _MAX_NAMED = 10  # folders that cannot be read, named in a report; the others are counted
-_TEMPORARY = re.compile(r"\..*gitfast-.*part\Z")  # what runs that were killed leave
+_TEMPORARY = re.compile(r"\..*gitfast-.*part\Z")  # leftovers of killed runs
 _FILES_AT_ONCE = 1024  # asked about together
 _READ_BYTES = 1 << 16
-_MAX_NAME_BYTES = 1 << 16  # of a line in a list of files; Linux takes paths of 4,096
+_MAX_NAME_BYTES = 1 << 16  # in a line of a list of files; Linux takes paths of 4,096
 
 
 class Readable(Protocol):
-    """A binary file, or what reads like one. A pipe should give what it has, as ``read1`` does."""
+    """A binary file, or an object that reads like one. A pipe should give the bytes it has, as ``read1`` does."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -36,9 +36,9 @@ class Item:
     """One input.
 
     Attributes:
-        name: How outputs name it; see ``Walk``.
+        name: Its name in outputs; see ``Walk``.
         path: The file, or the shard and the name in it, for messages.
-        source: The path, the encoded bytes of a file in a shard, or why there is nothing to read.
+        source: The path, the encoded bytes of a file in a shard, or the error of reading it.
         in_shard: It is no file of its own.
     """
 
@@ -50,7 +50,7 @@ class Item:
 
 @dataclass
 class WalkReport:
-    """What a walk passed by.
+    """The files and folders that a walk passed by.
 
     Attributes:
         unreadable: The first folders that could not be read, each with the reason; ``num_unreadable`` counts all.
@@ -73,21 +73,21 @@ class WalkReport:
 
 @dataclass(kw_only=True)
 class Walk:
-    """Iterate over the inputs that paths stand for, each found as it is needed; sorted within each path.
+    """An iterable of the inputs that paths stand for, each found as it is needed; sorted within each path.
 
-    Of a folder the names in one folder at a time are held. A path that does not exist is an item whose reading says so.
+    The names in one folder at a time are held. A path that does not exist is an item whose reading is an error.
 
     Attributes:
         paths: Files, folders, patterns, shards (WebDataset tar files, parquet files).
-        suffixes: Of the files to take in folders and shards, lower case.
+        suffixes: Suffixes of the files to take in folders and shards, lower case.
         recursive: Go into the folders of folders.
         follow_links: Go into links to folders, too; a folder within itself is entered once.
-        relative: Where one path is given and is a folder, names are relative to it; otherwise they are paths.
+        relative: If one path is given and is a folder, make names relative to it; otherwise they are paths.
         files_from: A binary file of paths, one a line or separated by NUL bytes. They are taken as ``paths`` are, but
             for patterns.
         null: ``files_from`` is separated by NUL bytes; False looks whether its first bytes hold one.
         shard: (index, count): take the inputs only whose names fall to this one of ``count`` shards; None: all.
-        image_column: Of parquet files; None: the only one that can be.
+        image_column: The column of parquet files; None: the only one that can be.
         ignored: Full paths of files in folders that are neither inputs nor worth counting: outputs of this run.
         ignored_suffix: Files in folders with it are not worth counting, either.
         skip: Tells by their names which inputs to pass by. It is asked before an input is read, once for each.
@@ -119,7 +119,7 @@ class Walk:
                     yield from self._items_of(path, root)
 
     def _listed(self) -> Iterator[list[str]]:
-        """The paths that are given, some at a time."""
+        """Yield the paths that are given, some at a time."""
         for path in self.paths:
             if os.path.lexists(path) or not glob.has_magic(path):
                 yield [path]
@@ -129,7 +129,7 @@ class Walk:
             yield from read_names(self.files_from, null=self.null)
 
     def count(self) -> int | None:
-        """Number of inputs, those to be skipped too; None where only reading, or two walks, would tell."""
+        """Count the inputs, those to be skipped too; None where only reading, or two walks, would tell."""
         if self.files_from is not None or self.shard is not None:
             return None
         total = 0
@@ -164,7 +164,7 @@ class Walk:
         return None
 
     def _items_of(self, path: str, root: str | None) -> Iterator[Item]:
-        """The items of a path that is not to be skipped itself."""
+        """Yield the items of a path that is not to be skipped itself."""
         try:
             mode = os.stat(path).st_mode
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -187,7 +187,7 @@ class Walk:
         return self.shard is None or shard_of(name, self.shard[1]) == self.shard[0]
 
     def _files_in(self, folder: str, prefix: str) -> Iterator[Item]:
-        """The files of a folder in the order of their paths; ``prefix`` is the folder in their names."""
+        """Yield the files of a folder in the order of their paths; ``prefix`` is the folder in their names."""
         # Folders being walked: (path, prefix, names still to come, last first; a folder's ends with a separator).
         stack: list[tuple[str, str, list[str]]] = []
         entered: list[tuple[int, int]] = []  # the same folders, by device and inode
@@ -218,7 +218,7 @@ class Walk:
                 yield from self._files_among(path, prefix, _pop_files(names))
 
     def _files_among(self, path: str, prefix: str, entries: list[str]) -> Iterator[Item]:
-        """The items of some files in a folder, those to be skipped left out."""
+        """Yield the items of some files in a folder, those to be skipped left out."""
         if self.shard is not None:
             entries = [entry for entry in entries if self._is_here(_under(prefix, entry))]
         start = _under(prefix, "")
@@ -229,13 +229,13 @@ class Walk:
                 yield Item(name, file, file)
 
     def _list(self, folder: str) -> list[str]:
-        """Names in a folder that are to be visited, the last first; those of folders end with a separator."""
+        """List the names to visit in a folder, the last first; those of folders end with a separator."""
         names: list[str] = []
         suffixes, ignored, kind_of = self._suffixes, self._ignored_names, self._kind_of
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                # First what a million of have; everything else in full.
+                # First the common case, of which there may be a million; everything else in full.
                 if not entry.is_symlink() and entry.is_file() and name.endswith(suffixes) and name not in ignored:
                     names.append(name)
                     continue
@@ -285,7 +285,7 @@ class Walk:
 
 
 def _under(prefix: str, entry: str) -> str:
-    """The name of what is in a folder named ``prefix``."""
+    """Return the name of an entry of a folder named ``prefix``."""
     return f"{prefix}/{entry}" if prefix and not prefix.endswith("/") else prefix + entry
 
 
