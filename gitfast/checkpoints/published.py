@@ -14,7 +14,7 @@ def _base(image_size: int = 224, frames: int | None = None) -> GitConfig:
 
 
 def _large(image_size: int = 224, frames: int | None = None) -> GitConfig:
-    """Make a shape with CLIP ViT-L/14: 257 image tokens at 224 pixels, 901 at 420, 6 x 257 of a clip; base's decoder."""
+    """Make a shape with CLIP ViT-L/14: 257 image tokens at 224 pixels, 901 at 420, 6 x 257 of a clip; base decoder."""
     vision = GitVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,

@@ -1,7 +1,7 @@
 """The kernels as functions on arrays.
 
-This module has those of the CPU, on numpy arrays; :mod:`gitfast.ops.cuda` has the same on torch tensors of a CUDA device, and
-:mod:`gitfast.ops.reference` says in plain numpy what each computes. Neither is imported by this module.
+This module has those of the CPU, on numpy arrays; :mod:`gitfast.ops.cuda` has the same on torch tensors of a CUDA
+device, and :mod:`gitfast.ops.reference` says in plain numpy what each computes. Neither is imported by this module.
 """
 
 from gitfast._C import PackedPrefix, PackedWeight, ThreadPool, available_isas, choose_isa
