@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gitfast import arguments
 from gitfast.checkpoints import hub
 from gitfast.engines.caching import CachingEngine
 from gitfast.engines.registry import create_engine
+from gitfast.errors import ArgumentError
 from gitfast.inputs.limits import DEFAULT_LIMITS, Limits
 from gitfast.inputs.processor import Preprocess, Processor
 from gitfast.model import Model
@@ -53,9 +55,15 @@ def load(
         revision, cache_dir, local_files_only, token: As in huggingface_hub.
 
     Raises:
+        ArgumentError: an argument of another type; the message names it.
         CheckpointError, ConfigError: the model is not there, or a file of it is damaged; the message names it.
         EngineError: the engine cannot run here, or not with these dtypes.
     """
+    for name, value in (("model", model), ("base", base), ("processor", processor)):
+        if not isinstance(value, (str, os.PathLike)) and (value is not None or name == "model"):
+            raise ArgumentError(f"{name}: expected a name or a path, got {arguments.shown(value)}")
+    if num_threads is not None:
+        num_threads = arguments.integer("num_threads", num_threads, minimum=0)
     where: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
     checkpoint = hub.open_model(model, base=base, revision=revision, **where)
     folder = checkpoint.folder if processor is None else hub.resolve_processor(processor, **where)

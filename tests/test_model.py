@@ -602,3 +602,18 @@ class TestLoad:
         folder = write_checkpoint(tmp_path / "short", max_position_embeddings=12)
         result = gitfast.load(folder).caption(image_files[0], min_new_tokens=5, prompt="the red square")
         assert len(result.token_ids) <= 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_threads": 1.5}, "num_threads: expected an integer, got 1.5"),
+        ({"num_threads": "2"}, "num_threads: expected an integer"),
+        ({"processor": 3}, "processor: expected a name or a path, got 3"),
+        ({"base": 3}, "base: expected a name or a path, got 3"),
+        ({"model": None}, "model: expected a name or a path, got None"),
+    ],
+)
+def test_arguments_of_load_are_named(arguments, message):
+    with pytest.raises(ArgumentError, match=message):
+        gitfast.load(**({"model": "git-tiny"} | arguments))

@@ -206,7 +206,7 @@ def _generate_natively(model: Any, settings: dict[str, Any], tensors: dict[str, 
     prefixes: list[Any] = [None]
     if (pixels := tensors.get("pixel_values")) is not None:
         interpolate = bool(tensors.get("interpolate_pos_encoding"))
-        prefixes = list(engine.encode(pixels.detach().float().numpy(), interpolate_positions=interpolate))
+        prefixes = list(engine.encode(pixels.detach().float().contiguous().numpy(), interpolate_positions=interpolate))
     rows = [prefixes[r % len(prefixes)] for r in range(len(prompts))]
     if options.do_sample and options.seed is None:
         found = [_drawn(engine, *row, options) for row in zip(rows, prompts, strict=True)]

@@ -13,6 +13,8 @@ import transformers
 from gitfast.checkpoints import hub
 from gitfast.checkpoints.adapter import is_adapter
 from gitfast.checkpoints.config import GitConfig
+from gitfast.checkpoints.files import read_json
+from gitfast.checkpoints.generation import read_generation
 from gitfast.inputs.image import ImageProcessor
 from gitfast.inputs.pictures import load_image
 from gitfast.inputs.video import load_clip
@@ -52,7 +54,9 @@ class GitProcessor(transformers.GitProcessor):
             folder = folder.parent
         if is_adapter(folder) and not any((folder / name).is_file() for name in _SETTINGS):
             folder = hub.open_model(folder).folder
-        config = GitConfig.from_file(folder / "config.json") if (folder / "config.json").is_file() else GitConfig()
+        config = GitConfig()
+        if (folder / "config.json").is_file():  # whose token ids may be stale: generation_config.json comes first
+            config = GitConfig.from_dict(read_generation(folder, read_json(folder / "config.json"))[0])
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         if any((folder / name).is_file() for name in _SETTINGS):
             images = transformers.AutoImageProcessor.from_pretrained(folder, backend=backend, **options)

@@ -64,7 +64,7 @@ def _changed_module(model: nn.Module, expected: dict[str, tuple[type, str]]) -> 
         kind, settings = expected[name]
         if name and type(module) is not kind:
             return f"{where} is a {type(module).__module__}.{type(module).__name__}"
-        if name and module.extra_repr() != settings:
+        if name and _settings(module) != settings:
             return f"{where} is {type(module).__name__}({module.extra_repr()})"
         if "forward" in module.__dict__:
             return f"forward of {where} is replaced"
@@ -107,11 +107,16 @@ class _Unhashed:
         return 0
 
 
+def _settings(module: nn.Module) -> str:
+    """Return what a module says of itself; a list of parameters says dtype and device, which may differ."""
+    return "" if isinstance(module, nn.ParameterList) else module.extra_repr()
+
+
 @functools.lru_cache(maxsize=8)
 def _structures(own: type, key: str, config: _Unhashed) -> dict[str, tuple[type, str]]:
     with torch.device("meta"):
         pristine = own(config.value)
-    return {name: (type(module), module.extra_repr()) for name, module in pristine.named_modules()}
+    return {name: (type(module), _settings(module)) for name, module in pristine.named_modules()}
 
 
 def engine_of(model: Any, ends: Sequence[int]) -> CpuEngine:

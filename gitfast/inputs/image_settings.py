@@ -19,11 +19,12 @@ _MAX_EDGE = 4096
 
 
 def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the fields of an ``ImageProcessor``; missing keys and null take transformers' defaults.
+    """Read the fields of an ``ImageProcessor``; missing keys and null take the defaults, but a null switch is off.
 
     Raises:
         ConfigError: a value cannot be, or the file is for a processor of another kind.
     """
+    values = {key: False if value is None and key.startswith("do_") else value for key, value in values.items()}
     values = {key: value for key, value in values.items() if value is not None}
     kind = _processor_type(values)
     if values.get("do_pad"):

@@ -182,3 +182,23 @@ def test_as_many_tokens_as_there_are_positions(model: Any) -> None:
         model.output.bias[3] -= 1e4  # no end
     tokens = model.generate(pixel_values=pixels(1), max_new_tokens=positions, engine="reference")
     assert tokens.shape == (1, 1 + positions)
+
+
+def test_a_float16_video_model_runs_natively():
+    from gitfast.compat import GitForCausalLM
+
+    model = GitForCausalLM.from_pretrained("git-tiny-video").eval()
+    assert model.dtype == torch.float16
+    pixels = torch.randn(1, 6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert model.generate(pixel_values=pixels, engine="cpu", max_new_tokens=3).shape[0] == 1
+
+
+def test_pixels_may_lie_in_memory_in_any_order():
+    from gitfast.compat import GitForCausalLM
+
+    model = GitForCausalLM.from_pretrained("git-tiny", dtype="float32").eval()
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = model.generate(pixel_values=pixels, max_new_tokens=4)
+    strided = pixels.to(memory_format=torch.channels_last)
+    assert torch.equal(model.generate(pixel_values=strided, max_new_tokens=4), expected)
+    assert torch.equal(model.generate(pixel_values=pixels.repeat(1, 2, 1, 1)[:, :3], max_new_tokens=4), expected)
