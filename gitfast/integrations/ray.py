@@ -75,13 +75,15 @@ class Captioner:
         """
         if self.image_column not in batch:
             raise ValueError(f"image_column: no column {self.image_column!r}; there are {', '.join(batch)}")
-        results = self._results(list(batch[self.image_column]))
-        paths: Any = batch[self.path_column] if self.path_column in batch else [None] * len(results)
+        images = list(batch[self.image_column])
+        if self.path_column in batch:  # errors then name the file
+            images = [_named(image, path) for image, path in zip(images, batch[self.path_column], strict=True)]
+        results = self._results(images)
         columns = {name: values for name, values in batch.items() if self.keep_images or name != self.image_column}
         return columns | {
             "text": np.array([result.text for result in results], dtype=object),
             "score": np.array([np.nan if result.error else result.score for result in results], dtype=np.float64),
-            "error": np.array([_message(*pair) for pair in zip(results, paths, strict=True)], dtype=object),
+            "error": np.array(["" if result.error is None else str(result.error) for result in results], dtype=object),
         }
 
     def _results(self, images: list[Any]) -> list[Result]:
@@ -251,7 +253,5 @@ def _checkpoint(folder: str | None) -> Iterator[None]:
         context.checkpoint_config = before
 
 
-def _message(result: Result, path: Any) -> str:
-    if result.error is None:
-        return ""
-    return str(result.error) if path is None else f"{path}: {result.error}"
+def _named(image: Any, path: Any) -> Any:
+    return {"bytes": image, "path": str(path)} if isinstance(image, bytes) else image
