@@ -19,21 +19,36 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
-CLUSTERS = {"decode", "caption"}  # sources for architectures with clusters and much shared memory: CMakeLists.txt
+# Sources for architectures with clusters and much shared memory: CMakeLists.txt.
+CLUSTERS = {"persistent"}
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USAGE = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 
 
-def compile_report(source: Path, architecture: str) -> str:
-    """ptxas -v for one source and architecture."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [os.environ.get("CUDACXX", "nvcc"), "-std=c++17", "-O3", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"]
-        command += [f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-c", str(source)]
-        done = subprocess.run([*command, "-o", f"{folder}/x.o"], check=False, capture_output=True, text=True)
+def sources(architecture: str = "90a") -> list[Path]:
+    """What is compiled for an architecture."""
+    found = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    return [source for source in found if source.stem not in CLUSTERS or architecture in ("90a", "100")]
+
+
+def compile_source(source: Path, architecture: str, objects: Path) -> str:
+    """Compile one source for one architecture to an object file; what ptxas -v says of it."""
+    launcher = os.environ.get("CMAKE_CUDA_COMPILER_LAUNCHER") or os.environ.get("CMAKE_CXX_COMPILER_LAUNCHER")
+    command = [*([launcher] if launcher else []), os.environ.get("CUDACXX", "nvcc"), "-std=c++17", "-O3", "-Xptxas=-v"]
+    command += [f"-I{ROOT / 'csrc'}", f"-gencode=arch=compute_{architecture},code=sm_{architecture}"]
+    done = subprocess.run(
+        [*command, "-c", str(source), "-o", str(objects)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"{source.name}, sm_{architecture}: nvcc failed\n{done.stderr}")
     return done.stderr
+
+
+def compile_report(source: Path, architecture: str) -> str:
+    """ptxas -v for one source and architecture."""
+    with tempfile.TemporaryDirectory() as folder:
+        return compile_source(source, architecture, Path(folder, "x.o"))
 
 
 def parse(report: str) -> list[dict[str, Any]]:
@@ -80,10 +95,7 @@ def main() -> None:
         rows = parse(arguments.log.read_text(encoding="utf-8", errors="replace"))
     else:
         architectures = arguments.arch or ARCHITECTURES
-        sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-        built = [
-            (s, arch) for s in sources for arch in architectures if s.stem not in CLUSTERS or arch in ("90a", "100")
-        ]
+        built = [(source, architecture) for architecture in architectures for source in sources(architecture)]
         rows = [row for source, arch in built for row in parse(compile_report(source, arch))]
     if not rows:
         sys.exit("no kernel was compiled")
