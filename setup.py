@@ -1,4 +1,4 @@
-"""Builds ``gitfast._C`` with CMake and Ninja, and puts the bundled checkpoints into the package.
+"""Build ``gitfast._C`` with CMake and Ninja, and put the bundled checkpoints into the package.
 
 Environment: ``GITFAST_CUDA`` (auto: for ``CMAKE_CUDA_ARCHITECTURES``, else for the GPUs found here; on: for those,
 else for all that are supported; off), ``GITFAST_WERROR`` (on: stop at warnings), and whatever CMake itself reads

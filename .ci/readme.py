@@ -1,4 +1,4 @@
-"""Prints the shell commands of the README's code block that follows ``<!-- ci: NAME -->``. Usage: readme.py NAME"""
+"""Print the shell commands of the README's code block that follows ``<!-- ci: NAME -->``. Usage: readme.py NAME"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks that starting is fast: the import of gitfast beside numpy's, and one caption as a whole process, best of five.
+"""Check that starting is fast: the import of gitfast beside numpy's, and one caption as a whole process, best of five.
 
 Run with the Python of an environment that holds gitfast; a busy machine may slow some of the five, not all.
 """
@@ -16,7 +16,7 @@ FORBIDDEN = ("torch", "transformers", "av")
 
 
 def import_share() -> float:
-    """Time of `import gitfast` over that of `import numpy`, as -X importtime has them in one process.
+    """Return the time of `import gitfast` over that of `import numpy`, as -X importtime has them in one process.
 
     The modules of other frameworks must not appear.
     """
@@ -30,7 +30,7 @@ def import_share() -> float:
 
 
 def caption_seconds() -> float:
-    """One bundled image, from starting the process to its end."""
+    """Time one bundled image, from the start of the process to its end."""
     image = sorted(Path("examples/images").glob("*.png"))[0]
     start = time.perf_counter()
     subprocess.run([Path(sys.executable).with_name("gitfast"), "caption", image], check=True, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""What a run over a folder costs beside the captions: memory that grows with it, and the time to find where it was.
+"""Measure a run over a folder beside its captions: the growth of memory, and the time to find where it was.
 
     python benchmarks/folder.py [--pictures 5000] [--paths 1000000] [--folder DIR]
 
@@ -39,7 +39,7 @@ COMMAND = [sys.executable, "-m", "gitfast", "caption", "--no-progress"]
 
 @dataclass
 class Figures:
-    """Of one run: seconds, and (lines of output, MB resident) as they were seen."""
+    """The figures of one run: seconds, and (lines of output, MB resident) as sampled."""
 
     seconds: float
     cpu_seconds: float
@@ -104,7 +104,7 @@ def report(run: str, what: str, value: float, bound: float, unit: str) -> bool:
 
 
 def write_pictures(folder: Path, count: int) -> None:
-    """Twenty different pictures under many names."""
+    """Write twenty different pictures under many names."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     sources = []
@@ -137,7 +137,7 @@ def run(arguments: list[object], out: Path, **streams: object) -> Figures:
 
 
 def memory_of(pid: int) -> tuple[float, float] | None:
-    """(MB resident now, the most there were) of a process; None when it has ended."""
+    """Return (MB resident now, peak MB) of a process; None when it has ended."""
     try:
         fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         return int(fields["VmRSS"].split()[0]) / 1024, int(fields["VmHWM"].split()[0]) / 1024

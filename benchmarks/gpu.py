@@ -1,4 +1,4 @@
-"""What runs on a GPU that is lent for minutes, step by step: see gpu.sh.
+"""Run the checks of a GPU that is lent for minutes, step by step: see gpu.sh.
 
 A step that fails or hangs loses only itself. Rows are added to a file as they come; beside it stand one log and a tar
 that is written anew after every step, so that whatever stops a part leaves what was measured. A part ends in time:
@@ -77,7 +77,7 @@ def build() -> Step:
 
 
 def programs_to_build() -> list[Step]:
-    """What builds the programs that were not carried."""
+    """Return the steps that build the programs that were not carried."""
     steps = []
     if not (CARRIED / "gitfast_cuda_test").exists():
         target = "cmake --build build/cmake --target gitfast_cuda_test && mkdir -p build/carried"

@@ -1,4 +1,4 @@
-"""How much memory a CPU engine takes: python benchmarks/memory.py [--model git-base] [--json FILE]
+"""Measure the memory of a CPU engine: python benchmarks/memory.py [--model git-base] [--json FILE]
 
 Weights are made one tensor at a time as the engine asks for them, so that what is resident beyond the interpreter is
 the engine: at its peak while loading, and while captioning. Each dtype runs in a process of its own.
@@ -28,7 +28,7 @@ DTYPES = ("float32", "bfloat16", "int8")
 
 
 def peak_mb() -> float:
-    """The most that has been resident so far (Linux)."""
+    """Return the peak resident memory so far (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1e3
@@ -46,7 +46,7 @@ class MappedWeights(RandomWeights):
 
 
 def measure(model: str, dtype: str) -> dict[str, object]:
-    """In this process, which has done nothing else."""
+    """Measure in this process, which has done nothing else."""
     config, before = SHAPES[model], peak_mb()
     engine = CpuEngine.from_weights(config, MappedWeights(config), dtype=dtype)
     loaded = peak_mb()

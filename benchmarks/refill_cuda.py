@@ -1,4 +1,4 @@
-"""Times captions of many lengths on a GPU: as many as are decoded at once after another, or one by one refilled.
+"""Time captions of many lengths on a GPU: batch after batch, or with each row refilled when its text ends.
 
     python benchmarks/refill_cuda.py [--model git-base] [--images 256] [--rows 64] [--rounds 7] [--json FILE]
 
@@ -49,7 +49,7 @@ class EndingWeights(RandomWeights):
 
 
 def run(config: GitConfig, images: int, rows: int, rounds: int, device: str) -> dict[str, object]:
-    """Both ways, over the same prefixes."""
+    """Run both ways over the same prefixes."""
     engine = CudaEngine.from_weights(config, EndingWeights(config), device=device, rows_at_once=rows)
     prefixes = engine.encode(random_pixels(config, images).normalised)
     prompts = [[config.bos_token_id, 10 + i % (config.vocab_size - 10)] for i in range(images)]

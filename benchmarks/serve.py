@@ -1,4 +1,4 @@
-"""Times the server under load: closed loops of clients, open loops at a rate, beside direct calls and transformers.
+"""Time the server under load: closed loops of clients, open loops at a rate, beside direct calls and transformers.
 
     python benchmarks/serve.py [--shape git-base] [--seconds 20] [--threads N] [--clients 1 4 8 16] [--json FILE]
         [--plot FILE] [--peers server direct transformers]
@@ -69,7 +69,7 @@ NEVER = -1e4  # bias of the end of a text
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one request: its status, 0 where the connection failed; seconds to the first text, and to the end."""
+    """The outcome of one request: its status (0 if the connection failed), seconds to the first text and to the end."""
 
     status: int
     first: float
@@ -112,7 +112,7 @@ def summarize(peer: str, loop: str, load: float, answers: Sequence[Answer], seco
 
 
 def write_checkpoint(folder: Path, shape: str) -> None:
-    """Random weights in the layout of Hugging Face, with a vocabulary in which every token is a word."""
+    """Write random weights in the layout of Hugging Face, with a vocabulary in which every token is a word."""
     config = GitConfig.from_dict(SHAPES[shape])
     rng = np.random.default_rng(0)
     weights = {}
@@ -132,7 +132,7 @@ def write_checkpoint(folder: Path, shape: str) -> None:
 
 
 def picture(number: int) -> bytes:
-    """A JPEG of 640 x 480, of about 75 kB, other than the 63 before it."""
+    """Return a JPEG of 640 x 480, about 75 kB, different from the 63 before it."""
     return _picture(number % 64)
 
 
@@ -147,7 +147,7 @@ def _picture(number: int) -> bytes:
 
 @dataclass
 class Peer:
-    """What is asked for captions; ``closed`` runs a closed loop of clients for some seconds."""
+    """A side that is asked for captions; ``closed`` runs a closed loop of clients for some seconds."""
 
     name: str
     url: str = ""
@@ -200,7 +200,7 @@ def transformers_peer(folder: Path, arguments: argparse.Namespace) -> Iterator[P
 
 @contextmanager
 def child(work: Callable[..., None], folder: Path, arguments: argparse.Namespace) -> Iterator[Any]:
-    """A process that runs ``work(pipe, folder, arguments)`` until it is told to end."""
+    """Run ``work(pipe, folder, arguments)`` in a process until the context ends."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, folder, arguments), daemon=True)
@@ -213,7 +213,7 @@ def child(work: Callable[..., None], folder: Path, arguments: argparse.Namespace
 
 
 def _direct(pipe: Any, folder: Path, arguments: argparse.Namespace) -> None:
-    """Answers (clients, seconds) with what so many threads measured."""
+    """Answer each (clients, seconds) with the measurements of that many threads."""
     model = gitfast.load(folder, dtype=arguments.dtype, num_threads=arguments.threads)
     "".join(model.stream(picture(0), max_new_tokens=2))
     while True:
@@ -241,7 +241,7 @@ def _direct(pipe: Any, folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def _transformers(pipe: Any, folder: Path, arguments: argparse.Namespace) -> None:
-    """The same route, as its documentation would have it: one request at a time, no stream."""
+    """Serve the same route as transformers' documentation would: one request at a time, no stream."""
     import torch
     import transformers
 
@@ -353,7 +353,7 @@ def line_of(row: Row) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Throughput and the time to the first text over the number of clients."""
+    """Draw throughput and the time to the first text over the number of clients."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,4 +1,4 @@
-"""The rate at which this machine reads memory: a loop over as many bytes as a decode step must read."""
+"""Memory read bandwidth of this machine: a loop over as many bytes as a decode step must read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Stream:
         self._stream = ctypes.c_void_p(self._library.stream_open(ctypes.c_int64(num_bytes), threads))
 
     def read(self, times: int) -> None:
-        """All of it, ``times`` in a row."""
+        """Read all of it, ``times`` in a row."""
         self._library.stream_read(self._stream, times)
 
     def close(self) -> None:

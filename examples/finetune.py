@@ -28,7 +28,7 @@ BATCH_SIZE = 16
 
 
 def sign(rng: np.random.Generator, size: tuple[int, int] = (96, 96)) -> tuple[Image.Image, str]:
-    """A picture of a new word, and its caption."""
+    """Draw a picture of a new word, and return it with its caption."""
     word, color = (str(rng.choice(choices)) for choices in (NEW_WORDS, list(COLORS)))
     width, font = rng.uniform(0.66, 0.92), FONTS[rng.integers(len(FONTS))]
     x = rng.uniform(0.03 + width / 2, 0.97 - width / 2)
@@ -37,7 +37,7 @@ def sign(rng: np.random.Generator, size: tuple[int, int] = (96, 96)) -> tuple[Im
 
 
 def batch(rng: np.random.Generator) -> tuple[list[Image.Image], list[str]]:
-    """Half signs with new words, half pictures of the kind the model was trained on."""
+    """Make a batch: half signs with new words, half pictures of the kind the model was trained on."""
     old = [make_picture(int(rng.integers(1 << 30)), "train") for _ in range(BATCH_SIZE // 2)]
     pairs = [sign(rng) for _ in range(BATCH_SIZE // 2)] + [(picture.image, picture.caption) for picture in old]
     return [image for image, _ in pairs], [caption for _, caption in pairs]
@@ -83,7 +83,7 @@ def train(folder: Path, steps: int) -> None:
 
 
 def accuracy(model: gitfast.Model, pictures: list[tuple[Image.Image, str]]) -> float:
-    """Share of captions that are exactly right."""
+    """Return the share of captions that are exactly right."""
     captions = model.caption([image for image, _ in pictures])
     return float(np.mean([str(c) == truth for c, (_, truth) in zip(captions, pictures, strict=True)]))
 

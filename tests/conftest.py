@@ -10,7 +10,7 @@ import pytest
 
 from support.tiny_checkpoint import random_image, write_checkpoint
 
-# What is checked before a change lands must not depend on luck; by hand, every run tries other examples.
+# Checks before a change lands must not depend on luck; run by hand, every run tries other examples.
 hypothesis.settings.register_profile("ci", derandomize=True, print_blob=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")

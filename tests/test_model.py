@@ -174,7 +174,7 @@ class TestCaption:
 
 
 class TestEach:
-    """What ``caption`` and ``answer`` give, for any iterable."""
+    """``caption_each`` and ``answer_each`` yield the results of ``caption`` and ``answer``, for any iterable."""
 
     def test_captions(self, model, image_files):
         expected = model.caption(image_files, prompt="the red", num_beams=2, max_new_tokens=4)

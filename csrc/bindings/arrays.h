@@ -63,7 +63,7 @@ inline py::array as_array(const py::handle& object, const char* name) {
   return py::reinterpret_borrow<py::array>(object);
 }
 
-// What Python passed as an array: a numpy array or anything that speaks DLPack. Keeps its memory alive.
+// An array passed from Python: a numpy array or anything that speaks DLPack. Keeps its memory alive.
 class Array {
  public:
   Array(const py::handle& object, const char* name) : name_(name) {

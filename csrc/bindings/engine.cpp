@@ -88,7 +88,7 @@ std::vector<PrefixPtr> prefix_list(const py::object& object) {
   return out;
 }
 
-// How a call made by this thread ends early: by `cancel`, or by Ctrl-C, which Python hands to its main thread alone.
+// The ways to end a call of this thread early: `cancel`, or Ctrl-C, which Python hands to its main thread alone.
 // The others need not wait for the GIL to ask.
 Control control_of(const CancelFlagPtr& cancel, WithoutGil*& gil) {
   Control control;

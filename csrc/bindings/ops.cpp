@@ -1,4 +1,4 @@
-// The CPU kernels as functions on arrays, behind gitfast/ops.py. Shapes are checked here, once.
+// The CPU kernels as functions on arrays, behind gitfast/ops/cpu.py. Shapes are checked here, once.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -166,7 +166,7 @@ py::array layer_norm(const py::object& x, const py::object& gamma, const py::obj
   return y;
 }
 
-// Which text tokens each row sees, in the form the kernel reads.
+// The text tokens that each row sees, in the form the kernel reads.
 struct TextSlots {
   TextSlots(const std::vector<std::vector<int32_t>>& slots, int64_t rows, int64_t stored) {
     if (static_cast<int64_t>(slots.size()) != rows)

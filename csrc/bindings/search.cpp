@@ -52,7 +52,7 @@ double number(const py::handle& value, const std::string& name) {
   return out;
 }
 
-// What has elements in an order; text and bytes have them too, but are no ids.
+// True for ordered elements; text and bytes have them too, but are no ids.
 bool is_sequence(const py::handle& value) {
   if (py::isinstance<py::array>(value)) return py::reinterpret_borrow<py::array>(value).ndim() > 0;
   return py::isinstance<py::sequence>(value) && !py::isinstance<py::str>(value) && !py::isinstance<py::bytes>(value) &&
@@ -209,7 +209,7 @@ py::list result_lists(const std::vector<std::vector<search::Result>>& results) {
   return out;
 }
 
-// For a search on a device: the keys of each prompt's samples, and what scores of beams of each length are divided by.
+// For a search on a device: the keys of each prompt's samples, and the divisor of beam scores of each length.
 static std::vector<int64_t> sample_keys(const py::dict& options, const py::object& prompts) {
   const SearchOptions o = search_options(options);
   std::vector<int64_t> keys;

@@ -1,4 +1,4 @@
-// Which pixels and token ids a model takes: one check for all engines.
+// Checks of the pixels and token ids that a model takes, one for all engines.
 #pragma once
 
 #include <cstdint>

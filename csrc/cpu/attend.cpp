@@ -1,4 +1,4 @@
-// Where text looks: the decoder's attention to the image tokens, for people to see. It runs one sequence at a time with
+// The decoder's attention from text to the image tokens, for people to see. It runs one sequence at a time with
 // plain loops in place of the attention kernel, which keeps no weights; all products are those of the engine.
 #include <algorithm>
 #include <cmath>

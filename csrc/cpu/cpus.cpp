@@ -1,4 +1,4 @@
-// How many threads to use: the argument, the environment, or what the machine and its cgroups grant.
+// The number of threads to use: the argument, the environment, or what the machine and its cgroups grant.
 #include <sched.h>
 
 #include <algorithm>

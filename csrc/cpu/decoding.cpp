@@ -15,7 +15,7 @@ constexpr int64_t kPrefillTokens = 512;   // of prompts and scored sequences in 
 constexpr int64_t kHeadRows = 64;         // rows of logits held at once, if no single search needs more
 constexpr size_t kIdleBytes = 32u << 20;  // workspace kept while nothing is decoded
 
-// How many of the largest logits of a row decide its next token: one, and as many as rules may rule out. 0: all do.
+// The number of largest logits that decide a row's next token: one, and as many as rules may rule out. 0: all do.
 int64_t logits_that_decide(const search::SearchOptions& o) {
   const bool greedy = o.num_beams == 1 && !o.do_sample && o.num_return_sequences == 1;
   if (!greedy || o.repetition_penalty != 1 || o.no_repeat_ngram_size != 0 || !o.allowed.empty()) return 0;

@@ -22,7 +22,7 @@ namespace gitfast::cpu {
 
 using PrefixPtr = std::shared_ptr<const Prefix>;
 
-// What decoding needs of an engine, which must outlive it.
+// The parts of an engine that decoding needs; the engine must outlive it.
 struct TextModel {
   const ModelConfig& config;
   const DecoderWeights& weights;
@@ -31,7 +31,7 @@ struct TextModel {
   const TwoStageHead* quick_head;  // or null
 };
 
-// Where the logits of all tokens of some sequences go, (tokens, V).
+// Receives the logits of all tokens of some sequences, (tokens, V).
 using LogitsPtr = std::shared_ptr<Buffer>;
 
 // One thread at a time.
@@ -39,7 +39,7 @@ class Decoding {
  public:
   using Handle = int64_t;
 
-  // What a step did to a sequence.
+  // The outcome of a step for one sequence.
   struct Event {
     Handle handle = 0;
     int32_t token = -1;  // the new one; -1 where none is final yet (beams, several samples) or wanted (scores)

@@ -13,7 +13,7 @@
 
 namespace gitfast::cpu {
 
-// What encoding needs of an engine, which must outlive it.
+// The parts of an engine that encoding needs; the engine must outlive it.
 struct ImageModel {
   const ModelConfig& config;
   const VisionWeights& vision;

@@ -1,4 +1,4 @@
-// What a forked child needs to know: it has no thread but its own, and finds the locks of its parent in any state.
+// Support for forked children: a child has no thread but its own, and finds the locks of its parent in any state.
 #pragma once
 
 #include <atomic>
@@ -6,7 +6,7 @@
 
 namespace gitfast::cpu {
 
-// How many forks lie between the first process and this one.
+// The number of forks between the first process and this one.
 int fork_count();
 
 // One T for each process, made when it is first asked for. A forked child leaves its parent's untouched, for good, for

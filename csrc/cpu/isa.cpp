@@ -30,10 +30,10 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-// All processors with the first have the second, but for one (Cooper Lake).
+// All CPUs with the first have the second, but for one (Cooper Lake).
 bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"); }
-// Whether the processor has tiles of bfloat16 and Linux lets this process use them: the state is large, so it must be
-// asked for, once, and threads made later have it too.
+// True if the CPU has bfloat16 tiles and Linux lets this process use them: their state is large, so a process must ask
+// for permission, once, and threads made later have it too.
 bool has_amx() {
 #if defined(__linux__)
   constexpr unsigned kTiles = 1u << 24, kBf16 = 1u << 22;

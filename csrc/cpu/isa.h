@@ -1,4 +1,4 @@
-// Which instruction sets this machine can run, and which one the kernels use.
+// The instruction sets that this machine can run, and the one that the kernels use.
 #pragma once
 
 #include <cstdint>

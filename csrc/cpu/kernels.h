@@ -21,7 +21,7 @@ constexpr int64_t kRoundedPadding =
 
 enum class Activation : uint8_t { none, quick_gelu, gelu_erf };
 
-// How weights are stored. The sums are in float32 always; what is multiplied depends on the instruction set: see
+// The storage of weights. Sums are always in float32; the type of the factors depends on the instruction set: see
 // Kernels::round_rows.
 enum class WeightFormat : uint8_t { f32, bf16, int8 };
 

@@ -1,4 +1,4 @@
-// What the kernels share that is not arithmetic: the choice of table, scratch sizes, and weight packing.
+// The parts of the kernels other than arithmetic: the choice of table, scratch sizes, and weight packing.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -120,7 +120,7 @@ void quantize(const Columns& c, float* values, float* scales) {
   }
 }
 
-// Where a panel has the byte of a column's term i: see PackedLinear.
+// The offset in a panel of the byte of a column's term i: see PackedLinear.
 int64_t int8_place(int64_t column, int64_t i) {
   const int64_t block = i / 4 * (kPanel / 16) + column / 16;
   return block * 64 + column % 16 / 4 * 16 + i % 4 / 2 * 8 + column % 4 * 2 + i % 2;

@@ -1,12 +1,12 @@
-// What the running batch does next: a step of text, or a slice of encoding. A plain function of what waits and of what
-// work has cost, so that it can be tried in simulated time.
+// The next action of the running batch: a step of text, or a slice of encoding. Pure functions of the waiting work and
+// of past costs, so that they can be tested in simulated time.
 #pragma once
 
 #include <cstdint>
 
 namespace gitfast::cpu {
 
-// What lies between two tokens of a row stays below this where a slice and a step together do.
+// The time between two tokens of a row stays below this if one slice and one step together do.
 constexpr double kTokenGapSeconds = 0.030;
 // And below this where they do not: with a step after every slow slice, each image would be decoded by itself while the
 // next is encoded, and rows would share no steps.
@@ -34,7 +34,7 @@ inline Action next_action(const Work& work) {
   return work.since_step + both <= gap ? Action::slice : Action::step;
 }
 
-// How many of `waiting` images are encoded together, `fit` at most. The first call's own go together; those of others
+// The number of `waiting` images to encode together, `fit` at most. The first call's own go together; those of others
 // join where its are too few to fill the threads (`fill`), for encoding more at once delays the first of them. Beside
 // rows that decode, no more than keep a slice within the gap.
 inline int64_t images_together(int64_t waiting, int64_t first_call, int64_t fit, int64_t fill, const Work& work,

@@ -1,6 +1,6 @@
-// What calls of one engine that are at work at the same time share: a running batch of text, and the encoding of
-// images. There is no thread but theirs: one of them leads, which is to run a step or a slice for all, and hands the
-// lead on when its own work is done or its callback is due.
+// Work that concurrent calls of one engine share: a running batch of text, and the encoding of images. There is no
+// thread but the callers': one of them leads, running steps and slices for all, and hands the lead on when its own work
+// is done or its callback is due.
 #pragma once
 
 #include <condition_variable>
@@ -23,7 +23,7 @@ namespace gitfast::cpu {
 
 using TokenLists = std::vector<std::vector<int32_t>>;
 
-// How a call can be ended early.
+// The ways to end a call early.
 struct Control {
   CancelFlagPtr cancel;        // looked at between steps and layers; the call throws Cancelled or DeadlinePassed
   std::function<void()> poll;  // called now and then on the calling thread; what it throws ends the call. May be null

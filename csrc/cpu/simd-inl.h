@@ -46,7 +46,7 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
-// What a product multiplies: float32, or pairs of bfloat16 (the first in the low half) whose products are both added.
+// The factors of a product are float32, or pairs of bfloat16 (the first in the low half) whose products are both added.
 enum Bf16Pair : uint32_t {};
 
 inline Vec multiply_add(float a, Vec b, Vec sum) { return fma(splat(a), b, sum); }

@@ -1,4 +1,4 @@
-// Where a product takes the terms of its right side from: as they are stored, or widened on their way to a register.
+// Sources of the terms of a product's right side: as they are stored, or widened on their way to a register.
 #pragma once
 
 #include "kernels.h"
@@ -127,7 +127,7 @@ struct Int8AsPairs {
 
 #endif
 
-// What a product multiplies, by the format of its weights.
+// The source of a product's right side, by the format of its weights.
 using Bf16Weights = Pairs;
 using Int8Weights = Int8AsPairs;
 using ShortTerms = Pairs;  // either of them, widened

@@ -56,7 +56,7 @@ inline void relax() {
 #endif
 }
 
-// Where threads wait for a condition on atomics: they spin first, then sleep. Whoever makes the condition true calls
+// A place to wait for a condition on atomics: threads spin first, then sleep. Whoever makes the condition true calls
 // `notify` afterwards.
 class Parking {
  public:

@@ -8,9 +8,9 @@
 namespace gitfast::cpu {
 namespace {
 
-// What |sum of products - its exact value| may be, in units of |w| |x|: the rounding of x to bfloat16 (2^-9 of each
-// element), where scores have it and float32 logits have not, and that of sums, at most 2^-24 for each of some 300
-// additions in a chain, in both. Twice that, to be safe from how the bound itself is rounded.
+// Bounds of |sum of products - its exact value|, in units of |w| |x|: the rounding of x to bfloat16 (2^-9 of each
+// element), in scores but not in float32 logits, and the rounding of sums, at most 2^-24 for each of some 300 additions
+// in a chain, in both. Both bounds are doubled, to be safe from their own rounding.
 constexpr double kRoundingOfX = 0x1p-8, kRoundingOfSums = 0x1p-13;
 
 double norm(const float* x, int64_t n) {
@@ -19,7 +19,7 @@ double norm(const float* x, int64_t n) {
   return std::sqrt(sum);
 }
 
-// Adding a bias rounds too, in units of the result; what of it is less than |w| |x| is in those errors.
+// Adding a bias rounds too, in units of the result; the part below |w| |x| is covered by those errors.
 constexpr float kRoundingOfScore = 0x1p-20f;
 
 float error_of(float score, float error, float x_norm) { return error * x_norm + kRoundingOfScore * std::abs(score); }

@@ -19,7 +19,7 @@
 // Built with GITFAST_SANITIZE=thread: races between threads, whatever the order. Threads of different blocks are
 // ordered only by a fence before an atomic operation and, in the other block, an atomic operation before a fence.
 //
-// How blocks follow one another, or run side by side: emulation/launch.h. Not covered: atomic operations and fences by
+// Blocks in sequence, or side by side: emulation/launch.h. Not covered: atomic operations and fences by
 // different threads of a block, and what the compiler or the hardware does (rounding of fast intrinsics, occupancy).
 #pragma once
 
@@ -270,7 +270,7 @@ inline void Block::resume_ready() {
   }
 }
 
-// Which threads go first until the next barrier; running ahead, which warps.
+// The threads that go first until the next barrier; running ahead, the warps.
 inline void Block::choose_order() {
   order_.resize(settings.order == Order::run_ahead ? warps() : threads_.size());
   std::iota(order_.begin(), order_.end(), size_t{0});

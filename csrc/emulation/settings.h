@@ -1,4 +1,4 @@
-// How emulated kernels are run, and what they throw.
+// Settings of emulated kernels, and the exceptions they throw.
 #pragma once
 
 #include <stdexcept>
@@ -11,7 +11,7 @@ struct Fault : std::logic_error {
 
 enum class Order { forward, reverse, shuffled, run_ahead };
 
-// How the next launches of this OS thread are run.
+// The settings of this OS thread's next launches.
 struct Settings {
   Order order = Order::run_ahead;
   unsigned seed = 0;

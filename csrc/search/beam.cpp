@@ -7,8 +7,8 @@
 namespace gitfast::search {
 namespace {
 
-// What transformers adds to scores that must not win. Here such entries never become sequences, but they take part in
-// the choice of the best, whose order of equal scores depends on all values.
+// The number that transformers adds to scores that must not win. Here such entries never become sequences, but they
+// take part in the choice of the best, whose order of equal scores depends on all values.
 constexpr float kAside = -1e9f;
 
 }  // namespace
@@ -45,7 +45,7 @@ void BeamItem::advance(const float* logits, int64_t row_stride, const Normalizer
       running_.empty() || (finished(num_beams_) && (options_.early_stopping == EarlyStopping::yes || !can_improve()));
 }
 
-// The (1 + E) K best of K * V, of E tokens that end. Of these at most E K do, which leaves K that go on.
+// The (1 + E) K best of K * V, for E tokens that end. At most E K of these end, which leaves K that go on.
 bool BeamItem::find_candidates(const float* logits, int64_t row_stride, const Normalizer* normalizers, bool rules_hold,
                                BeamScratch& scratch) {
   const int64_t vocab_size = vocab_size_;
@@ -155,7 +155,7 @@ bool BeamItem::finished(size_t count) const {
   return static_cast<size_t>(n) >= count;
 }
 
-// Whether the best running beam could still beat the worst finished one, by transformers' guess at its final length.
+// True if the best running beam could still beat the worst finished one, by transformers' guess at its final length.
 bool BeamItem::can_improve() const {
   const bool at_full_length = options_.early_stopping == EarlyStopping::never && options_.length_penalty > 0;
   const int32_t length = at_full_length ? options_.max_new_tokens : new_tokens_;

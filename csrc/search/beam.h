@@ -11,7 +11,7 @@
 
 namespace gitfast::search {
 
-// What the score of a beam is divided by. `length` counts new tokens; in the paper's form the prompt too, and not EOS.
+// The divisor of a beam's score. `length` counts new tokens; in the paper's form the prompt too, and not EOS.
 float length_norm(const SearchOptions& options, int32_t length);
 
 // Buffers that all items share.

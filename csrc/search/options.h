@@ -1,4 +1,4 @@
-// Which search options can be.
+// Checks of search options.
 #pragma once
 
 #include "search.h"

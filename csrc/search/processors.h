@@ -8,7 +8,7 @@
 
 namespace gitfast::search {
 
-// What a row holds before its next token: the prompt and the new tokens.
+// The tokens of a row before its next one: the prompt and the new tokens.
 struct History {
   const Tokens& tokens;
   size_t prompt_length;

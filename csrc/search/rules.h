@@ -1,4 +1,4 @@
-// What all searches of one call share: their options, checked, and the processors made of them.
+// State shared by all searches of one call: their options, checked, and the processors made of them.
 #pragma once
 
 #include "options.h"

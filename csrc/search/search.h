@@ -35,7 +35,7 @@ using Tokens = std::vector<int32_t>;
 
 enum class EarlyStopping : uint8_t { no, yes, never };
 
-// What a finished beam's sum of log-probabilities is divided by.
+// The divisor of a finished beam's sum of log-probabilities.
 //   transformers: length ** length_penalty, length counting new tokens, EOS among them.
 //   paper: ((5 + length) / 6) ** length_penalty (Wu et al. 2016), length counting prompt and new tokens, without EOS.
 enum class LengthPenaltyForm : uint8_t { transformers, paper };

@@ -19,7 +19,7 @@ class Trie {
   static constexpr int32_t kNone = -1;
   using Children = std::vector<std::pair<int32_t, int32_t>>;  // (token, node), ascending by token
 
-  // Of `options.allowed`, which may hold EOS as their last token, or not.
+  // The tree of `options.allowed`, whose continuations may end in EOS, or not.
   explicit Trie(const SearchOptions& options);
 
   // No continuation at all, not even an empty one.

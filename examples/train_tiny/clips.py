@@ -33,7 +33,7 @@ class Clip:
 
 
 def make_clip(seed: int, split: Split) -> Clip:
-    """The clip of one seed; the same seed always gives the same pixels and words."""
+    """Make the clip of one seed; the same seed always gives the same pixels and words."""
     rng = np.random.default_rng([seed, 2 if split == "train" else 3])
     color, name, motion = pick(rng, split, tuple(COLORS), SHAPES, MOTIONS)
     shapes = _move(rng, name, color, motion)
@@ -49,7 +49,7 @@ def make_clip(seed: int, split: Split) -> Clip:
 
 
 def _move(rng: np.random.Generator, name: str, color: str, motion: str) -> list[Shape | None]:
-    """The shape in every frame; None where it is not to be seen."""
+    """Return the shape in every frame; None where it is out of sight."""
     radius = rng.uniform(0.13, 0.22)
     near, far = rng.uniform(0.24, 0.36), rng.uniform(0.64, 0.76)
     x, y = rng.uniform(0.3, 0.7, size=2)

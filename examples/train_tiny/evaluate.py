@@ -16,7 +16,7 @@ QUESTIONS_PER_PICTURE = 3
 
 
 def evaluate(model: gitfast.Model, seeds: Iterable[int], verbose: bool = False) -> dict[str, float]:
-    """Accuracy on the held-out pictures of ``seeds``, or clips for a video model: captions, answers, both by kind.
+    """Measure accuracy on held-out pictures of ``seeds`` (clips for a video model): captions, answers, both by kind.
 
     ``verbose`` prints what is wrong.
     """

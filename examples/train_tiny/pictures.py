@@ -121,7 +121,7 @@ class Picture:
 
 
 def make_picture(seed: int, split: Split, kind: str | None = None) -> Picture:
-    """The picture of one seed; the same seed always gives the same pixels and words."""
+    """Make the picture of one seed; the same seed always gives the same pixels and words."""
     rng = np.random.default_rng([seed, 0 if split == "train" else 1])
     kinds: dict[str, Callable[[np.random.Generator, Split], tuple[list[Shape | Word], str, list[Question]]]] = {
         "shape": _one_shape,
@@ -135,12 +135,12 @@ def make_picture(seed: int, split: Split, kind: str | None = None) -> Picture:
 
 
 def in_split(split: Split, *combination: str) -> bool:
-    """Whether a combination of words belongs to ``split``: one in ten is held out, chosen by a checksum."""
+    """Return True if a combination of words belongs to ``split``: a checksum holds out one in ten."""
     return (zlib.crc32(" ".join(combination).encode()) % 10 == 0) == (split == "held-out")
 
 
 def pick(rng: np.random.Generator, split: Split, *choices: tuple[str, ...]) -> tuple[str, ...]:
-    """One combination of ``choices`` that belongs to ``split``."""
+    """Pick one combination of ``choices`` that belongs to ``split``."""
     while True:
         combination = tuple(options[rng.integers(len(options))] for options in choices)
         if in_split(split, *combination):
@@ -226,7 +226,7 @@ def _word(rng: np.random.Generator, split: Split) -> tuple[list[Shape | Word], s
 
 
 def _is_there(rng: np.random.Generator, present: list[tuple[str, str]]) -> Question:
-    """A yes/no question; half of the answers are no, and a no differs from what is there in one word only."""
+    """Make a yes/no question; half of the answers are no, and a no differs from what is there in one word only."""
     color, name = present[rng.integers(len(present))]
     if rng.random() < 0.5:
         return f"is there {a(color)} {name}?", "yes"
@@ -240,7 +240,7 @@ def _is_there(rng: np.random.Generator, present: list[tuple[str, str]]) -> Quest
 
 
 def a(noun: object) -> str:
-    """The noun with its article: a red circle, an orange circle."""
+    """Put the article before a noun: a red circle, an orange circle."""
     return f"an {noun}" if str(noun)[0] in "aeiou" else f"a {noun}"
 
 
@@ -249,7 +249,7 @@ def plural(name: str) -> str:
 
 
 def random_canvas(rng: np.random.Generator) -> tuple[int, int]:
-    """Width and height of a picture; a third are wider or taller than square, all matter in the central square."""
+    """Draw the size of a picture; a third are wider or taller than square, with all content in the central square."""
     size = CANVAS_SIZES[rng.integers(len(CANVAS_SIZES))]
     stretch = int(size * rng.uniform(1.0, 1.5)) if rng.random() < 1 / 3 else size
     return (stretch, size) if rng.random() < 0.5 else (size, stretch)
@@ -278,7 +278,7 @@ def draw(things: list[Shape | Word], canvas: tuple[int, int], rng: np.random.Gen
 
 
 def _outline(shape: Shape, side: float) -> list[tuple[float, float]]:
-    """Corners relative to the centre, in pixels."""
+    """Return the corners relative to the centre, in pixels."""
     if shape.name == "square":
         corners = [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]
     elif shape.name == "triangle":

@@ -20,7 +20,7 @@ FRAME_MILLISECONDS = 200
 
 
 def pictures(kind: str) -> Iterator[Picture]:
-    """Held-out pictures of one kind that are large enough to be looked at."""
+    """Return held-out pictures of one kind, large enough to be looked at."""
     for seed in itertools.count():
         picture = make_picture(seed, "held-out", kind)
         if min(picture.image.size) >= MIN_SIZE:

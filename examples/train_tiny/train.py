@@ -40,7 +40,7 @@ TEXTS_PER_PICTURE = 4  # the caption and three questions
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train on, and for how long."""
+    """The data and the length of a training run."""
 
     video: bool
     steps: int
@@ -93,7 +93,7 @@ class Batches(Dataset):
         return self.recipe.steps
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pixels (B, [T,] 3, size, size); ids and labels (TEXTS_PER_PICTURE * B, L), block k holding text k."""
+        """Return pixels (B, [T,] 3, size, size); ids and labels (TEXTS_PER_PICTURE * B, L), block k holding text k."""
         size = self.recipe.batch_size
         pixels, texts = [], []
         for seed in range(index * size, (index + 1) * size):
@@ -123,11 +123,11 @@ class Batches(Dataset):
 
 
 def initialize(model: GitModel) -> None:
-    """Positions as strong as what they are added to, and small steps along the residuals.
+    """Initialize positions as strong as the features they join, and small steps along the residuals.
 
     Positions of patches start as sines and cosines about as strong as the patches, temporal embeddings as strong as
-    the features. What each sub-layer adds to its residual starts small, which eases the post-norm decoder. What each
-    of these was worth is in ``models/README.md``.
+    the features. The contribution of each sub-layer to its residual starts small, which eases the post-norm decoder.
+    ``models/README.md`` says how much each of these was worth.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
@@ -145,7 +145,7 @@ def initialize(model: GitModel) -> None:
 
 
 def sine_positions(side: int, width: int) -> Tensor:
-    """(side * side, width): sines and cosines of row and column, at wavelengths from 2 pi to 200 pi."""
+    """Return (side * side, width): sines and cosines of row and column, at wavelengths from 2 pi to 200 pi."""
     frequencies = 100.0 ** -(torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width / 2)
@@ -155,7 +155,7 @@ def sine_positions(side: int, width: int) -> Tensor:
 def make_optimizer(
     model: GitModel, recipe: Recipe
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW, weight decay on matrices only; warm-up over a twentieth of the run, then half a cosine to zero."""
+    """Make AdamW, weight decay on matrices only; warm-up over a twentieth of the run, then half a cosine to zero."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
@@ -195,7 +195,7 @@ def train(recipe: Recipe) -> GitModel:
 
 
 def load(recipe: Recipe) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The batches in order, drawn ahead by one worker process."""
+    """Load the batches in order, drawn ahead by one worker process."""
     return iter(DataLoader(Batches(recipe), batch_size=None, num_workers=1, prefetch_factor=8))
 
 

@@ -19,14 +19,14 @@ MAX_TOKENS = 64
 
 
 def words() -> list[str]:
-    """All tokens, in the order of their ids."""
+    """Return all tokens, in the order of their ids."""
     plain = {*OTHER_WORDS.split(), *COLORS, *SHAPES, *map(plural, SHAPES), *SIZES, *NUMBERS.values(), *WORDS}
     plain.update(" ".join(MOTIONS).split())
     return [*SPECIAL, "?", *sorted(plain)]
 
 
 def make_tokenizer() -> Tokenizer:
-    """An uncased BERT tokenizer: ``[CLS] text [SEP]``."""
+    """Make an uncased BERT tokenizer: ``[CLS] text [SEP]``."""
     tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words())}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -1,4 +1,4 @@
-"""What is timed passes the gate, and the gate finds what is wrong."""
+"""Every timed kernel passes the gate, and the gate catches wrong results."""
 
 from __future__ import annotations
 

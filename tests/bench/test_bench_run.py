@@ -1,4 +1,4 @@
-"""What becomes of the times of a run."""
+"""The statistics of a run's times."""
 
 from __future__ import annotations
 

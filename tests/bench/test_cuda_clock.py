@@ -1,4 +1,4 @@
-"""The clock of a GPU on a torch that only keeps account: what is captured, flushed and counted."""
+"""The GPU clock on a torch that only keeps account of what is captured, flushed and counted."""
 
 from __future__ import annotations
 

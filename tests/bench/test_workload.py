@@ -1,4 +1,4 @@
-"""What captions are timed on: every model of random weights is whole, and none ends a text."""
+"""The models that captions are timed on: each has all its random weights, and none ends a text."""
 
 from __future__ import annotations
 

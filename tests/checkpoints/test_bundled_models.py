@@ -1,4 +1,4 @@
-"""The bundled demonstration models: what they say of pictures that were held out of their training."""
+"""The bundled demonstration models on pictures held out of their training."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_impossible_folders(source: Path, tmp_path: Path, capsys: pytest.Capture
 
 
 def unwritable() -> None:
-    """As on a full disk: no file may grow beyond 1,000 bytes."""
+    """A full disk, as far as the test can tell: no file may grow beyond 1,000 bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
 
 

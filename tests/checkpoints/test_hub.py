@@ -36,7 +36,7 @@ def fill_cache(cache: Path, repository: str, *names: str, revision: str = "main"
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What snapshot_download was asked for; it answers as it does offline."""
+    """The calls of snapshot_download, which answers as it does offline."""
     calls = []
 
     def download(repository: str, **arguments: Any) -> str:

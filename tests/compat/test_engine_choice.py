@@ -1,4 +1,4 @@
-"""Which models and options run on the native engine, and what happens to those that cannot."""
+"""The choice of engine: models and options that run on the native one, and the fate of those that cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What transformers' own tests of GIT expect of shapes and attributes, at the geometry of git-base."""
+"""Shapes and attributes as transformers' own tests of GIT expect them, at the geometry of git-base."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_tokens_equal_transformers(kit: Any, folder: Path, engine: str, options:
 
 
 def _end_padded(sequences: torch.Tensor, start: int, eos: int) -> torch.Tensor:
-    """What follows the first end-of-sequence token after ``start`` becomes 0."""
+    """Set everything after the first end-of-sequence token from ``start`` on to 0."""
     rows = sequences.clone()
     for row in rows:
         ends = (row[start:] == eos).nonzero()

@@ -58,7 +58,7 @@ def assert_same_outputs(ours: Any, theirs: Any) -> None:
 
 
 def shapes_of(config: Any) -> dict[str, Any]:
-    """A configuration without what says where it was read and written."""
+    """A configuration without the keys that say where it was read and written."""
     names = ("dtype", "architectures", "transformers_version", "_name_or_path")
     return {name: value for name, value in config.to_dict().items() if name not in names}
 

@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def examples(processor: Any) -> list[dict[str, torch.Tensor]]:
-    """As the captioning guide prepares them: texts padded on the right, labels are the token ids."""
+    """Examples as the captioning guide prepares them: texts padded on the right, labels equal to the token ids."""
     rows = []
     for i, caption in enumerate(CAPTIONS * 4):
         inputs = processor(images=random_image(i), text=caption, padding="max_length", max_length=10)
@@ -39,7 +39,7 @@ def batches(rows: list[dict[str, torch.Tensor]], steps: int) -> list[dict[str, t
 
 
 def losses(model: Any, data: list[dict[str, torch.Tensor]]) -> list[float]:
-    """Of a training loop; dropout draws from torch's generator."""
+    """The losses of a training loop; dropout draws from torch's generator."""
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     found = []

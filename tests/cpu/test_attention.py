@@ -12,7 +12,7 @@ from support.accuracy import assert_as_good_as_numpy, poisoned, size_of_sum
 
 
 def plain_attention(q, k, v, k_text, v_text, slots, scale=None):
-    """In the dtype of the arguments; all rows see one prefix."""
+    """Attention in the dtype of the arguments; all rows see one prefix."""
     text = {"k_text": k_text, "v_text": v_text, "slots": slots}
     return reference.prefix_attention(q, k[None], v[None], [0] * len(q), **text, scale=scale)
 

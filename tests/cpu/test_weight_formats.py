@@ -1,5 +1,5 @@
-"""linear over weights of fewer bits: what is multiplied is exactly the rounded weights, and bfloat16 activations where
-the instruction set multiplies bfloat16."""
+"""``linear`` over weights of fewer bits multiplies exactly the rounded weights, and bfloat16 activations where the
+instruction set multiplies bfloat16."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_bfloat16_is_rounded_as_torch_rounds():
     bits = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
     ties = (np.arange(2**16, dtype=np.uint32) << 16) | 0x8000
     values = np.concatenate([bits, ties, ties - 1, ties + 1]).view(np.float32)
-    values = values[np.abs(values) > 2.0**-100]  # processors take subnormal factors for zero
+    values = values[np.abs(values) > 2.0**-100]  # CPUs take subnormal factors for zero
     y = ops.linear(np.ones((1, 1), np.float32), ops.PackedWeight(values[:, None], dtype="bfloat16"), isa="scalar")
     np.testing.assert_array_equal(y[0], bfloat16(values))
     not_numbers = np.array([0x7FC00000, 0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)

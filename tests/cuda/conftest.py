@@ -50,7 +50,7 @@ def emulated_ops(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> str:
-    """Where kernels run: on "cpu" they are emulated."""
+    """The device that kernels run on; on "cpu" they are emulated."""
     if request.param == "cpu":
         request.getfixturevalue("emulated_ops")
     elif not hasattr(_C, "cuda") or not torch.cuda.is_available():

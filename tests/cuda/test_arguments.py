@@ -1,4 +1,4 @@
-"""How the CUDA kernels take their arguments, as far as no device is needed."""
+"""Arguments of the CUDA kernels, as far as they can be checked without a device."""
 
 from __future__ import annotations
 

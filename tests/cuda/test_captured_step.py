@@ -1,4 +1,4 @@
-"""Steps that the CUDA engine enqueues again and again, with graphs that only note what is asked of them."""
+"""Steps that the CUDA engine enqueues again and again, with graphs that only record the calls made on them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ COMPUTE = Encoder.__call__
 
 
 class Stream:
-    """On which nothing is enqueued."""
+    """A stream on which nothing is enqueued."""
 
     device = torch.device("cuda")
 
@@ -28,7 +28,7 @@ class Stream:
 
 
 class Graphs:
-    """All that were captured; ``most`` is the largest batch that there is memory to capture."""
+    """All captured graphs; ``most`` is the largest batch that there is memory to capture."""
 
     def __init__(self) -> None:
         self.captured: list[Graph] = []
@@ -46,7 +46,7 @@ class Graphs:
             self.streams.pop()
 
     def call(self, encoder: Encoder, inputs, kind, out) -> None:
-        """In the place of ``Encoder.__call__``."""
+        """Stand in for ``Encoder.__call__``."""
         if self.capturing is None:
             self.eager.append(len(out.data))
             COMPUTE(encoder, inputs, kind, out)
@@ -58,7 +58,7 @@ class Graphs:
 
 
 class Graph:
-    """Of one call of an encoder."""
+    """The graph of one encoder call."""
 
     def __init__(self, state: Graphs) -> None:
         self.state, self.calls, self.replays = state, [], 0
@@ -99,7 +99,7 @@ def graphs(emulated_ops: None, monkeypatch: pytest.MonkeyPatch) -> Graphs:
 
 
 def capturing_engine(folder: Path) -> CudaEngine:
-    """On the CPU, but as if there were graphs."""
+    """An engine on the CPU that behaves as if there were graphs."""
     engine = make_engine(folder, "cpu")
     engine._images._captures = torch.cuda.Stream()
     return engine

@@ -149,7 +149,7 @@ def test_memory_for_small_batches_only(device: str, tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_no_further_from_the_truth_than_torch(device: str, dtype: str) -> None:
-    """On a trained model, in the root mean square over all keys and values."""
+    """RMS error over all keys and values of a trained model."""
     checkpoint = open_checkpoint(ROOT / "models" / "git-tiny")
     pixels = Processor.from_folder(checkpoint.folder, checkpoint.config).images(
         sorted((ROOT / "examples" / "images").glob("*.png"))[:3]

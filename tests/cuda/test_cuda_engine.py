@@ -159,7 +159,7 @@ SEARCHES = {
 def test_searches(
     device: str, name: str, cpu: CpuEngine, processor: Processor, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the device, on the host over its logits, and by the CPU engine."""
+    """The same results on the device, on the host over its logits, and by the CPU engine."""
     engine, prompt, options = make_engine(device), processor.tokenizer.prompt, SEARCHES[name]
     ours, theirs = engine.encode(pixels[:2]), cpu.encode(pixels[:2])
     encoded = engine.stats.encoded_images
@@ -265,7 +265,7 @@ def test_memory_that_does_not_suffice_for_a_search(
     captioned: list[list[Generation]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Wherever it ends, at first, in the second step or where one is captured: the plan is dropped, no more."""
+    """Running out at the start, in the second step or during a capture drops the plan, and nothing more."""
     engine, prompt, options = make_engine(device), [processor.tokenizer.prompt()], GenerationOptions(max_new_tokens=4)
     prefix = engine.encode(pixels[:1])
     advance = cuda.advance_search

@@ -55,7 +55,7 @@ def encode(engine: CudaEngine, processor: Processor) -> list[CudaPrefix]:
 def test_rows_are_what_they_are_all_at_once(
     device: str, decode: str, name: str, processor: Processor, prompts: list[list[int]]
 ) -> None:
-    """To the bit: with two at once, which have other neighbours and begin at other steps."""
+    """Bit-identical with two rows at once, which have other neighbours and begin at other steps."""
     engine, options = make_engine(device, "bfloat16", decode=decode), SEARCHES[name]
     prefixes = encode(engine, processor)[: len(QUESTIONS) // options.num_return_sequences + 1]
     some = prompts[: len(prefixes)]
@@ -111,7 +111,7 @@ def test_rows_may_share_prefixes(device: str, processor: Processor, prompts: lis
 
 
 def test_memory_is_shared(device: str, processor: Processor, prompts: list[list[int]]) -> None:
-    """By calls of as many rows and prefixes, rounded up; and no call has more than some times those at once."""
+    """Calls of equal rows and prefixes (rounded up) share memory; no call has more than some times those at once."""
     engine, options = make_engine(device, rows_at_once=2), GenerationOptions(max_new_tokens=2)
     prefixes = encode(engine, processor)
     alone = [engine.generate([prefix], [prompt], options)[0] for prefix, prompt in zip(prefixes, prompts, strict=True)]
@@ -170,7 +170,7 @@ def test_searches_that_are_kept_make_room(
 def test_what_is_done_in_parts(
     device: str, processor: Processor, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rules: no more rows at once either."""
+    """Calls with rules decode no more rows at once either."""
     engine, prefixes, sizes, start = make_engine(device), [], [], SequenceBatch.__init__
     options = replace(SEARCHES["greedy"], max_new_tokens=4, repetition_penalty=1.1)
     prefixes = encode(engine, processor)

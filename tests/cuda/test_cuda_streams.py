@@ -1,4 +1,4 @@
-"""How the CUDA engine orders its streams, with events that only note what is asked of them."""
+"""Stream ordering in the CUDA engine, with events that only record the calls made on them."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_blocks_that_waited_in_vain(
 
 
 def test_models_the_kernels_do_not_take(device: str, tmp_path: Path, ran: list[str]) -> None:
-    """Heads of another width: the kernels of operations are there."""
+    """Heads of another width take the kernels of operations."""
     checkpoint = open_checkpoint(
         write_checkpoint(tmp_path / "model", hidden_size=64, intermediate_size=64, num_attention_heads=4)
     )

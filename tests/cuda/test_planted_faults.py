@@ -33,7 +33,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """How a job ended."""
+    """The outcome of a job."""
 
     said: str = ""
     returncode: int = 0

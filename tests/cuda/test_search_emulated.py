@@ -225,7 +225,7 @@ def test_logits_that_are_no_numbers_end_their_slot(emulation: ModuleType, order:
 
 
 def test_a_row_that_does_not_exist_may_hold_anything(emulation: ModuleType) -> None:
-    """In the first step, all but the first of a slot."""
+    """In the first step, no row of a slot but the first exists."""
     case = make_case(20, num_beams=3, num_return_sequences=3)
     likeliest = case.likeliest(6)
 

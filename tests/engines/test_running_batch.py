@@ -54,7 +54,7 @@ def alone(engine, prefix, prompt, options):
 
 
 def repeat(call, *arguments, **options):
-    """Until it raises."""
+    """Call again and again, until it raises."""
     while True:
         call(*arguments, **options)
 

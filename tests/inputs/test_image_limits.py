@@ -130,7 +130,7 @@ MEGABYTES = b"x" * 5_000_000
     ids=["zTXt", "XMP", "plain XMP", "tEXt", "EXIF", "method", "ICC", "ICC method", "checksum"],
 )
 def test_metadata_of_a_png_never_hides_its_pixels(metadata: bytes) -> None:
-    """As transformers would see the picture, if Pillow let it."""
+    """The picture is as transformers would see it, if Pillow let it."""
     data = encoded(picture(), "PNG")
     with_metadata = data[:33] + metadata + data[33:]
     np.testing.assert_array_equal(np.asarray(load_image(with_metadata)), np.asarray(picture()))

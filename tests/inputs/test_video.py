@@ -185,7 +185,7 @@ def test_a_pipe_is_read_into_memory() -> None:
 
 @pytest.mark.parametrize(("angle", "turns"), [(90, 1), (180, 2), (270, 3)])
 def test_rotated_videos_come_upright(angle: int, turns: int) -> None:
-    """As phones write them: the track's display matrix turns the picture."""
+    """The track's display matrix turns the picture, as phones write it."""
     frame = np.zeros((48, 64, 3), np.uint8)
     frame[:24, :32] = 250  # a bright top left quarter
     data = encode_video([frame] * 6)

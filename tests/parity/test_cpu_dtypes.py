@@ -21,7 +21,7 @@ def case(request) -> Case:
 
 
 def logits_of(case: Case, engine: CpuEngine) -> np.ndarray:
-    """At every golden token of both rows."""
+    """Logits at every golden token of both rows."""
     prefixes = engine.encode(case.pixels.numpy())
     return np.concatenate(engine.logits(prefixes, [case.sequence(row) for row in range(2)]))
 

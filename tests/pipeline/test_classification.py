@@ -14,7 +14,7 @@ EOS = 3
 
 
 def logprobs_of(token_ids: list[list[int]], seed: int) -> list[np.ndarray]:
-    """Of a model with random next-token distributions over ten tokens, each depending on all tokens before."""
+    """Log-probabilities under random next-token distributions over ten tokens, each depending on all tokens before."""
     rows: dict[tuple[int, ...], np.ndarray] = {}
     rng = np.random.default_rng(seed)
     values = []

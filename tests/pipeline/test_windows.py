@@ -36,7 +36,7 @@ def processor(checkpoint_folder) -> Processor:
 
 @pytest.fixture(scope="module")
 def files() -> list[bytes]:
-    """Of images, each of which another score tells."""
+    """PNG files of images, each with a score of its own."""
     found = []
     for i in range(20):
         file = io.BytesIO()
@@ -53,7 +53,7 @@ def scores(processor, files) -> dict[bytes, float]:
 
 
 class Sources:
-    """As many as asked for, one by one; ``taken`` have been."""
+    """Yields ``count`` files one by one; ``taken`` is the number handed out so far."""
 
     def __init__(self, files: list[bytes], count: int, error: Exception | None = None) -> None:
         self.files, self.count, self.error, self.taken = files, count, error, 0

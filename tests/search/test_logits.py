@@ -1,4 +1,4 @@
-"""What ``advance`` takes: layouts, wrong arrays, and values that are not finite."""
+"""Input of ``advance``: layouts, wrong arrays, and values that are not finite."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_not_a_number_is_refused_and_changes_nothing(mode, column):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_impossible_tokens(mode):
-    """Minus infinity is a probability of zero, anywhere but everywhere."""
+    """Minus infinity means a probability of zero, unless every logit is minus infinity."""
     logits = np.full((2, V), -np.inf, np.float32)
     logits[:, [7, 8, 9, 10]] = [1.0, 2.0, 3.0, 0.0]
     search = make(mode)
@@ -90,7 +90,7 @@ def test_impossible_tokens(mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("only", [EOS, 4])
 def test_only_one_possible_token(mode, only):
-    """Also when a rule bans it."""
+    """The only possible token is chosen, also when a rule bans it."""
     logits = np.full((2, V), -np.inf, np.float32)
     logits[:, only] = 0
     search = make(mode)

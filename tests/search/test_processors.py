@@ -78,7 +78,7 @@ def test_random_rules_equal_transformers(num_beams):
 
 
 def test_log_probabilities_are_those_of_the_model():
-    """Whatever the rules make of the scores."""
+    """Log-probabilities do not depend on what the rules make of the scores."""
     language = Language.random(1, V)
     for num_beams in [1, 3]:
         options = GenerationOptions(max_new_tokens=6, num_beams=num_beams, **RULES["together"])
@@ -99,7 +99,7 @@ def test_ban_last_token(num_beams):
 
 
 def greedy_without_repeats(language, prompt, max_new_tokens):
-    """``ban_last_token`` in Python."""
+    """Greedy search with ``ban_last_token``, in plain Python."""
     tokens: list[int] = []
     while len(tokens) < max_new_tokens and tokens[-1:] != [EOS]:
         logits = language.logits(prompt + tokens).copy()

@@ -130,7 +130,7 @@ def test_nothing_left_to_chance_is_greedy(options):
 
 
 def test_equal_tokens_at_the_edge_of_top_k_are_all_kept():
-    """As in transformers."""
+    """Ties at the edge of top-k are all kept, as in transformers."""
     table = np.zeros((1, V), np.float32)
     table[0, 10:15] = 3
     tokens = sample(Language(table), {"top_k": 2, "max_new_tokens": 1}, [3], 300, 0)

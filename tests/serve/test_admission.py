@@ -87,7 +87,7 @@ def test_a_full_queue_refuses_before_the_body_is_read(server, gate, closed):
 
 
 def test_clients_that_leave(server, closed):
-    """Whether their request runs or waits, its place is free at once."""
+    """A running or waiting request frees its place as soon as its client leaves."""
     before = server.metric("gitfast_cancelled_total")
     clients = []
     for _ in range(RUNNING + QUEUE):
@@ -134,7 +134,7 @@ def test_the_deadline(gate, tmp_path):
 
 
 def test_64_clients(tmp_path, model):
-    """With the limits of every day: all are served, and each is told of its own picture."""
+    """Under everyday limits all clients are served, and each is told of its own picture."""
     expected = {image: result.text for image, result in zip(IMAGES, model.caption(IMAGES), strict=True)}
 
     def ask(number: int) -> tuple[int, str, str]:

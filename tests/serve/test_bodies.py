@@ -199,7 +199,7 @@ def test_what_is_no_http(server, client):
 
 
 def test_nothing_failed(server):
-    """Last: whatever came, the server never answered 500."""
+    """Runs last: the server never answered 500, whatever came."""
     assert server.logs("failed") == []
     with server.client() as client:
         assert 'code="500"' not in client.get("/metrics").text

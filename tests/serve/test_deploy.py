@@ -1,4 +1,4 @@
-"""What is in deploy/ speaks of things that exist."""
+"""The files in deploy/ refer only to things that exist."""
 
 from __future__ import annotations
 

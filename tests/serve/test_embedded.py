@@ -92,7 +92,7 @@ def test_a_failure_of_the_server_says_nothing(model, monkeypatch, caplog):
 
 
 class TestTraces:
-    """Where OpenTelemetry is installed and set up, a request is a trace."""
+    """A request is a trace if OpenTelemetry is installed and set up."""
 
     @pytest.fixture
     def spans(self, monkeypatch):

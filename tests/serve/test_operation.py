@@ -49,7 +49,7 @@ class TestStop:
             assert "Traceback" not in "".join(server.stderr)
 
     def test_sigterm_under_load(self, tmp_path):
-        """What was admitted ends, streams too; what comes later is refused; the exit code is 0."""
+        """Admitted requests and streams finish, later ones are refused, and the exit code is 0."""
         gate = tmp_path / "closed"
         with running(["--max-running", 3], gate=gate) as server:
             gate.touch()

@@ -1,4 +1,4 @@
-"""The OpenAPI document, and what schemathesis makes of it: no request gets an answer that is not in it."""
+"""The OpenAPI document, tested by schemathesis: no request gets an answer that is not in it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def resources(server) -> dict[str, int]:
 
 
 def new_image(rng: random.Random) -> bytes:
-    """One that the cache has not seen."""
+    """An image that the cache has not seen."""
     file = io.BytesIO()
     Image.frombytes("RGB", (64, 48), rng.randbytes(64 * 48 * 3)).save(file, "PNG")
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""How far from the truth a float32 kernel may be: no further than plain numpy in float32, twice over."""
+"""Accuracy of float32 kernels: at most twice as far from the truth as plain numpy in float32."""
 
 from __future__ import annotations
 

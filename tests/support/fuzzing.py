@@ -55,7 +55,7 @@ def fuzz(
     """Read mutations of the seeds; an error of another kind, or much work, fails with the input in a file.
 
     Args:
-        mutations: Of the format, beside those of bytes.
+        mutations: Mutations of the format, beside those of bytes.
         folder: The only place where files may be opened; None: none may.
     """
     rng = np.random.default_rng(SEED)

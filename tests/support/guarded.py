@@ -1,4 +1,4 @@
-"""Runs every kernel on arrays that touch a protected page. Usage: guarded.py ISA before|after"""
+"""Run every kernel on arrays that touch a protected page. Usage: guarded.py ISA before|after"""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def guarded(values: np.ndarray, side: str) -> np.ndarray:
 
 
 def read_outside() -> None:
-    """Dies."""
+    """Read outside an array, which ends the process."""
     array = guarded(np.zeros(5, np.float32), "after")
     np.ctypeslib.as_array(ctypes.cast(array.ctypes.data, ctypes.POINTER(ctypes.c_float)), (6,)).sum()
 
 
 def run(isa: str, side: str) -> None:
-    """Calls the kernels over awkward sizes; a touch outside an array ends the process."""
+    """Call the kernels over awkward sizes; a touch outside an array ends the process."""
     from gitfast import ops
 
     rng = np.random.default_rng(0)

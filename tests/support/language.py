@@ -26,7 +26,7 @@ class Language:
 
     @classmethod
     def random(cls, seed: int, vocab_size: int, *, eos_bias: float = 0.0, contexts: int = 97) -> Language:
-        """With few contexts the language repeats itself."""
+        """A random language; with few contexts it repeats itself."""
         table = np.random.default_rng(seed).normal(size=(contexts, vocab_size)) * 2
         table[:, EOS] += eos_bias
         return cls(table.astype(np.float32))
@@ -73,7 +73,7 @@ class Language:
 
 
 class LanguageModel(transformers.PreTrainedModel, transformers.GenerationMixin):
-    """A language as a model of transformers."""
+    """A language as a transformers model."""
 
     config_class = transformers.PretrainedConfig
 
@@ -93,7 +93,7 @@ class LanguageModel(transformers.PreTrainedModel, transformers.GenerationMixin):
 
 @dataclass(frozen=True)
 class Found:
-    """What transformers returned for one prompt."""
+    """The output of transformers for one prompt."""
 
     token_ids: list[list[int]]
     scores: list[float] | None

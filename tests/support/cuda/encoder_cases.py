@@ -1,4 +1,4 @@
-"""Small models for the encoder of the CUDA engine, and what their prefixes are by the reference."""
+"""Small models for the encoder of the CUDA engine, and their prefixes by the reference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_model(folder: Path, **overrides: object) -> Path:
 
 
 def read_model(folder: Path) -> tuple[GitConfig, dict[str, np.ndarray]]:
-    """With matrices so small that no softmax is sharp, and rounding stays what it is."""
+    """Weights with matrices so small that no softmax is sharp, so that rounding errors are not amplified."""
     checkpoint = open_checkpoint(folder)
     weights = {name: np.asarray(x) for name, x in checkpoint.weights.items()}
     return checkpoint.config, {name: x * np.float32(0.3 if x.ndim > 1 else 1) for name, x in weights.items()}
@@ -49,12 +49,12 @@ def expected(folder: Path, pixels: np.ndarray) -> list[np.ndarray]:
 
 
 def layer_values(prefix: ReferencePrefix) -> np.ndarray:
-    """As ``values``, of the reference, in its precision."""
+    """``values`` of the reference, in its precision."""
     return torch.stack([torch.stack([pair[i] for pair in prefix.layers]) for i in (0, 1)]).double().numpy()
 
 
 def assert_near(got: list[CudaPrefix], truth: list[np.ndarray], tolerance: float) -> None:
-    """In the root mean square, of the values' own."""
+    """RMS error, relative to the RMS of the values themselves."""
     assert len(got) == len(truth)
     for prefix, exact in zip(got, truth, strict=True):
         assert values(prefix).shape == exact.shape

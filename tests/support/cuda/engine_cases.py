@@ -14,6 +14,6 @@ IMAGES = sorted((ROOT / "examples" / "images").glob("*.png"))[:3]
 
 
 def make_engine(device: str, dtype: str = "float16", **options: Any) -> CudaEngine:
-    """``options`` as ``CudaEngine.from_weights`` takes them."""
+    """Build the engine; ``options`` go to ``CudaEngine.from_weights``."""
     checkpoint = open_checkpoint(MODEL)
     return CudaEngine.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype, **options)

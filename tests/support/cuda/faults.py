@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# Where the cases of small_cases.py have their kernel.
+# The sources of the kernels that small_cases.py runs.
 KERNELS = {
     "norm": "csrc/cuda/norm.cu",
     "tile_product": "csrc/tests/tile_product.cu",
@@ -52,7 +52,7 @@ class Fault:
 
 
 def _body(text: str, function: str) -> tuple[int, int]:
-    """Where the definition of a function begins and ends."""
+    """Return the offsets at which the definition of a function begins and ends."""
     definition = re.search(rf"\b{function}\([^;{{}}]*?\)[\w\s]*{{", text)
     if definition is None:
         raise ValueError(f"no function {function}")

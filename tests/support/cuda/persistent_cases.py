@@ -63,7 +63,7 @@ class PersistentCase:
         return state.results(self.options)
 
     def expected(self) -> list[list[Found]]:
-        """Step by step."""
+        """Results of decoding step by step."""
         model, length = self.model, self.options["max_new_tokens"] + 1
         search = _C.Search(self.options, [[BOS]] * self.images, VOCAB)
         layers, heads = len(model.layers), model.heads

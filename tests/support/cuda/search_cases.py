@@ -37,7 +37,7 @@ class Language:
         return self.table.shape[1]
 
     def context(self, ids: Sequence[int]) -> int:
-        """Which row of the table holds the logits after a sequence."""
+        """Return the row of the table that holds the logits after a sequence."""
         value = 0
         for token in ids:
             value = (value * 31 + token + 7) % 10007
