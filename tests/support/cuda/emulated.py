@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -42,8 +43,11 @@ def build(source: Path, folder: Path, sanitizer: str = "", *, few_head_dims: boo
     ]
     configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
     configure += ["-DCMAKE_CXX_FLAGS=-DGITFAST_FEW_HEAD_DIMS"] if few_head_dims else []
-    for command in (configure, ["cmake", "--build", folder, "--target", "_emulation"]):
-        subprocess.run(command, check=True, capture_output=True, text=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # processes that test side by side build one after another
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (configure, ["cmake", "--build", folder, "--target", "_emulation"]):
+            subprocess.run(command, check=True, capture_output=True, text=True)
     (module,) = folder.glob("_emulation*.so")
     return module
 
