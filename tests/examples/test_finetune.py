@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from support.paths import EXAMPLES
 
 PROGRAM = EXAMPLES / "finetune.py"
 
 
+@pytest.mark.slow
 def test_a_few_steps_teach_something(tmp_path: Path) -> None:
     command = [sys.executable, PROGRAM, "--steps", "60", "--folder", tmp_path / "finetuned"]
     output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=250).stdout
