@@ -21,18 +21,18 @@ GreedySequence greedy_sequence(RandomDecoder<T, W>& decoder, int row, const Toke
   StepRows step{max_text, {prompt.back()}, {length - 1}, {row % kImages}, Tokens(max_text), {length}};
   std::iota(step.kv_index.begin(), step.kv_index.end(), row * max_text);
   GreedySequence sequence;
-  while (static_cast<int>(text.tokens.size()) < limit) {
+  while (static_cast<int>(sequence.tokens.size()) < limit) {
     std::vector<double> logits = decoder.head(decoder(step));
     const auto best = std::max_element(logits.begin(), logits.end());
     const double top = *best;
     double total = 0;
     for (const double logit : logits) total += std::exp(logit - top);
-    text.tokens.push_back(static_cast<int32_t>(best - logits.begin()));
-    text.log_probs.push_back(-std::log(total));
+    sequence.tokens.push_back(static_cast<int32_t>(best - logits.begin()));
+    sequence.log_probs.push_back(-std::log(total));
     *best = -INFINITY;
-    text.margin = std::min(text.margin, top - *std::max_element(logits.begin(), logits.end()));
-    if (text.tokens.back() == eos) break;
-    step.ids[0] = text.tokens.back();
+    sequence.margin = std::min(sequence.margin, top - *std::max_element(logits.begin(), logits.end()));
+    if (sequence.tokens.back() == eos) break;
+    step.ids[0] = sequence.tokens.back();
     ++step.positions[0], ++step.text_len[0];
   }
   return sequence;
@@ -88,14 +88,14 @@ struct PersistentCase {
     int steps = 0;
     for (int r = 0; r < rows; ++r) {
       const GreedySequence sequence = greedy_sequence(decoder, r, prompts[r], max_text, kLimit, eos);
-      const auto length = static_cast<int>(text.tokens.size());
-      if (text.margin < 2 * kTolerance) worst = INFINITY;  // a right kernel could choose otherwise
+      const auto length = static_cast<int>(sequence.tokens.size());
+      if (sequence.margin < 2 * kTolerance) worst = INFINITY;  // a right kernel could choose otherwise
       if (r == 0 && length != kFirstSteps) worst = INFINITY;
       if (ended[r] != static_cast<int32_t>(Ended::yes) || done[r] != length) worst = INFINITY;
       for (int i = 0; i < length; ++i) {
         const int at = i * rows + r;
-        if (found[at] != text.tokens[i] || heard[1 + at] != text.tokens[i]) worst = INFINITY;
-        worst = worse(worst, std::fabs(found_log_probs[at] - text.log_probs[i]) / kTolerance);
+        if (found[at] != sequence.tokens[i] || heard[1 + at] != sequence.tokens[i]) worst = INFINITY;
+        worst = worse(worst, std::fabs(found_log_probs[at] - sequence.log_probs[i]) / kTolerance);
       }
       steps = std::max(steps, length);
     }

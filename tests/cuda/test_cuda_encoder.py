@@ -140,7 +140,7 @@ def test_memory_for_small_batches_only(device: str, tmp_path: Path, monkeypatch:
             assert_near(engine.encode(pixels), expected(folder, pixels), 0.01)
             assert {plan.images for plan in engine.plans()} == {1, 2}
     with monkeypatch.context() as patch:
-        patch.setattr(cuda_images, "_apart", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+        patch.setattr(cuda_images, "_split", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
         with pytest.raises(EngineError, match="cuda engine: none at all"):
             engine.encode(pixels[:1])
     assert engine.plans() == []
