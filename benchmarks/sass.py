@@ -109,12 +109,25 @@ def _without_padding(opcodes: list[str]) -> list[str]:
     return opcodes[:end]
 
 
-def kernels_of(source: Path) -> list[Kernel]:
+def compile_kernels(source: Path) -> list[Kernel]:
     """Compile one source and read its kernels."""
     with tempfile.TemporaryDirectory() as folder:
         objects = Path(folder, source.stem + ".o")
-        report = ptxas.compile_source(source, ARCHITECTURE, objects)
-        code = {ptxas.demangle(name): opcodes for name, opcodes in parse(disassemble(objects)).items()}
+        return kernels_of(source, objects, ptxas.compile_source(source, ARCHITECTURE, objects))
+
+
+def built_kernels(build: Path, log: Path) -> list[Kernel]:
+    """Read the kernels of the objects that CMake has built for this architecture, and what Ninja printed then."""
+    printed = re.split(r"^\[\d+/\d+\] Building CUDA object \S+/(\w+)\.cu\.o\n", log.read_text(), flags=re.MULTILINE)
+    reports = dict(zip(printed[1::2], printed[2::2], strict=True))
+    objects = {path.name.removesuffix(".cu.o"): path for path in build.rglob("*.cu.o")}
+    sources = ptxas.sources(ARCHITECTURE)
+    return [kernel for source in sources for kernel in kernels_of(source, objects[source.stem], reports[source.stem])]
+
+
+def kernels_of(source: Path, objects: Path, report: str) -> list[Kernel]:
+    """Read the kernels of one object file, and what ptxas said of them."""
+    code = {ptxas.demangle(name): opcodes for name, opcodes in parse(disassemble(objects)).items()}
     return [
         Kernel(
             source=source.name,
@@ -130,8 +143,7 @@ def kernels_of(source: Path) -> list[Kernel]:
 def all_kernels(sources: Iterable[Path] | None = None, jobs: int = 2) -> list[Kernel]:
     chosen = list(sources or ptxas.sources())
     with ThreadPoolExecutor(jobs) as pool:
-        found = [kernel for kernels in pool.map(kernels_of, chosen) for kernel in kernels]
-    return sorted(found, key=lambda kernel: (kernel.source, kernel.name))
+        return [kernel for kernels in pool.map(compile_kernels, chosen) for kernel in kernels]
 
 
 def problems(kernels: Iterable[Kernel]) -> Iterator[str]:
@@ -191,10 +203,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help=f"write {TABLE.name} instead of comparing with it")
     parser.add_argument("--jobs", type=int, default=2, help="sources compiled at once (default: 2)")
+    parser.add_argument("--build", type=Path, metavar="FOLDER", help="read the objects there instead of compiling")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="what Ninja printed as it built them")
     arguments = parser.parse_args()
     if absent := missing():
         sys.exit(f"needs {', '.join(absent)}")
-    kernels = all_kernels(jobs=arguments.jobs)
+    if (arguments.build is None) != (arguments.log is None):
+        sys.exit("--build, --log: expected both or neither")
+    read = built_kernels(arguments.build, arguments.log) if arguments.build else all_kernels(jobs=arguments.jobs)
+    kernels = sorted(read, key=lambda kernel: (kernel.source, kernel.name))
     found = table(kernels, compiler_version())
     wrong = list(problems(kernels))
     for message in (*warnings(kernels), *wrong):
