@@ -27,7 +27,7 @@ _USAGE = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 
 
 def sources(architecture: str = "90a") -> list[Path]:
-    """What is compiled for an architecture."""
+    """List the sources that are compiled for an architecture."""
     found = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     return [source for source in found if source.stem not in CLUSTERS or architecture in ("90a", "100")]
 

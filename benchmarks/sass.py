@@ -1,4 +1,4 @@
-"""What the assembler made of every CUDA kernel, where it decides over speed; no GPU is needed.
+"""Count what decides over speed in the machine code of every CUDA kernel; no GPU is needed.
 
     python benchmarks/sass.py            compares with benchmarks/results/sass.txt, and fails where they differ
     python benchmarks/sass.py --update   writes it
@@ -147,7 +147,7 @@ def all_kernels(sources: Iterable[Path] | None = None, jobs: int = 2) -> list[Ke
 
 
 def problems(kernels: Iterable[Kernel]) -> Iterator[str]:
-    """What no kernel may do, whatever the table says."""
+    """Yield the faults that no kernel may have, whatever the table says."""
     for kernel in kernels:
         where = f"{kernel.source}: {kernel.name}"
         if kernel.local_bytes:
@@ -160,7 +160,7 @@ def problems(kernels: Iterable[Kernel]) -> Iterator[str]:
 
 
 def warnings(kernels: Iterable[Kernel]) -> Iterator[str]:
-    """What is slow at first: code that the cache of instructions does not hold."""
+    """Yield the kernels whose code the cache of instructions does not hold: slow at first."""
     for kernel in kernels:
         if len(kernel.code) > MOST_INSTRUCTIONS:
             yield f"warning: {kernel.source}: {kernel.name} has {len(kernel.code)} instructions"
