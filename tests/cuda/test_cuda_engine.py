@@ -143,8 +143,7 @@ SEARCHES = {
     ),
     "short beams": GenerationOptions(num_beams=2, max_new_tokens=9, length_penalty=-1.0, early_stopping=True),
     "the paper's beams": GenerationOptions(
-        # The fourth beam is decided by less than the rounding of float16.
-        num_beams=4, num_return_sequences=3, max_new_tokens=4, length_penalty=0.6, length_penalty_form="paper"
+        num_beams=4, num_return_sequences=4, max_new_tokens=4, length_penalty=0.6, length_penalty_form="paper"
     ),
     "samples": GenerationOptions(do_sample=True, temperature=0.8, seed=1, num_return_sequences=2, max_new_tokens=4),
     "samples of a few": GenerationOptions(
@@ -154,6 +153,9 @@ SEARCHES = {
         do_sample=True, top_k=9, top_p=0.9, temperature=1.3, seed=2, num_return_sequences=3, max_new_tokens=4
     ),
 }  # fmt: skip
+# Two candidates for the last of the paper's beams: to the CPU engine their scores are 0.005 apart, and those of float16
+# are 0.003 from its. Either may be found where the two are compared.
+TIED = [[6, 52, 64, 83], [6, 52, 64, 98]]
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -176,8 +178,9 @@ def test_searches(
     results.append(engine.generate([ours[0], ours[0], ours[1], None], prompts, options))
     assert len(engine._searches) == 1
     for other, tolerance in ((1, 0.03), (2, 1e-4)):
-        assert tokens(results[other]) == tokens(results[0])
         for got, expected in zip(*(itertools.chain(*found) for found in (results[0], results[other])), strict=True):
+            tied = other == 1 and sorted([got.token_ids, expected.token_ids]) == TIED
+            assert tied or got.token_ids == expected.token_ids
             assert got.finish_reason == expected.finish_reason
             assert got.score == pytest.approx(expected.score, abs=tolerance * len(got.token_ids))
             np.testing.assert_allclose(got.token_logprobs, expected.token_logprobs, atol=tolerance)
