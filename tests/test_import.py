@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -11,16 +8,14 @@ import pytest
 
 import gitfast
 
+from support.processes import run_python
+
 HEAVY = ("torch", "transformers", "av", "huggingface_hub", "PIL", "tokenizers", "matplotlib", "gitfast.bench")
 
 
 def loaded_after(code: str, modules: tuple[str, ...] = HEAVY) -> set[str]:
     script = f"import sys\n{code}\nprint(*(m for m in {modules} if m in sys.modules))"
-    # The package under test, wherever it is: not the folder we are in (-P), whose native library may not be built.
-    environment = os.environ | {"PYTHONPATH": str(Path(gitfast.__file__).parents[1])}
-    command = [sys.executable, "-P", "-c", script]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return set(done.stdout.split("\n")[-2].split())
+    return set(run_python(script, check=True).stdout.split("\n")[-2].split())
 
 
 def test_import_is_light():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from gitfast.checkpoints.checkpoint import expected_tensors, num_parameters, ope
 from gitfast.checkpoints.config import GitConfig
 from gitfast.errors import CheckpointError, ConfigError, GitfastError
 
+from support.processes import run_python
 from support.tiny_checkpoint import write_checkpoint
 
 WORDS = "git.embeddings.word_embeddings.weight"
@@ -242,4 +241,4 @@ def test_reading_imports_neither_torch_nor_safetensors(folder: Path, form: str) 
         "[w[name].sum() for name in w]; found = {'torch', 'safetensors', 'pickle'} & sys.modules.keys() - {'pickle'};"
         "sys.exit(f'imports {found}' if found else 0)"
     )
-    subprocess.run([sys.executable, "-P", "-c", program, folder], check=True)
+    run_python(program, folder, check=True)

@@ -9,7 +9,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -20,10 +19,10 @@ import gitfast
 from gitfast.cli import main
 from gitfast.pipeline.folders.records import TextEdit
 
+from support.processes import ENVIRONMENT, PYTHON
 from support.tiny_checkpoint import random_image
 
-COMMAND = [sys.executable, "-P", "-m", "gitfast", "caption"]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(gitfast.__file__).parents[1])}
+COMMAND = [*PYTHON, "-m", "gitfast", "caption"]
 
 
 @pytest.fixture(scope="module")
@@ -584,7 +583,7 @@ class TestEndings:
     def test_closed_streams(self, photos, checkpoint_folder, tmp_path, closed):
         arguments = [str(x) for x in (photos, "--model", checkpoint_folder, "--out", tmp_path / "out.jsonl")]
         closing = "import os, sys; [os.close(int(x)) for x in sys.argv[1].split()]; os.execv(sys.argv[2], sys.argv[2:])"
-        command = [sys.executable, "-c", closing, closed, *COMMAND]
+        command = [*PYTHON, "-c", closing, closed, *COMMAND]
         done = subprocess.run([*command, *arguments], env=ENVIRONMENT, capture_output=True, check=False, timeout=60)
         assert done.returncode == 1, "one image is damaged"
         assert b"Traceback" not in done.stderr

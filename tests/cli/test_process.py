@@ -6,17 +6,13 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-import gitfast
+from support.processes import ENVIRONMENT, PYTHON
 
-# The package under test, wherever it is: not the folder we are in (-P), whose native library may not be built.
-COMMAND = [sys.executable, "-P", "-m", "gitfast"]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(gitfast.__file__).parents[1])}
+COMMAND = [*PYTHON, "-m", "gitfast"]
 
 
 @pytest.fixture

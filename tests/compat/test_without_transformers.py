@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
+from support.processes import run_python
 from support.tiny_checkpoint import write_checkpoint
 
 HIDDEN = """
@@ -29,7 +28,7 @@ LIGHT = "import sys, gitfast; assert not {'torch', 'transformers'} & sys.modules
 
 
 def run(code: str, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=250)
+    done = run_python(code, *arguments, timeout=250)
     assert done.returncode == 0, done.stderr
 
 

@@ -13,6 +13,8 @@ import pytest
 from gitfast import ops
 from gitfast._C import choose_num_threads
 
+from support.processes import run_python
+
 # The work of every child process below: one product, on one thread and on a pool, must agree.
 WORK = """
 import os, signal, sys, threading
@@ -42,7 +44,7 @@ def forked(body):
 
 
 def run_child(body: str) -> None:
-    result = subprocess.run([sys.executable, "-P", "-c", WORK + body], timeout=60, capture_output=True, text=True)
+    result = run_python(WORK + body)
     assert result.returncode == 0, result.stderr
 
 
@@ -72,18 +74,7 @@ check()
 
 
 def test_a_child_that_never_uses_the_pool_ends_cleanly():
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-P",
-            "-c",
-            WORK + "check()\nif os.fork() == 0: sys.exit(0)\nassert os.wait()[1] == 0\ndel pool",
-        ],
-        timeout=60,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    run_child("check()\nif os.fork() == 0: sys.exit(0)\nassert os.wait()[1] == 0\ndel pool")
 
 
 def test_many_threads_share_a_pool_and_make_their_own():

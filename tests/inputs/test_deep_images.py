@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -17,6 +15,8 @@ from gitfast.errors import ImageError
 from gitfast.inputs.image import ImageProcessor
 from gitfast.inputs.pictures import load_image
 from gitfast.inputs.video import load_clip
+
+from support.processes import run_python
 
 LEVELS = np.linspace(0, 65535, 2400).astype(np.uint16).reshape(40, 60)
 
@@ -146,7 +146,7 @@ def test_arrays_are_read_without_torch() -> None:
         "import sys, numpy as np; from gitfast.inputs.pictures import load_image; "
         "load_image(np.zeros((8, 9, 3), np.uint8)); print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_python(code, check=True)
     assert done.stdout.strip() == "False"
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-import subprocess
-import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,6 +22,8 @@ from gitfast.inputs.formats import FORMATS
 from gitfast.inputs.image import ImageProcessor
 from gitfast.inputs.limits import Limits
 from gitfast.inputs.pictures import load_image
+
+from support.processes import run_python
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -587,5 +587,5 @@ def test_reading_modules_import_nothing_heavy() -> None:
         "import sys, gitfast.inputs.processor; "
         "print([m for m in ('PIL', 'av', 'tokenizers', 'torch', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    done = run_python(code, check=True)
     assert done.stdout.strip() == "[]"

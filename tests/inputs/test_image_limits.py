@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import re
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 
@@ -21,6 +19,8 @@ from gitfast.inputs.image import ImageProcessor
 from gitfast.inputs.limits import DEFAULT_LIMITS, Limits
 from gitfast.inputs.pictures import load_image
 from gitfast.inputs.video import load_clip
+
+from support.processes import run_python
 
 
 def picture(width: int = 60, height: int = 40) -> PIL.Image.Image:
@@ -317,8 +317,7 @@ def test_nothing_of_pillow_reaches_stderr(tmp_path) -> None:
         "import sys, PIL.Image; from gitfast.inputs.image import ImageProcessor; PIL.Image.MAX_IMAGE_PIXELS = 2000;"
         "ImageProcessor()(sys.argv[1:] * 4)"
     )
-    files = [str(tmp_path / "large.tif"), str(tmp_path / "noisy.tif")]
-    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=True)
+    done = run_python(code, tmp_path / "large.tif", tmp_path / "noisy.tif", check=True)
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) <= 4  # one for each time that the noisy one is read
     assert all("noisy.tif" in line for line in lines)

@@ -6,7 +6,6 @@ import gc
 import io
 import itertools
 import os
-import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -21,6 +20,8 @@ from gitfast.errors import ImageError, VideoError
 from gitfast.inputs import video_files
 from gitfast.inputs.limits import Limits
 from gitfast.inputs.video import load_clip, read_clip, sample_indices
+
+from support.processes import run_python
 
 STEP = 6  # grey levels between neighbouring frames: more than lossy codecs change a flat frame
 
@@ -507,7 +508,5 @@ def test_a_video_is_read_while_the_application_has_set_a_log_callback(tmp_path: 
         data[place] ^= 255
     path = tmp_path / "damaged.mp4"
     path.write_bytes(data)
-    done = subprocess.run(
-        [sys.executable, "-c", LOGGING, str(path)], capture_output=True, text=True, timeout=200, check=False
-    )
+    done = run_python(LOGGING, path, timeout=200)
     assert done.stdout == "done\n", done.stderr[-2000:]

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from support.paths import EXAMPLES
+from support.processes import ENVIRONMENT, PYTHON
 
 pytest.importorskip("ray", reason="needs ray: pip install '.[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
@@ -32,12 +32,12 @@ ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
 
 def start(program: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", START + textwrap.dedent(program), *map(str, arguments)],
+        [*PYTHON, "-c", START + textwrap.dedent(program), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
+        env=ENVIRONMENT | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
     )
 
 

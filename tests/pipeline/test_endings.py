@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import textwrap
 
 import pytest
+
+from support.processes import run_python
 
 PRELUDE = """
 import os, sys, threading, time
@@ -19,8 +20,7 @@ LONG = dict(max_new_tokens=10, min_new_tokens=10)
 
 
 def run(code: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    source = PRELUDE + textwrap.dedent(code)
-    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=timeout, check=False)
+    return run_python(PRELUDE + textwrap.dedent(code), timeout=timeout)
 
 
 def assert_clean(ended: subprocess.CompletedProcess[str], code: int = 0) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,13 +22,12 @@ import httpx
 import gitfast
 
 from support.paths import EXAMPLES
+from support.processes import ENVIRONMENT, PYTHON
 
 IMAGES = sorted((EXAMPLES / "images").glob("*.png"))
 SQUARES = EXAMPLES / "images" / "five-red-squares.png"
 START_S = 60
-_PACKAGE, _TESTS = Path(gitfast.__file__).parents[1], Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{_PACKAGE}{os.pathsep}{_TESTS}"}
-ENVIRONMENT.pop("GITFAST_API_KEY", None)
+_WITHOUT_KEY = {name: value for name, value in ENVIRONMENT.items() if name != "GITFAST_API_KEY"}
 
 
 class Server:
@@ -45,8 +43,9 @@ class Server:
     ) -> None:
         program = ["-m", "gitfast", "serve"] if gate is None else [str(Path(__file__)), str(gate)]
         self.process = subprocess.Popen(
-            [sys.executable, "-P", *program, "--port", "0", *map(str, arguments)],
-            env={**ENVIRONMENT, **(environment or {})},
+            [*PYTHON, *program, "--port", "0", *map(str, arguments)],
+            env={name: value for name, value in ENVIRONMENT.items() if name != "GITFAST_API_KEY"}
+            | dict(environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -155,7 +154,7 @@ def assert_error(response: httpx.Response, status: int, code: str | None = None)
     if code is not None:
         assert error["code"] == code, error
     assert "Traceback" not in response.text
-    assert str(_PACKAGE) not in response.text
+    assert str(Path(gitfast.__file__).parents[1]) not in response.text
     assert "x-request-id" in response.headers
     return error
 
