@@ -58,6 +58,25 @@ struct TensorView {
   }
 };
 
+// Throws Error unless the sizes and strides are such as one memory can have: afterwards the product of any sizes, and
+// that of a few of them with a small number, and the offset in bytes of any element fit int64_t.
+inline void check_layout(const TensorView& t, const char* name) {
+  constexpr int64_t kMaxElements = int64_t{1} << 48, kMaxReach = int64_t{1} << 60;
+  int64_t elements = 1, reach = 0;
+  for (int i = 0; i < t.ndim; ++i) {
+    if (t.shape[i] < 0)
+      throw Error(std::string(name) + ": expected sizes of 0 or more, got " + std::to_string(t.shape[i]));
+    if (t.shape[i] <= 1) continue;
+    if (t.shape[i] > kMaxElements / elements) throw Error(std::string(name) + ": more elements than memory can hold");
+    elements *= t.shape[i];
+    if (t.strides[i] == 0) continue;
+    const int64_t limit = (kMaxReach - reach) / (t.shape[i] - 1);
+    if (t.strides[i] > limit || t.strides[i] < -limit)
+      throw Error(std::string(name) + ": strides that reach further than memory does");
+    reach += (t.shape[i] - 1) * (t.strides[i] < 0 ? -t.strides[i] : t.strides[i]);
+  }
+}
+
 // A named dimension: unbound until the first tensor that uses it is checked, then compared.
 struct Dim {
   explicit Dim(const char* name) : name(name) {}

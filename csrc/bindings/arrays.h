@@ -49,6 +49,7 @@ inline TensorView view_of(const py::array& a, const char* name) {
     t.shape[i] = a.shape(i);
     t.strides[i] = a.strides(i) / size;
   }
+  check_layout(t, name);
   check_alignment(t, name);
   return t;
 }

@@ -6,6 +6,7 @@
 #include "cuda/linear.h"
 #include "cuda/search.h"
 #include "cuda_arguments.h"
+#include "gil.h"
 
 namespace gitfast::bindings {
 
@@ -28,7 +29,7 @@ template <class Struct>
 void enqueue(void (*kernel)(const Struct&, CUstream_st*), const Struct& args, Arguments& arguments) {
   CUstream_st* stream = arguments.stream();
   arguments.finish();
-  py::gil_scoped_release release;
+  const WithoutGil released;
   kernel(args, stream);
 }
 

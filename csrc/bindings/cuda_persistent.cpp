@@ -6,6 +6,7 @@
 
 #include "cuda/persistent.h"
 #include "cuda_kernels.h"
+#include "instances.h"
 
 namespace gitfast::bindings {
 namespace {
@@ -147,8 +148,9 @@ class DecoderWeights {
 }  // namespace
 
 void bind_cuda_persistent(py::module_& m, Device device) {
-  py::class_<DecoderWeights>(m, "DecoderWeights", py::module_local())
-      .def(py::init([device](const py::kwargs& given) { return std::make_unique<DecoderWeights>(device, given); }))
+  py::class_<DecoderWeights> weights(m, "DecoderWeights", py::module_local());
+  require_init(weights);
+  weights.def(py::init([device](const py::kwargs& given) { return std::make_unique<DecoderWeights>(device, given); }))
       .def("fits", &DecoderWeights::fits)
       .def("partials", &DecoderWeights::partials, py::arg("rows"))
       .def("workspace", &DecoderWeights::workspace, py::arg("rows"), py::arg("choices"))

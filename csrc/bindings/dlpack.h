@@ -73,13 +73,23 @@ class DlpackTensor {
     view_.device_index = tensor_->device_id;
     view_.data = static_cast<char*>(tensor_->data) + tensor_->byte_offset;
     view_.ndim = tensor_->ndim;
+    if (view_.ndim < 0)
+      throw Error(std::string(name) + ": expected 0 or more dimensions, got " + std::to_string(view_.ndim));
     if (view_.ndim > TensorView::kMaxDims) throw Error(std::string(name) + ": more than 8 dimensions");
-    int64_t dense = 1;
-    for (int i = view_.ndim - 1; i >= 0; --i) {
+    if (view_.ndim > 0 && !tensor_->shape) throw Error(std::string(name) + ": __dlpack__ gave no shape");
+    for (int i = 0; i < view_.ndim; ++i) {
       view_.shape[i] = tensor_->shape[i];
-      view_.strides[i] = tensor_->strides ? tensor_->strides[i] : dense;
-      dense *= view_.shape[i];
+      view_.strides[i] = tensor_->strides ? tensor_->strides[i] : 0;
     }
+    check_layout(view_, name);
+    if (!tensor_->strides) {
+      int64_t dense = 1;
+      for (int i = view_.ndim - 1; i >= 0; --i) {
+        view_.strides[i] = dense;
+        dense *= view_.shape[i];
+      }
+    }
+    if (!tensor_->data && view_.numel() > 0) throw Error(std::string(name) + ": __dlpack__ gave no memory");
   }
 
   DType dtype(const char* name) const {

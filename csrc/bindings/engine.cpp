@@ -11,6 +11,7 @@
 #include "cpu/arguments.h"
 #include "formats.h"
 #include "gil.h"
+#include "instances.h"
 #include "options.h"
 
 namespace gitfast::bindings {
@@ -76,6 +77,7 @@ std::unique_ptr<Engine> make_engine(const py::dict& config, const py::object& we
 PrefixPtr prefix_of(const py::handle& prefix, const std::string& name) {
   if (!prefix.is_none() && !py::isinstance<Prefix>(prefix))
     throw py::type_error(name + ": expected a prefix of this engine or None, got " + type_name(prefix));
+  prefix.cast<Prefix*>();  // throws for one that was never initialised
   return prefix.cast<std::shared_ptr<Prefix>>();
 }
 
@@ -90,9 +92,9 @@ std::vector<PrefixPtr> prefix_list(const py::object& object) {
 
 // The ways to end a call of this thread early: `cancel`, or Ctrl-C, which Python hands to its main thread alone.
 // The others need not wait for the GIL to ask.
-Control control_of(const CancelFlagPtr& cancel, WithoutGil*& gil) {
+Control control_of(const CancelFlag* cancel, WithoutGil*& gil) {
   Control control;
-  control.cancel = cancel;
+  control.cancel = CancelFlagPtr(CancelFlagPtr(), cancel);  // the arguments of the call keep it
   const py::object main_thread = py::module_::import("threading").attr("main_thread")();
   if (main_thread.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident())
     control.poll = [&gil] {
@@ -105,7 +107,7 @@ Control control_of(const CancelFlagPtr& cancel, WithoutGil*& gil) {
 
 // Runs work(control) without the GIL, which `gil` gives back for a while.
 template <class Run>
-auto native_call(const CancelFlagPtr& cancel, WithoutGil*& gil, const Run& work) {
+auto native_call(const CancelFlag* cancel, WithoutGil*& gil, const Run& work) {
   const Control control = control_of(cancel, gil);
   WithoutGil released;
   gil = &released;
@@ -113,7 +115,7 @@ auto native_call(const CancelFlagPtr& cancel, WithoutGil*& gil, const Run& work)
 }
 
 template <class Run>
-auto native_call(const CancelFlagPtr& cancel, const Run& work) {
+auto native_call(const CancelFlag* cancel, const Run& work) {
   WithoutGil* gil = nullptr;
   return native_call(cancel, gil, work);
 }
@@ -162,7 +164,7 @@ py::tuple keys_values(const Prefix& p, int64_t layer) {
 }
 
 py::list encode(const Engine& engine, const py::object& pixel_values, bool interpolate_positions,
-                const std::shared_ptr<CancelFlag>& cancel) {
+                const CancelFlag* cancel) {
   const Array pixels(pixel_values, "pixel_values");
   const PixelBatch batch = pixel_batch(pixels, interpolate_positions);
   const std::vector<PrefixPtr> prefixes =
@@ -173,7 +175,7 @@ py::list encode(const Engine& engine, const py::object& pixel_values, bool inter
 }
 
 py::list generate(const Engine& engine, const py::object& prefixes, const py::object& prompts, const py::dict& options,
-                  const py::object& on_token, const std::shared_ptr<CancelFlag>& cancel) {
+                  const py::object& on_token, const CancelFlag* cancel) {
   const search::SearchOptions native = search_options(options);
   const std::vector<PrefixPtr> rows = prefix_list(prefixes);
   const TokenLists ids = token_lists(prompts, "prompts");
@@ -192,7 +194,7 @@ py::list generate(const Engine& engine, const py::object& prefixes, const py::ob
 }
 
 py::list score(const Engine& engine, const py::object& prefixes, const py::object& sequences,
-               const std::shared_ptr<CancelFlag>& cancel) {
+               const CancelFlag* cancel) {
   const std::vector<PrefixPtr> rows = prefix_list(prefixes);
   const TokenLists ids = token_lists(sequences, "sequences");
   const std::vector<std::vector<float>> scores =
@@ -205,7 +207,7 @@ py::list score(const Engine& engine, const py::object& prefixes, const py::objec
 
 // Per sequence its logits (tokens, V), views of one array.
 py::list logits(const Engine& engine, const py::object& prefixes, const py::object& sequences,
-                const std::shared_ptr<CancelFlag>& cancel) {
+                const CancelFlag* cancel) {
   const std::vector<PrefixPtr> rows = prefix_list(prefixes);
   const TokenLists ids = token_lists(sequences, "sequences");
   cpu::Buffer values = native_call(cancel, [&](const Control& control) { return engine.logits(rows, ids, control); });
@@ -230,7 +232,7 @@ py::array attend(const Engine& engine, const py::object& prefix, const py::objec
 }
 
 py::array features(const Engine& engine, const py::object& pixel_values, bool interpolate_positions,
-                   const std::shared_ptr<CancelFlag>& cancel) {
+                   const CancelFlag* cancel) {
   const Array pixels(pixel_values, "pixel_values");
   const PixelBatch batch = pixel_batch(pixels, interpolate_positions);
   cpu::Buffer out = native_call(cancel, [&](const Control& control) { return engine.features(batch, control); });
@@ -303,12 +305,12 @@ class OwnDecoding {
   std::unique_ptr<Decoding> decoding_;
 };
 
-std::shared_ptr<CancelFlag> make_cancel_flag(std::optional<double> timeout) {
-  if (!timeout) return std::make_shared<CancelFlag>();
+std::unique_ptr<CancelFlag> make_cancel_flag(std::optional<double> timeout) {
+  if (!timeout) return std::make_unique<CancelFlag>();
   constexpr double kLongest = 1e9;  // seconds: more is never reached, and would overflow the clock
   if (!(*timeout >= 0)) throw Error("timeout: expected None or 0 or more seconds, got " + std::to_string(*timeout));
   const std::chrono::duration<double> time(std::min(*timeout, kLongest));
-  return std::make_shared<CancelFlag>(cpu::Clock::now() + std::chrono::duration_cast<cpu::Clock::duration>(time));
+  return std::make_unique<CancelFlag>(cpu::Clock::now() + std::chrono::duration_cast<cpu::Clock::duration>(time));
 }
 
 py::dict stats(const Engine& engine) {
@@ -359,26 +361,31 @@ void bind_engine(py::module_& m) {
     }
   });
 
-  py::class_<CancelFlag, std::shared_ptr<CancelFlag>>(m, "CancelFlag", "What gitfast.CancelToken sets.")
-      .def(py::init(&make_cancel_flag), arg("timeout") = py::none())
+  py::class_<CancelFlag> flag(m, "CancelFlag", "What gitfast.CancelToken sets.");
+  flag.def(py::init(&make_cancel_flag), arg("timeout") = py::none())
       .def("cancel", &CancelFlag::cancel)
       .def("check", &CancelFlag::check)
       .def_property_readonly("cancelled", &CancelFlag::cancelled)
       .def_property_readonly("late", &CancelFlag::late);
 
-  py::class_<Prefix, std::shared_ptr<Prefix>>(m, "Prefix", "Keys and values of one image in every decoder layer.")
-      .def_property_readonly("num_tokens", [](const Prefix& p) { return p.tokens; })
+  py::class_<Prefix, std::shared_ptr<Prefix>> prefix(m, "Prefix",
+                                                     "Keys and values of one image in every decoder layer.");
+  prefix.def_property_readonly("num_tokens", [](const Prefix& p) { return p.tokens; })
       .def_property_readonly("nbytes", &Prefix::bytes)
       .def("keys_values", keys_values, arg("layer"), "K and V of a layer, each (heads, tokens, head_dim).");
 
-  py::class_<OwnDecoding>(m, "Decoding", "See gitfast.engines.base.Decoding.")
-      .def("add", &OwnDecoding::add, arg("prefix"), arg("prompt"), arg("options"))
+  py::class_<OwnDecoding> decoding(m, "Decoding", "See gitfast.engines.base.Decoding.");
+  decoding.def("add", &OwnDecoding::add, arg("prefix"), arg("prompt"), arg("options"))
       .def("cancel", &OwnDecoding::cancel, arg("handle"))
       .def("step", &OwnDecoding::step)
       .def("__len__", &OwnDecoding::size);
 
+  require_init(flag);
+  require_init(prefix);
+  require_init(decoding);
   const auto never = py::none();
-  py::class_<Engine>(m, "CpuEngine")
+  py::class_<Engine> engine(m, "CpuEngine");
+  engine
       .def(py::init(&make_engine), arg("config"), arg("weights"), arg("dtype") = "float32", arg("num_threads") = 0,
            arg("isa") = "", arg("two_stage_head") = false)
       .def_property_readonly("isa", [](const Engine& e) { return cpu::isa_name(e.isa()); })
@@ -394,6 +401,7 @@ void bind_engine(py::module_& m) {
       .def("logits", logits, arg("prefixes"), arg("sequences"), arg("cancel") = never)
       .def("attend", attend, arg("prefix"), arg("sequence"))
       .def("decoding", [](const Engine& e) { return std::make_unique<OwnDecoding>(e); }, py::keep_alive<0, 1>());
+  require_init(engine);
 }
 
 }  // namespace gitfast::bindings

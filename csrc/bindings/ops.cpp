@@ -15,6 +15,8 @@
 #include "cpu/prefix.h"
 #include "cpu/threads.h"
 #include "formats.h"
+#include "gil.h"
+#include "instances.h"
 
 namespace gitfast::bindings {
 namespace {
@@ -129,8 +131,8 @@ py::array linear(const py::object& x, const PackedWeight& weight, const py::obje
                        y.mutable_data(),
                        N.value,
                        tiles};
-  {
-    const py::gil_scoped_release release;
+  if (M.value > 0 && N.value > 0) {
+    const WithoutGil released;
     Buffer rounded;
     if (kernels.round_rows && w.format != cpu::WeightFormat::f32) {
       rounded = float_buffer((M.value + cpu::kRoundedPadding) * cpu::rounded_words(K.value));
@@ -157,7 +159,7 @@ py::array layer_norm(const py::object& x, const py::object& gamma, const py::obj
   float* data = y.mutable_data();
   const int64_t d = D.value, stride = xs.view().strides[0];
   {
-    const py::gil_scoped_release release;
+    const WithoutGil released;
     for_each_part(pool, R.value, [&](int64_t begin, int64_t end, int) {
       kernels.layer_norm(xs.data() + begin * stride, stride, g.data(), b.data(), eps, end - begin, d, data + begin * d,
                          d);
@@ -256,7 +258,7 @@ py::array prefix_attention(const py::object& q, const PackedPrefix& prefix, cons
   args.text_len = text.lengths.data();
   args.out = y.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const WithoutGil released;
     for_each_part(pool, H.value, [&](int64_t begin, int64_t end, int) {
       attend_heads(kernels, args, prefix, text.longest, begin, end);
     });
@@ -277,23 +279,28 @@ void bind_ops(py::module_& m) {
   m.def("available_isas", isa_names);
   m.def("choose_isa", [](const std::string& isa) { return cpu::isa_name(cpu::choose_isa(isa)); }, arg("isa"));
   m.def("choose_num_threads", cpu::choose_num_threads, arg("num_threads"));
-  py::class_<cpu::ThreadPool>(m, "ThreadPool")
-      .def(py::init([](int n) { return std::make_unique<cpu::ThreadPool>(cpu::choose_num_threads(n)); }),
+  py::class_<cpu::ThreadPool> pool(m, "ThreadPool");
+  pool.def(py::init([](int n) { return std::make_unique<cpu::ThreadPool>(cpu::choose_num_threads(n)); }),
            arg("num_threads") = 0)
       .def_property_readonly("num_threads", &cpu::ThreadPool::num_threads);
-  py::class_<PackedWeight>(m, "PackedWeight")
+  py::class_<PackedWeight> weight(m, "PackedWeight");
+  weight
       .def(py::init<const py::object&, const py::object&, const std::string&>(), arg("weight"),
            arg("bias") = py::none(), arg("dtype") = "float32")
       .def_property_readonly("dtype", [](const PackedWeight& w) { return weight_format_name(w.view().format); })
       .def_property_readonly("nbytes", &PackedWeight::bytes)
       .def_property_readonly("shape", [](const PackedWeight& w) { return py::make_tuple(w.n().value, w.k().value); });
-  py::class_<PackedPrefix>(m, "PackedPrefix")
+  py::class_<PackedPrefix> prefix(m, "PackedPrefix");
+  prefix
       .def(py::init<const py::object&, const py::object&, const std::string&>(), arg("k"), arg("v"),
            arg("dtype") = "float32")
       .def_property_readonly("nbytes", [](const PackedPrefix& p) { return p.packed().bytes(); })
       .def_property_readonly("shape", [](const PackedPrefix& p) {
         return py::make_tuple(p.heads().value, p.tokens().value, p.head_dim().value);
       });
+  require_init(pool);
+  require_init(weight);
+  require_init(prefix);
   m.def("linear", linear, arg("x"), arg("weight"), arg("residual"), arg("activation"), arg("out"), arg("isa"),
         arg("pool").none(true), arg("tiles"));
   m.def("layer_norm", layer_norm, arg("x"), arg("gamma"), arg("beta"), arg("eps"), arg("out"), arg("isa"),

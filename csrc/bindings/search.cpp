@@ -8,6 +8,7 @@
 
 #include "arrays.h"
 #include "bindings.h"
+#include "instances.h"
 #include "options.h"
 #include "search/beam.h"
 #include "search/options.h"
@@ -241,7 +242,9 @@ static std::vector<float> length_norms(const py::dict& options, int32_t longest)
 // Calls hold the GIL: they are short, and it keeps two threads from one search.
 void bind_search(py::module_& m) {
   using py::arg;
-  py::class_<Search>(m, "Search", "Logits in, tokens out; see gitfast.search.")
+  py::class_<Search> search(m, "Search", "Logits in, tokens out; see gitfast.search.");
+  require_init(search);
+  search
       .def(py::init([](const py::dict& options, const py::object& prompts, int32_t vocab_size) {
              return Search(search::make_rules(search_options(options), vocab_size), token_lists(prompts, "prompts"));
            }),

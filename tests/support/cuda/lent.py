@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
-_new_capsule = ctypes.pythonapi.PyCapsule_New
-_new_capsule.restype = ctypes.py_object
-_new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+new_capsule = ctypes.pythonapi.PyCapsule_New
+new_capsule.restype = ctypes.py_object
+new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
 CUDA, FLOAT = 2, 2
 
@@ -43,4 +43,4 @@ class LentTensor:
 
     def __dlpack__(self, *, stream: object = None) -> object:
         self.streams.append(stream)
-        return _new_capsule(ctypes.addressof(self._tensor), b"dltensor", None)
+        return new_capsule(ctypes.addressof(self._tensor), b"dltensor", None)
