@@ -23,6 +23,7 @@ def load(
     dtype: str = "auto",
     prefix_dtype: str = "auto",
     num_threads: int | None = None,
+    num_lanes: int | None = None,
     prefix_cache_bytes: int | None = None,
     preprocess: Preprocess = "hf",
     limits: Limits = DEFAULT_LIMITS,
@@ -43,7 +44,11 @@ def load(
             channel of the decoder, bfloat16 in the vision encoder; not reference); "float8" (the same; cuda). "auto" is
             float32, and bfloat16 for cuda. Sums are float32 always.
         prefix_dtype: The dtype of image prefixes: "auto", or "int8" (cuda): half the bytes of bfloat16, less exact.
-        num_threads: Threads of the CPU engine; None takes ``GITFAST_NUM_THREADS`` or the CPUs there are.
+        num_threads: Threads of the CPU engine, of each lane; None takes ``GITFAST_NUM_THREADS`` or the CPUs there are,
+            shared by the lanes.
+        num_lanes: Lanes of the CPU engine: crews of threads over one copy of the weights that work on different images
+            and texts. More lanes of fewer threads do more at once, and take longer for one. None: one, or on 32 CPUs
+            and more one for each 16.
         prefix_cache_bytes: Keep the prefixes of recent images, up to this many bytes (7.3 MB for an image of git-base
             in float32); ``model.engine.cache_stats`` counts hits. None: keep none.
         preprocess: "hf" as transformers, "original" as Microsoft's code (``ImageProcessor.original``), "fast" as "hf"
@@ -64,6 +69,8 @@ def load(
             raise ArgumentError(f"{name}: expected a name or a path, got {arguments.shown(value)}")
     if num_threads is not None:
         num_threads = arguments.integer("num_threads", num_threads, minimum=0)
+    if num_lanes is not None:
+        num_lanes = arguments.integer("num_lanes", num_lanes, minimum=0)
     where: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
     checkpoint = hub.open_model(model, base=base, revision=revision, **where)
     folder = checkpoint.folder if processor is None else hub.resolve_processor(processor, **where)
@@ -74,6 +81,7 @@ def load(
         dtype=dtype,
         prefix_dtype=prefix_dtype,
         num_threads=num_threads,
+        num_lanes=num_lanes,
         normalization=inputs.image_processor.normalization,
     )
     if prefix_cache_bytes is not None:
@@ -84,6 +92,7 @@ def load(
         "dtype": dtype,
         "prefix_dtype": prefix_dtype,
         "num_threads": num_threads,
+        "num_lanes": num_lanes,
         "prefix_cache_bytes": prefix_cache_bytes,
         "preprocess": preprocess,
         "limits": limits,

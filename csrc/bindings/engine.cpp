@@ -56,10 +56,11 @@ ModelConfig model_config(const py::dict& d) {
 }
 
 std::unique_ptr<Engine> make_engine(const py::dict& config, const py::object& weights, const std::string& dtype,
-                                    int num_threads, const std::string& isa, bool two_stage_head) {
+                                    int num_threads, const std::string& isa, bool two_stage_head, int num_lanes) {
   const cpu::WeightFormat format = weight_format_named(dtype);
   const ModelConfig model = model_config(config);
   const cpu::Isa chosen = cpu::choose_isa(isa);
+  const cpu::Crews crews = cpu::choose_crews(num_lanes, num_threads);
   py::object held;  // the array behind the last view
   WithoutGil released;
   const WeightSource source = [&](const std::string& name) {
@@ -71,7 +72,7 @@ std::unique_ptr<Engine> make_engine(const py::dict& config, const py::object& we
     });
     return view;
   };
-  return std::make_unique<Engine>(model, source, format, num_threads, chosen, two_stage_head);
+  return std::make_unique<Engine>(model, source, format, crews, chosen, two_stage_head);
 }
 
 PrefixPtr prefix_of(const py::handle& prefix, const std::string& name) {
@@ -387,10 +388,11 @@ void bind_engine(py::module_& m) {
   py::class_<Engine> engine(m, "CpuEngine");
   engine
       .def(py::init(&make_engine), arg("config"), arg("weights"), arg("dtype") = "float32", arg("num_threads") = 0,
-           arg("isa") = "", arg("two_stage_head") = false)
+           arg("isa") = "", arg("two_stage_head") = false, arg("num_lanes") = 0)
       .def_property_readonly("isa", [](const Engine& e) { return cpu::isa_name(e.isa()); })
       .def_property_readonly("dtype", [](const Engine& e) { return weight_format_name(e.format()); })
       .def_property_readonly("num_threads", &Engine::num_threads)
+      .def_property_readonly("num_lanes", &Engine::num_lanes)
       .def_property_readonly("nbytes", &Engine::bytes)
       .def_property_readonly("stats", stats)
       .def("encode", encode, arg("pixel_values"), arg("interpolate_positions") = false, arg("cancel") = never)

@@ -279,6 +279,13 @@ void bind_ops(py::module_& m) {
   m.def("available_isas", isa_names);
   m.def("choose_isa", [](const std::string& isa) { return cpu::isa_name(cpu::choose_isa(isa)); }, arg("isa"));
   m.def("choose_num_threads", cpu::choose_num_threads, arg("num_threads"));
+  m.def(
+      "choose_crews",
+      [](int num_lanes, int num_threads) {
+        const cpu::Crews crews = cpu::choose_crews(num_lanes, num_threads);
+        return py::make_tuple(crews.lanes, crews.threads);
+      },
+      arg("num_lanes"), arg("num_threads"), "(lanes, threads of each)");
   py::class_<cpu::ThreadPool> pool(m, "ThreadPool");
   pool.def(py::init([](int n) { return std::make_unique<cpu::ThreadPool>(cpu::choose_num_threads(n)); }),
            arg("num_threads") = 0)

@@ -16,6 +16,7 @@ namespace gitfast::cpu {
 namespace {
 
 constexpr int kMaxThreads = 1024;
+constexpr int kThreadsPerLane = 16;
 constexpr int kNoQuota = std::numeric_limits<int>::max();
 
 int whole_cpus(double quota, double period) {
@@ -63,6 +64,20 @@ int cgroup_cpus(const std::string& membership, const std::string& root) {
     cpus = std::min(cpus, quota_of(mount));
   }
   return cpus;
+}
+
+int default_lanes(int threads) { return std::max(1, threads / kThreadsPerLane); }
+
+Crews choose_crews(int lanes, int threads) {
+  if (lanes < 0 || lanes > kMaxThreads)
+    throw Error("num_lanes: " + range_text() + " (or 0 to choose), got " + std::to_string(lanes));
+  const int chosen = choose_num_threads(threads);
+  if (lanes == 0) lanes = threads > 0 ? 1 : default_lanes(chosen);
+  if (threads == 0) threads = std::max(1, chosen / lanes);
+  if (lanes > kMaxThreads / threads)
+    throw Error("num_lanes, num_threads: expected at most " + std::to_string(kMaxThreads) + " threads in all, got " +
+                std::to_string(lanes) + " lanes of " + std::to_string(threads));
+  return {lanes, threads};
 }
 
 int usable_cpus() { return std::min({affinity_cpus(), cgroup_cpus(), kMaxThreads}); }

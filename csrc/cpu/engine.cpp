@@ -29,18 +29,25 @@ const ModelConfig& checked(const ModelConfig& c) {
   return c;
 }
 
+std::vector<std::unique_ptr<ThreadPool>> make_pools(Crews crews) {
+  std::vector<std::unique_ptr<ThreadPool>> pools;
+  for (int lane = 0; lane < crews.lanes; ++lane) pools.push_back(std::make_unique<ThreadPool>(crews.threads));
+  return pools;
+}
+
 }  // namespace
 
-Engine::Engine(const ModelConfig& config, const WeightSource& source, WeightFormat format, int num_threads, Isa isa,
+Engine::Engine(const ModelConfig& config, const WeightSource& source, WeightFormat format, Crews crews, Isa isa,
                bool two_stage_head)
     : config_(checked(config)),
       id_(next_engine_id()),
       format_(format),
-      pool_(choose_num_threads(num_threads)),
-      kernels_(kernels_for(isa)),
-      vision_(load_vision(config_, source, format == WeightFormat::int8 ? WeightFormat::bf16 : format, pool_)),
-      decoder_(load_decoder(config_, source, format, pool_)) {
-  if (two_stage_head && format != WeightFormat::int8) quick_head_.emplace(decoder_.head.view, pool_);
+      pools_(make_pools(crews)),
+      kernels_(kernels_for(isa)) {
+  ThreadPool packers(crews.lanes * crews.threads);
+  vision_ = load_vision(config_, source, format == WeightFormat::int8 ? WeightFormat::bf16 : format, packers);
+  decoder_ = load_decoder(config_, source, format, packers);
+  if (two_stage_head && format != WeightFormat::int8) quick_head_.emplace(decoder_.head.view, packers);
 }
 
 void Engine::check_prompt(const PrefixPtr& prefix, const std::vector<int32_t>& prompt,
@@ -59,21 +66,23 @@ void Engine::check_text(const std::vector<PrefixPtr>& prefixes, const TokenLists
   check_texts(ids, name, new_tokens, {config_.vocab_size, config_.max_positions});
 }
 
-TextModel Engine::text_model() const {
-  return {config_, decoder_, kernels_, pool_, quick_head_ ? &*quick_head_ : nullptr};
+TextModel Engine::text_model(ThreadPool& pool) const {
+  return {config_, decoder_, kernels_, pool, quick_head_ ? &*quick_head_ : nullptr};
 }
 
-RunningBatch& Engine::batch() const {
-  return batch_.get([this] {
-    return std::make_unique<RunningBatch>(text_model(), ImageModel{config_, vision_, decoder_, kernels_, pool_},
-                                          stats_);
+Lanes& Engine::lanes() const {
+  return lanes_.get([this] {
+    std::vector<ThreadPool*> pools;
+    for (const std::unique_ptr<ThreadPool>& pool : pools_) pools.push_back(pool.get());
+    return std::make_unique<Lanes>(text_model(*pools_[0]), ImageModel{config_, vision_, decoder_, kernels_, *pools_[0]},
+                                   pools, stats_);
   });
 }
 
 std::vector<PrefixPtr> Engine::encode(const PixelBatch& pixels, const Control& control) const {
   check_pixels(pixels, {config_.vision.image_size, config_.vision.patch_size, config_.num_frames});
   std::vector<PrefixPtr> out;
-  for (const std::shared_ptr<Prefix>& prefix : batch().encode(pixels, control)) {
+  for (const std::shared_ptr<Prefix>& prefix : lanes().encode(pixels, control)) {
     prefix->engine_id = id_;
     out.push_back(prefix);
   }
@@ -82,7 +91,7 @@ std::vector<PrefixPtr> Engine::encode(const PixelBatch& pixels, const Control& c
 
 Buffer Engine::features(const PixelBatch& pixels, const Control& control) const {
   check_pixels(pixels, {config_.vision.image_size, config_.vision.patch_size, config_.num_frames});
-  return batch().features(pixels, control);
+  return lanes().features(pixels, control);
 }
 
 std::vector<std::vector<search::Result>> Engine::generate(const std::vector<PrefixPtr>& prefixes,
@@ -91,19 +100,19 @@ std::vector<std::vector<search::Result>> Engine::generate(const std::vector<Pref
                                                           const OnTokens& on_tokens, const Control& control) const {
   const search::RulesPtr rules = search::make_rules(options, static_cast<int32_t>(config_.vocab_size));
   check_text(prefixes, prompts, "prompts", options.max_new_tokens);
-  return batch().generate({prefixes, prompts}, rules, on_tokens, control);
+  return lanes().generate({prefixes.data(), prompts.data(), prompts.size()}, rules, on_tokens, control);
 }
 
 std::vector<std::vector<float>> Engine::score(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences,
                                               const Control& control) const {
   check_text(prefixes, sequences, "sequences", 0);
-  return batch().score({prefixes, sequences}, control);
+  return lanes().score({prefixes.data(), sequences.data(), sequences.size()}, control);
 }
 
 Buffer Engine::logits(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences,
                       const Control& control) const {
   check_text(prefixes, sequences, "sequences", 0);
-  return batch().logits({prefixes, sequences}, control);
+  return lanes().logits({prefixes.data(), sequences.data(), sequences.size()}, control);
 }
 
 }  // namespace gitfast::cpu

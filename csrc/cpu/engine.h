@@ -1,11 +1,13 @@
-// The CPU engine: a whole GIT model. Calls from any threads share one running batch. No torch, no Python.
+// The CPU engine: a whole GIT model. Calls from any threads share its lanes, each a running batch. No torch, no Python.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "isa.h"
+#include "lanes.h"
 #include "model.h"
 #include "running_batch.h"
 #include "search/search.h"
@@ -23,9 +25,9 @@ class Engine {
   using Stats = RunningBatch::Stats;  // of the work done so far
 
   // Reads every weight once from `source` and stores the matrices in `format`; the vision encoder of int8 has bf16, for
-  // it is bound by arithmetic. `num_threads` 0 chooses. `two_stage_head`: greedy search reads an int8 copy of the head
+  // it is bound by arithmetic. `two_stage_head`: greedy search reads an int8 copy of the head
   // first; its tokens stay exactly the same, log-probabilities become approximate.
-  Engine(const ModelConfig& config, const WeightSource& source, WeightFormat format, int num_threads, Isa isa,
+  Engine(const ModelConfig& config, const WeightSource& source, WeightFormat format, Crews crews, Isa isa,
          bool two_stage_head);
 
   // One prefix per image or clip.
@@ -46,8 +48,9 @@ class Engine {
   // Logits at every token, (tokens of all sequences, V), sequence after sequence.
   Buffer logits(const std::vector<PrefixPtr>& prefixes, const TokenLists& sequences, const Control& control) const;
 
-  // A running batch of the caller's own, apart from that of the calls above. The engine must outlive it.
-  std::unique_ptr<Decoding> decoding() const { return std::make_unique<Decoding>(text_model()); }
+  // A running batch of the caller's own, apart from those of the calls above; it computes with the threads of one lane,
+  // each new one with the next's. The engine must outlive it.
+  std::unique_ptr<Decoding> decoding() const { return std::make_unique<Decoding>(text_model(next_pool())); }
   // Throws Error where these cannot go into `decoding()`: generate, one row.
   void check_prompt(const PrefixPtr& prefix, const std::vector<int32_t>& prompt,
                     const search::SearchOptions& options) const;
@@ -59,7 +62,8 @@ class Engine {
   const ModelConfig& config() const { return config_; }
   Isa isa() const { return kernels_.isa; }
   WeightFormat format() const { return format_; }
-  int num_threads() const { return pool_.num_threads(); }
+  int num_lanes() const { return static_cast<int>(pools_.size()); }
+  int num_threads() const { return pools_.front()->num_threads(); }  // of each lane
   size_t bytes() const { return vision_.bytes() + decoder_.bytes() + (quick_head_ ? quick_head_->bytes() : 0); }
   const Stats& stats() const { return stats_; }
 
@@ -67,19 +71,21 @@ class Engine {
   // `name` is the argument that holds `ids`; each row must leave room for `new_tokens` more.
   void check_text(const std::vector<PrefixPtr>& prefixes, const TokenLists& ids, const char* name,
                   int64_t new_tokens) const;
-  TextModel text_model() const;
-  RunningBatch& batch() const;
+  TextModel text_model(ThreadPool& pool) const;
+  ThreadPool& next_pool() const { return *pools_[next_pool_.fetch_add(1) % pools_.size()]; }
+  Lanes& lanes() const;
 
   const ModelConfig config_;
   const uint64_t id_;
   const WeightFormat format_;
-  mutable ThreadPool pool_;
+  const std::vector<std::unique_ptr<ThreadPool>> pools_;  // of each lane
+  mutable std::atomic<size_t> next_pool_{0};
   const Kernels& kernels_;
-  const VisionWeights vision_;
-  const DecoderWeights decoder_;
+  VisionWeights vision_;
+  DecoderWeights decoder_;
   std::optional<TwoStageHead> quick_head_;
   mutable Stats stats_;
-  mutable PerProcess<RunningBatch> batch_;
+  mutable PerProcess<Lanes> lanes_;
 };
 
 }  // namespace gitfast::cpu

@@ -2,7 +2,10 @@
 // of past costs, so that they can be tested in simulated time.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace gitfast::cpu {
 
@@ -47,6 +50,18 @@ inline int64_t images_together(int64_t waiting, int64_t first_call, int64_t fit,
     if (count > within_gap) count = within_gap;
   }
   return count < 1 ? 1 : count;
+}
+
+// How many of a call's items each lane gets: one after another to the lane that has least to do by then, the first of
+// equals. `costs` are the items', `loads` the lanes'.
+inline std::vector<int64_t> spread(const std::vector<int64_t>& costs, std::vector<int64_t> loads) {
+  std::vector<int64_t> counts(loads.size());
+  for (int64_t cost : costs) {
+    const auto lane = static_cast<size_t>(std::min_element(loads.begin(), loads.end()) - loads.begin());
+    loads[lane] += cost;
+    ++counts[lane];
+  }
+  return counts;
 }
 
 }  // namespace gitfast::cpu

@@ -11,7 +11,6 @@
 namespace gitfast::cpu {
 namespace {
 
-constexpr auto kPollInterval = std::chrono::milliseconds(50);
 constexpr int64_t kImageTokens = 2048;  // encoded together at most, if no single image has more: bounds memory
 constexpr int64_t kFillTokens = 512, kFillTokensPerThread = 128;  // enough to keep the threads busy
 constexpr double kNewest = 0.5;                                   // the weight of the last measurement
@@ -57,8 +56,9 @@ struct RunningBatch::Call {
 };
 
 struct RunningBatch::TextCall : Call {
-  TextCall(const Control& control, const char* name, size_t num_rows) : Call(control), name(name), rows(num_rows) {
-    left = num_rows;
+  TextCall(const Control& control, const char* name, const TextRows& text)
+      : Call(control), name(name), first(text.first), rows(text.count) {
+    left = text.count;
   }
 
   struct Row {
@@ -90,7 +90,8 @@ struct RunningBatch::TextCall : Call {
       if (row.stopped && row.handle) batch.stops_.push_back(row.handle);
   }
 
-  const char* name;  // of the argument that holds the rows
+  const char* name;    // of the argument that holds the rows
+  const size_t first;  // place of the first row there
   Add add;
   OnTokens on_tokens;
   bool single = true;  // each row's tokens are final when they come
@@ -110,7 +111,7 @@ struct RunningBatch::ImageCall : Call {
   const Encoding::Output output;
   int64_t next = 0;  // image that no encoding has begun
   std::vector<std::shared_ptr<Prefix>> prefixes;
-  Buffer features;
+  float* features = nullptr;
 };
 
 RunningBatch::RunningBatch(const TextModel& text, const ImageModel& images, Stats& stats)
@@ -119,7 +120,7 @@ RunningBatch::RunningBatch(const TextModel& text, const ImageModel& images, Stat
 std::vector<std::vector<search::Result>> RunningBatch::generate(const TextRows& rows, const search::RulesPtr& rules,
                                                                 const OnTokens& on_tokens, const Control& control) {
   const search::SearchOptions& options = search::options_of(*rules);
-  TextCall call(control, "prompts", rows.ids.size());
+  TextCall call(control, "prompts", rows);
   call.on_tokens = on_tokens;
   call.single = options.num_beams == 1 && options.num_return_sequences == 1;
   call.add = [&](size_t r) { return decoding_.generate(rows.prefixes[r], rows.ids[r], rules); };
@@ -133,7 +134,7 @@ std::vector<std::vector<search::Result>> RunningBatch::generate(const TextRows& 
 }
 
 std::vector<std::vector<float>> RunningBatch::score(const TextRows& rows, const Control& control) {
-  TextCall call(control, "sequences", rows.ids.size());
+  TextCall call(control, "sequences", rows);
   call.add = [&](size_t r) { return decoding_.score(rows.prefixes[r], rows.ids[r]); };
   run(call);
   std::vector<std::vector<float>> scores;
@@ -143,9 +144,9 @@ std::vector<std::vector<float>> RunningBatch::score(const TextRows& rows, const 
 
 Buffer RunningBatch::logits(const TextRows& rows, const Control& control) {
   std::vector<int64_t> firsts{0};
-  for (const std::vector<int32_t>& ids : rows.ids) firsts.push_back(firsts.back() + static_cast<int64_t>(ids.size()));
+  for (size_t r = 0; r < rows.count; ++r) firsts.push_back(firsts.back() + static_cast<int64_t>(rows.ids[r].size()));
   const auto out = std::make_shared<Buffer>(float_buffer(firsts.back() * text_model_.config.vocab_size));
-  TextCall call(control, "sequences", rows.ids.size());
+  TextCall call(control, "sequences", rows);
   call.add = [&](size_t r) { return decoding_.logits(rows.prefixes[r], rows.ids[r], out, firsts[r]); };
   run(call);
   return std::move(*out);
@@ -158,11 +159,10 @@ std::vector<std::shared_ptr<Prefix>> RunningBatch::encode(const PixelBatch& pixe
   return std::move(call.prefixes);
 }
 
-Buffer RunningBatch::features(const PixelBatch& pixels, const Control& control) {
+void RunningBatch::features(const PixelBatch& pixels, float* out, const Control& control) {
   ImageCall call(control, pixels, Encoding::Output::features);
-  call.features = float_buffer(pixels.images * image_tokens(pixels) * image_model_.config.vision.hidden_size);
+  call.features = out;
   run(call);
-  return std::move(call.features);
 }
 
 // Runs a call to its end, together with what others bring.
@@ -285,9 +285,10 @@ void RunningBatch::lead(Lock& lock) {
 
 void RunningBatch::end_cancelled() {
   for (Call* call : calls_) {
-    if (call->ended() || !call->control.cancel) continue;
+    if (call->ended()) continue;
     try {
-      call->control.cancel->check();
+      if (call->control.cancel) call->control.cancel->check();
+      if (call->control.abandoned) call->control.abandoned->check();
     } catch (...) {
       end(*call, std::current_exception());
     }
@@ -368,7 +369,7 @@ void RunningBatch::take(Decoding::Event event) {
       try {
         std::rethrow_exception(event.error);
       } catch (const Error& error) {
-        const std::string where = std::string(call->name) + "[" + std::to_string(r) + "]: ";
+        const std::string where = std::string(call->name) + "[" + std::to_string(call->first + r) + "]: ";
         return end(*call, std::make_exception_ptr(Error(where + error.what())));
       } catch (...) {
         return end(*call, std::current_exception());
@@ -452,8 +453,7 @@ void RunningBatch::finish_encoding() {
     auto [call, index] = encoding_for_[i];
     if (!call) continue;
     if (features)
-      std::memcpy(call->features.floats() + index * floats,
-                  encoding_->features().floats() + static_cast<int64_t>(i) * floats,
+      std::memcpy(call->features + index * floats, encoding_->features().floats() + static_cast<int64_t>(i) * floats,
                   static_cast<size_t>(floats) * sizeof(float));
     else
       call->prefixes[static_cast<size_t>(index)] = std::move(prefixes[i]);

@@ -3,6 +3,7 @@
 // is done or its callback is due.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -27,16 +28,26 @@ using TokenLists = std::vector<std::vector<int32_t>>;
 struct Control {
   CancelFlagPtr cancel;        // looked at between steps and layers; the call throws Cancelled or DeadlinePassed
   std::function<void()> poll;  // called now and then on the calling thread; what it throws ends the call. May be null
+  CancelFlagPtr abandoned{};   // as `cancel`, where the call is a part of one that has failed
 };
+
+constexpr auto kPollInterval = std::chrono::milliseconds(50);
 
 // The new tokens of a row, in order, on the calling thread; joined they are the tokens of its best result. Empty where
 // none is final yet: beams and several samples are told once per step that it was done, and their tokens at the end.
 // Returning false ends the row as it stands.
 using OnTokens = std::function<bool(int32_t row, const std::vector<int32_t>& tokens)>;
 
+// Rows of text, or some of a call's.
 struct TextRows {
-  const std::vector<PrefixPtr>& prefixes;
-  const TokenLists& ids;
+  const PrefixPtr* prefixes;
+  const std::vector<int32_t>* ids;
+  size_t count;
+  size_t first = 0;  // number of the first of them in the call, for messages
+
+  TextRows part(int64_t begin, int64_t rows) const {
+    return {prefixes + begin, ids + begin, static_cast<size_t>(rows), first + static_cast<size_t>(begin)};
+  }
 };
 
 class RunningBatch {
@@ -57,7 +68,8 @@ class RunningBatch {
   std::vector<std::vector<float>> score(const TextRows& rows, const Control& control);
   Buffer logits(const TextRows& rows, const Control& control);
   std::vector<std::shared_ptr<Prefix>> encode(const PixelBatch& pixels, const Control& control);
-  Buffer features(const PixelBatch& pixels, const Control& control);
+  // Writes features (images, frames * N, Dv) to `out`.
+  void features(const PixelBatch& pixels, float* out, const Control& control);
 
  private:
   struct Call;

@@ -2,7 +2,6 @@
 
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 
 #include <algorithm>
 #include <chrono>
@@ -147,24 +146,18 @@ void leave_cpu([[maybe_unused]] int cpu) {
 #endif
 }
 
-// Workers leave signals to the threads of the application, but for those that report their own faults.
-class BlockedSignals {
- public:
-  BlockedSignals() {
-    sigset_t set;
-    sigfillset(&set);
-    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS}) sigdelset(&set, fault);
-    pthread_sigmask(SIG_SETMASK, &set, &before_);
-  }
-  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
- private:
-  sigset_t before_;
-};
-
 }  // namespace
 
 int fork_count() { return forks.load(); }
+
+BlockedSignals::BlockedSignals() {
+  sigset_t set;
+  sigfillset(&set);
+  for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS}) sigdelset(&set, fault);
+  pthread_sigmask(SIG_SETMASK, &set, &before_);
+}
+
+BlockedSignals::~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
 
 // The threads and everything they touch.
 class ThreadPool::Crew {

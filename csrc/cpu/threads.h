@@ -1,6 +1,8 @@
 // A small pool of worker threads that spin briefly, then park. Survives fork: the child makes its own threads.
 #pragma once
 
+#include <signal.h>
+
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -33,9 +35,34 @@ class ThreadPool {
   PerProcess<Crew> crew_;
 };
 
+// Keeps signals from the threads that are started while it lives, but for those that report their own faults: signals
+// are for the threads of the application.
+class BlockedSignals {
+ public:
+  BlockedSignals();
+  ~BlockedSignals();
+  BlockedSignals(const BlockedSignals&) = delete;
+  BlockedSignals& operator=(const BlockedSignals&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
 // `requested` if positive, else GITFAST_NUM_THREADS, else usable_cpus().
 // Throws Error naming the argument or the variable.
 int choose_num_threads(int requested);
+
+// Lanes of an engine, and the threads of each.
+struct Crews {
+  int lanes, threads;
+};
+
+// Zeros are to be chosen: both from choose_num_threads, so many threads in all (`default_lanes`); the threads of given
+// lanes likewise; and one lane for given threads. Throws Error naming the argument or the variable.
+Crews choose_crews(int lanes, int threads);
+
+// The number of lanes that `threads` make if nobody says.
+int default_lanes(int threads);
 
 // CPUs this process may run on, cgroup quota included.
 int usable_cpus();

@@ -351,7 +351,7 @@ void test_policy_bounds_the_gap_between_tokens() {
 }
 
 // A model of random weights, on which captions depend on everything.
-std::unique_ptr<Engine> tiny_engine(int threads) {
+std::unique_ptr<Engine> tiny_engine(Crews crews) {
   ModelConfig config;
   config.vision = {32, 48, 2, 2, 32, 8, 1e-5f};
   config.vocab_size = 50;
@@ -390,21 +390,23 @@ std::unique_ptr<Engine> tiny_engine(int threads) {
     t.data = values.data();
     return t;
   };
-  return std::make_unique<Engine>(config, source, WeightFormat::f32, threads, Isa::scalar, false);
+  return std::make_unique<Engine>(config, source, WeightFormat::f32, crews, Isa::scalar, false);
 }
 
 // Calls from many threads: joins, leaves, callbacks that throw or stop, cancelling, encodings, scores. Each gets what
 // it gets alone.
-void test_running_batch() {
-  const std::unique_ptr<Engine> engine = tiny_engine(2);
+void test_calls_of_many_threads(Crews crews) {
+  const std::unique_ptr<Engine> engine = tiny_engine(crews);
+  const std::unique_ptr<Engine> one_lane = tiny_engine({1, 1});
   const Floats images = whole_numbers(3 * 3 * 32 * 32, 7);
   PixelBatch pixels;
   pixels.data = images.data();
   pixels.images = 3;
   pixels.height = pixels.width = 32;
   const Control free;
-  std::vector<PrefixPtr> prefixes = engine->encode(pixels, free);
+  std::vector<PrefixPtr> prefixes = engine->encode(pixels, free), alone = one_lane->encode(pixels, free);
   prefixes.push_back(nullptr);
+  alone.push_back(nullptr);
   const TokenLists prompts{{2, 5, 6}, {2}, {2, 9, 9, 20, 30}, {2, 8}};
   std::vector<search::SearchOptions> options(3);
   for (search::SearchOptions& o : options) o.max_new_tokens = 12, o.eos = {3};
@@ -416,14 +418,14 @@ void test_running_batch() {
   for (const search::SearchOptions& o : options) {
     want.emplace_back();
     for (size_t r = 0; r < prompts.size(); ++r)
-      want.back().push_back(engine->generate({prefixes[r]}, {prompts[r]}, o, nullptr, free)[0]);
+      want.back().push_back(one_lane->generate({alone[r]}, {prompts[r]}, o, nullptr, free)[0]);
   }
   const auto same = [](const std::vector<search::Result>& a, const std::vector<search::Result>& b) {
     for (size_t i = 0; i < a.size(); ++i)
       if (a[i].tokens != b[i].tokens || a[i].logprobs != b[i].logprobs || a[i].score != b[i].score) return false;
     return a.size() == b.size();
   };
-  const std::vector<std::vector<float>> scores = engine->score(prefixes, prompts, free);
+  const std::vector<std::vector<float>> scores = one_lane->score(alone, prompts, free);
 
   std::vector<std::thread> callers;
   for (int caller = 0; caller < 6; ++caller)
@@ -482,6 +484,84 @@ void test_running_batch() {
       }
     });
   for (std::thread& t : callers) t.join();
+}
+
+// Parts of a call in several lanes: the first error is the call's, with the row's number in the call; the other parts
+// end; a poll is heard while they run; and the engine goes on.
+void test_a_divided_call_ends_as_one() {
+  const std::unique_ptr<Engine> engine = tiny_engine({3, 1});
+  Floats values = whole_numbers(6 * 3 * 32 * 32, 7);
+  PixelBatch pixels;
+  pixels.images = 6;
+  pixels.height = pixels.width = 32;
+  std::fill(values.end() - 3 * 32 * 32, values.end(), kNan);
+  pixels.data = values.data();
+  std::vector<PrefixPtr> prefixes = engine->encode(pixels, {});
+  search::SearchOptions options;
+  options.max_new_tokens = options.min_new_tokens = 30;
+  options.eos = {3};
+  const TokenLists prompts(6, {2, 5});
+  std::string message;
+  try {
+    engine->generate(prefixes, prompts, options, nullptr, {});
+  } catch (const Error& error) {
+    message = error.what();
+  }
+  EXPECT(message.rfind("prompts[5]: logits: NaN", 0) == 0);
+  prefixes.back() = nullptr;
+  const std::vector<PrefixPtr> many(3000, nullptr);
+  const TokenLists texts(3000, {2, 5});
+  for (const bool by_poll : {false, true}) {
+    const auto flag = std::make_shared<CancelFlag>(Clock::now() + std::chrono::milliseconds(20));
+    Control control{by_poll ? nullptr : flag, nullptr};
+    if (by_poll) control.poll = [] { throw std::out_of_range("polled"); };
+    std::string ended;
+    try {
+      for (;;) engine->generate(many, texts, options, nullptr, control);
+    } catch (const DeadlinePassed&) {
+      ended = "late";
+    } catch (const std::out_of_range& error) {
+      ended = error.what();
+    }
+    EXPECT(ended == (by_poll ? "polled" : "late"));
+  }
+  EXPECT(engine->generate(prefixes, prompts, options, nullptr, {}).size() == 6);
+  EXPECT(engine->generate({}, {}, options, nullptr, {}).empty());
+}
+
+void test_spreading_over_lanes() {
+  using Counts = std::vector<int64_t>;
+  EXPECT((spread({5}, {0, 0}) == Counts{1, 0}));
+  EXPECT((spread({5}, {3, 2, 4}) == Counts{0, 1, 0}));
+  EXPECT((spread(Counts(8, 197), {0, 0}) == Counts{4, 4}));
+  EXPECT((spread(Counts(8, 10), {0, 40}) == Counts{6, 2}));  // both are done at the same time
+  EXPECT((spread(Counts(3, 10), {100, 0}) == Counts{0, 3}));
+  EXPECT((spread({}, {1, 2}) == Counts{0, 0}));
+}
+
+void test_crews() {
+  const auto is = [](Crews crews, int lanes, int threads) { return crews.lanes == lanes && crews.threads == threads; };
+  setenv("GITFAST_NUM_THREADS", "6", 1);
+  EXPECT(is(choose_crews(0, 0), 1, 6));
+  EXPECT(is(choose_crews(2, 0), 2, 3));
+  EXPECT(is(choose_crews(4, 0), 4, 1));
+  EXPECT(is(choose_crews(9, 0), 9, 1));
+  EXPECT(is(choose_crews(0, 4), 1, 4));
+  EXPECT(is(choose_crews(3, 4), 3, 4));
+  setenv("GITFAST_NUM_THREADS", "64", 1);
+  EXPECT(is(choose_crews(0, 0), 4, 16));
+  unsetenv("GITFAST_NUM_THREADS");
+  for (const auto& [threads, lanes] : {std::pair{1, 1}, {2, 1}, {8, 1}, {31, 1}, {32, 2}, {64, 4}})
+    EXPECT(default_lanes(threads) == lanes);
+  for (const auto& [lanes, threads] : {std::pair{-1, 1}, {2000, 1}, {1024, 2}}) {
+    bool thrown = false;
+    try {
+      choose_crews(lanes, threads);
+    } catch (const Error& error) {
+      thrown = std::string(error.what()).rfind("num_lanes", 0) == 0;
+    }
+    EXPECT(thrown);
+  }
 }
 
 void test_cgroup_quota() {
@@ -546,7 +626,13 @@ void test_all() {
   test_cgroup_quota();
   std::printf("running batch\n");
   test_policy_bounds_the_gap_between_tokens();
-  test_running_batch();
+  test_spreading_over_lanes();
+  test_crews();
+  test_calls_of_many_threads({1, 2});
+  std::printf("lanes\n");
+  test_calls_of_many_threads({2, 1});
+  test_calls_of_many_threads({3, 2});
+  test_a_divided_call_ends_as_one();
 }
 
 }  // namespace

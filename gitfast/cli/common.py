@@ -55,6 +55,13 @@ def add_model_arguments(parser: argparse.ArgumentParser, default: str | None) ->
     )
     group.add_argument("--threads", type=positive, metavar="N", help="threads of the cpu engine (default: all CPUs)")
     group.add_argument(
+        "--lanes",
+        type=positive,
+        metavar="N",
+        help="crews of --threads each that share the work of the cpu engine; without --threads all CPUs are divided "
+        "among them (default: 1, from 32 CPUs on one for each 16)",
+    )
+    group.add_argument(
         "--limit",
         action="append",
         default=[],
@@ -113,6 +120,7 @@ def load_model(args: argparse.Namespace) -> Model:
         engine=args.engine,
         dtype=args.dtype,
         num_threads=args.threads,
+        num_lanes=args.lanes,
         preprocess=args.preprocess,
         limits=Limits(**dict(args.limit)),
     )

@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
             engine=args.engine,
             dtype=args.dtype,
             num_threads=args.threads,
+            num_lanes=args.lanes,
             preprocess=args.preprocess,
             prefix_cache_bytes=args.cache_mb * _MB or None,
             limits=limits,

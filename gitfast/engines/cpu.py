@@ -22,9 +22,11 @@ DTYPES = ("float32", "bfloat16", "int8")
 class CpuEngine(Engine):
     """An engine on the CPU. Calls release the GIL, are thread-safe, and work after fork.
 
-    Calls from several threads that are at work at the same time share one running batch: their rows share every step,
+    It has one lane or several over one copy of the weights, each a crew of threads with a running batch. A call goes to
+    the lane with the least work; its images or rows are divided among the lanes, unless it has a callback. In a lane,
+    calls from several threads that are at work at the same time share the running batch: their rows share every step,
     and their images are encoded between steps, a layer at a time. A row's result is bitwise independent of the other
-    rows of its call, of other calls, and of the number of threads.
+    rows of its call, of other calls, and of the number of threads and lanes.
     """
 
     name = "cpu"
@@ -42,6 +44,7 @@ class CpuEngine(Engine):
         *,
         dtype: str = "float32",
         num_threads: int = 0,
+        num_lanes: int = 0,
         isa: str = "",
         two_stage_head: bool = False,
     ) -> CpuEngine:
@@ -50,9 +53,12 @@ class CpuEngine(Engine):
         Each tensor is looked up once, packed, and let go. ``dtype`` is that of stored matrices: "float32"; "bfloat16",
         multiplied as such, with activations rounded to it, where the CPU can (``isa`` avx512_bf16), and widened
         to float32 elsewhere; or "int8", with one scale per output channel of the decoder and its head, and bfloat16 in
-        the vision encoder. Sums, softmax, norms and logits are float32 always. ``num_threads`` 0 takes
-        ``GITFAST_NUM_THREADS`` or the CPUs this process may use; ``isa`` "" takes ``GITFAST_ISA`` or the best
-        instruction set there is.
+        the vision encoder. Sums, softmax, norms and logits are float32 always. ``isa`` "" takes ``GITFAST_ISA`` or the
+        best instruction set there is.
+
+        There are ``num_lanes`` crews of ``num_threads`` each. With both 0, ``GITFAST_NUM_THREADS`` or the CPUs this
+        process may use make one lane, or from 32 on lanes of at least 16. Given lanes divide them evenly; given threads
+        make one lane.
 
         ``two_stage_head``: greedy search scores the vocabulary by an int8 copy of the head, and reads the head itself
         only where the error bound of that leaves a choice. Tokens are exactly those of the full head; log-probabilities
@@ -61,14 +67,14 @@ class CpuEngine(Engine):
         Raises:
             CheckpointError: a tensor is missing, or its shape or dtype does not suit ``config``; or int8 meets a weight
                 that is not finite.
-            ValueError: ``dtype``, ``num_threads`` or ``isa`` cannot be.
+            ValueError: ``dtype``, ``num_threads``, ``num_lanes`` or ``isa`` cannot be.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected {', '.join(map(repr, DTYPES))}, got {dtype!r}")
-        threads, chosen = _C.choose_num_threads(num_threads), _C.choose_isa(isa)
+        (lanes, threads), chosen = _C.choose_crews(num_lanes, num_threads), _C.choose_isa(isa)
         try:
             native = _C.CpuEngine(
-                dataclasses.asdict(config), CanonicalNames(weights), dtype, threads, chosen, two_stage_head
+                dataclasses.asdict(config), CanonicalNames(weights), dtype, threads, chosen, two_stage_head, lanes
             )
             return cls(config, native)
         except KeyError as error:
@@ -88,7 +94,12 @@ class CpuEngine(Engine):
 
     @property
     def num_threads(self) -> int:
+        """The threads of each lane."""
         return self._native.num_threads
+
+    @property
+    def num_lanes(self) -> int:
+        return self._native.num_lanes
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +139,7 @@ class CpuEngine(Engine):
         *,
         cancel: CancelToken | None = None,
     ) -> list[list[Generation]]:
-        """Continue ``prompts[r]`` on ``prefixes[r]``; all rows join the running batch. See ``Engine.generate``.
+        """Continue ``prompts[r]`` on ``prefixes[r]``; all rows join running batches. See ``Engine.generate``.
 
         Raises:
             ValueError, TypeError: an argument or option that cannot be; the message names it.
@@ -162,7 +173,10 @@ class CpuEngine(Engine):
         return self._native.attend(prefix, sequence)
 
     def decoding(self) -> CpuDecoding:
-        """Make a running batch of its own, apart from that of the calls above."""
+        """Make a running batch of its own, apart from those of the calls above, with the threads of one lane.
+
+        Each new one takes the next lane's.
+        """
         return CpuDecoding(self._native.decoding(), self.config.eos_token_ids)
 
 

@@ -42,6 +42,7 @@ def create_engine(
     dtype: str = "auto",
     prefix_dtype: str = "auto",
     num_threads: int | None = None,
+    num_lanes: int | None = None,
     normalization: Normalization | None = None,
 ) -> Engine:
     """Create an engine by name; "auto" takes the CPU engine, "torch" is another name of "reference".
@@ -50,7 +51,7 @@ def create_engine(
 
     Raises:
         EngineError: the engine cannot run here, or not with these dtypes; the message says why.
-        ValueError: an unknown engine or dtype, or ``num_threads`` for an engine that has no threads of its own.
+        ValueError: an unknown engine or dtype, or threads or lanes for an engine that has none of its own.
     """
     name = {"auto": "cpu", "torch": "reference"}.get(name, name)
     if name not in ENGINES:
@@ -63,7 +64,9 @@ def create_engine(
     if prefix_dtype != "auto" and name != "cuda":
         raise EngineError(f"{name} engine: the dtype of prefixes follows from that of weights; got {prefix_dtype!r}")
     if name == "cpu":
-        return _create_cpu(checkpoint, dtype, num_threads)
+        return _create_cpu(checkpoint, dtype, num_threads, num_lanes)
+    if num_lanes is not None:
+        raise ValueError(f"num_lanes: the {name} engine has no lanes; the cpu engine does")
     if num_threads is not None:
         raise ValueError(f"num_threads: the {name} engine has no threads of its own; use torch.set_num_threads")
     if name == "cuda":
@@ -71,14 +74,16 @@ def create_engine(
     return _create_reference(checkpoint, dtype)
 
 
-def _create_cpu(checkpoint: Checkpoint, dtype: str, num_threads: int | None) -> Engine:
+def _create_cpu(checkpoint: Checkpoint, dtype: str, num_threads: int | None, num_lanes: int | None) -> Engine:
     from gitfast.engines.cpu import DTYPES as SUPPORTED
     from gitfast.engines.cpu import CpuEngine
 
     chosen = "float32" if dtype == "auto" else dtype
     if chosen not in SUPPORTED:
         raise EngineError(f"cpu engine: takes {', '.join(SUPPORTED)}, not {dtype}")
-    return CpuEngine.from_weights(checkpoint.config, checkpoint.weights, dtype=chosen, num_threads=num_threads or 0)
+    return CpuEngine.from_weights(
+        checkpoint.config, checkpoint.weights, dtype=chosen, num_threads=num_threads or 0, num_lanes=num_lanes or 0
+    )
 
 
 def _create_cuda(checkpoint: Checkpoint, dtype: str, prefix_dtype: str, normalization: Normalization | None) -> Engine:
@@ -117,11 +122,12 @@ def _cpu_status() -> EngineStatus:
     try:
         from gitfast import _C
 
-        isa, threads = _C.choose_isa(""), _C.choose_num_threads(0)
+        isa, (lanes, threads) = _C.choose_isa(""), _C.choose_crews(0, 0)
         others = ", ".join(name for name in _C.available_isas() if name != isa)
     except (ImportError, ValueError) as error:
         return EngineStatus(name="cpu", usable=False, detail=str(error))
-    return EngineStatus(name="cpu", usable=True, detail=f"{isa} (also here: {others or 'none'}), {threads} threads")
+    crews = f"{threads} threads" if lanes == 1 else f"{lanes} lanes of {threads} threads"
+    return EngineStatus(name="cpu", usable=True, detail=f"{isa} (also here: {others or 'none'}), {crews}")
 
 
 def _cuda_status() -> EngineStatus:

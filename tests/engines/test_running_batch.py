@@ -29,19 +29,15 @@ OPTIONS = [
 LONG = GenerationOptions(max_new_tokens=30, min_new_tokens=30)
 
 
-@pytest.fixture(scope="module")
-def engine() -> CpuEngine:
-    return make_engine(make_model())
+@pytest.fixture(scope="module", params=[(1, 2), (3, 1)], ids=["one lane", "lanes"])
+def engine(request) -> CpuEngine:
+    num_lanes, num_threads = request.param
+    return make_engine(make_model(), num_lanes=num_lanes, num_threads=num_threads)
 
 
-@pytest.fixture(scope="module")
-def reference() -> ReferenceEngine:
-    return ReferenceEngine(make_model())
-
-
-@pytest.fixture(params=["engine", "reference"])
+@pytest.fixture(scope="module", params=["cpu", "reference"])
 def any_engine(request) -> Engine:
-    return request.getfixturevalue(request.param)
+    return make_engine(make_model()) if request.param == "cpu" else ReferenceEngine(make_model())
 
 
 @pytest.fixture(scope="module")
