@@ -15,12 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from gitfast.errors import CancelledError, DeadlineError
-from gitfast.serve.errors import ApiError, busy, timed_out
+from gitfast.serve.errors import busy, timed_out
 from gitfast.serve.metrics import Metrics
 from gitfast.serve.settings import Settings
 from gitfast.types import CancelToken
 
 T = TypeVar("T")
+
+POLL_INTERVAL_S = 0.02
 
 _END = object()
 
@@ -169,8 +171,3 @@ class Jobs:
             with self._lock:
                 self._running -= 1
         job._loop.call_soon_threadsafe(job._finish, value, error)
-
-
-POLL_INTERVAL_S = 0.02
-
-__all__ = ["ApiError", "Job", "Jobs"]
