@@ -43,7 +43,6 @@ def linear(
     out: _Floats | None,
     isa: str,
     pool: ThreadPool | None,
-    tiles: bool,
 ) -> _Floats: ...
 def layer_norm(
     x: ArrayLike,

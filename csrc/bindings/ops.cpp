@@ -107,8 +107,7 @@ void check_dense_rows(const Array& a, const char* name) {
 }
 
 py::array linear(const py::object& x, const PackedWeight& weight, const py::object& residual,
-                 const std::string& activation, const py::object& out, const std::string& isa, cpu::ThreadPool* pool,
-                 bool tiles) {
+                 const std::string& activation, const py::object& out, const std::string& isa, cpu::ThreadPool* pool) {
   Dim M("M"), N = weight.n(), K = weight.k();
   const Array xs(x, "x");
   xs.floats().shape({&M, &K});
@@ -129,8 +128,7 @@ py::array linear(const py::object& x, const PackedWeight& weight, const py::obje
                        activation_named(activation),
                        r ? r->data() : nullptr,
                        y.mutable_data(),
-                       N.value,
-                       tiles};
+                       N.value};
   if (M.value > 0 && N.value > 0) {
     const WithoutGil released;
     Buffer rounded;
@@ -309,7 +307,7 @@ void bind_ops(py::module_& m) {
   require_init(weight);
   require_init(prefix);
   m.def("linear", linear, arg("x"), arg("weight"), arg("residual"), arg("activation"), arg("out"), arg("isa"),
-        arg("pool").none(true), arg("tiles"));
+        arg("pool").none(true));
   m.def("layer_norm", layer_norm, arg("x"), arg("gamma"), arg("beta"), arg("eps"), arg("out"), arg("isa"),
         arg("pool").none(true));
   m.def("prefix_attention", prefix_attention, arg("q"), arg("prefix"), arg("k_text"), arg("v_text"), arg("slots"),

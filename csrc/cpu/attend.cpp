@@ -51,7 +51,7 @@ Buffer Engine::attend(const PrefixPtr& prefix, const std::vector<int32_t>& ids) 
   Buffer out = float_buffer(length * image), x = float_buffer(length * d), qkv = float_buffer(length * 3 * d);
   Buffer context = float_buffer(length * d), wide = float_buffer(length * config_.intermediate_size);
   std::fill_n(out.floats(), length * image, 0.f);
-  Compute compute(kernels_, next_pool(), false);
+  Compute compute(kernels_, next_pool());
   for (int64_t t = 0; t < length; ++t) {
     float* row = x.floats() + t * d;
     decoder_.words.read(ids[static_cast<size_t>(t)], row);

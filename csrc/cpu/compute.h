@@ -16,9 +16,7 @@ inline Buffer float_buffer(int64_t n) { return Buffer(static_cast<size_t>(n) * s
 // One per call of the engine: it keeps workspace between products.
 class Compute {
  public:
-  // `in_tiles` as in LinearArgs: true where images are encoded, false for text, which has one row or hundreds.
-  Compute(const Kernels& kernels, ThreadPool& pool, bool in_tiles)
-      : kernels(kernels), pool(pool), in_tiles_(in_tiles) {}
+  Compute(const Kernels& kernels, ThreadPool& pool) : kernels(kernels), pool(pool) {}
 
   // fn(begin, end, thread) over parts of [0, n). By reference: a region allocates nothing.
   template <class Fn>
@@ -59,7 +57,6 @@ class Compute {
 
  private:
   void prepare(LinearArgs& args) {
-    args.in_tiles = in_tiles_;
     if (args.w->format != WeightFormat::f32 && kernels.round_rows) args.rounded = round_rows(args);
   }
 
@@ -75,7 +72,6 @@ class Compute {
     return pairs;
   }
 
-  const bool in_tiles_;
   Buffer rounded_;
 };
 

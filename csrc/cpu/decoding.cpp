@@ -10,7 +10,6 @@
 namespace gitfast::cpu {
 namespace {
 
-constexpr bool kNotInTiles = false;       // one row or hundreds, and the same bits for each
 constexpr int64_t kPrefillTokens = 512;   // of prompts and scored sequences in one step, if no single one has more
 constexpr int64_t kHeadRows = 64;         // rows of logits held at once, if no single search needs more
 constexpr size_t kIdleBytes = 32u << 20;  // workspace kept while nothing is decoded
@@ -82,7 +81,7 @@ void Decoding::Slots::clear() {
 }
 
 Decoding::Decoding(const TextModel& model)
-    : model_(model), text_(model.config, model.pool.num_threads()), compute_(model.kernels, model.pool, kNotInTiles) {}
+    : model_(model), text_(model.config, model.pool.num_threads()), compute_(model.kernels, model.pool) {}
 
 Decoding::~Decoding() = default;
 

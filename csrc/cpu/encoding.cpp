@@ -3,16 +3,8 @@
 #include <utility>
 
 namespace gitfast::cpu {
-namespace {
-constexpr bool kInTiles = true;  // images have many rows
-}  // namespace
-
 Encoding::Encoding(const ImageModel& model, Buffer values, PixelBatch shape, Output output)
-    : model_(model),
-      output_(output),
-      values_(std::move(values)),
-      shape_(shape),
-      compute_(model.kernels, model.pool, kInTiles) {
+    : model_(model), output_(output), values_(std::move(values)), shape_(shape), compute_(model.kernels, model.pool) {
   shape_.data = values_.floats();
 }
 

@@ -1,8 +1,7 @@
 // The arithmetic of the CPU engine: one table of functions per instruction set, chosen once at run time.
 //
 // Every function computes each output row with a fixed order of operations that depends on the shapes alone, never
-// on how many rows or columns share the call: a row's result is independent of its batch and of the thread count. Which
-// rows go through tile registers is therefore for the caller to say, and not for their number.
+// on how many rows or columns share the call: a row's result is independent of its batch and of the thread count.
 // Sums over K run in blocks of kSumBlock terms, each summed from zero in ascending k and then added in order.
 #pragma once
 
@@ -65,7 +64,6 @@ struct LinearArgs {
   const float* residual = nullptr;  // (M, N) with y's row stride, or null; may be y itself
   float* y = nullptr;               // (M, N), row stride y_stride
   int64_t y_stride = 0;
-  bool in_tiles = false;  // multiply bf16 and int8 in tile registers, if the instruction set has them: for many rows
 };
 
 // Keys and values of one head for P tokens, float32 or bfloat16, in 4-byte words of T = 1 or 2 of them.

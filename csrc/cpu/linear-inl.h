@@ -53,32 +53,41 @@ void product_of_block(Product<Source> p, int64_t rows) {
   }
 }
 
-// Words of one block of a panel, as terms.
-template <class Source, class Term>
-void widen_block(const typename Source::Word* words, int64_t weights, Term* to) {
-  const int64_t rows = ceil_div(weights, kWeightsIn<Term> * Source::kTerms);
-  widen<Source>(words, rows, to);
+// Products of bfloat16 go through tile registers where there are some, those of one row too.
+template <class Source>
 #if defined(GITFAST_TILES)
-  const int64_t terms = rows * Source::kTerms, whole = rounded_words(weights);
-  if (terms < whole) __builtin_memset(to + terms * kPanel, 0, static_cast<size_t>((whole - terms) * kPanel) * 4);
+constexpr bool kTiled = std::is_same_v<typename Source::Term, Bf16Pair>;
+#else
+constexpr bool kTiled = false;
 #endif
+
+// Finish the sums (rows, kStride) of the panels from `panel` on: rows [row, row + rows) of y.
+template <int64_t kStride>
+void finish_panels(const LinearArgs& args, const float* sums, int64_t row, int64_t rows, int64_t panel,
+                   int64_t panels) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t v = 0; v < panels * kPanelVectors; ++v) {
+      const int64_t column = panel * kPanel + v * kWidth;
+      const int64_t n = smaller(kWidth, args.w->n - column);
+      if (n > 0) finish(args, load(sums + r * kStride + v * kWidth), row + r, column, n);
+    }
 }
 
 // Rows [row, row + rows) of the panels [panel, panel + panels). Where many rows read a panel, it is widened once.
-template <class Source, int64_t kMaxRows, int64_t kMaxPanels, bool kTiled = false>
+template <class Source, int64_t kMaxRows, int64_t kMaxPanels>
 void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t row, int64_t rows, int64_t panel,
                   int64_t panels) {
   using Term = typename Source::Term;
   constexpr bool kMany = kMaxRows > kTileRows, kWiden = kMany && Source::kTerms > 1;
 #if defined(GITFAST_TILES)
-  constexpr int64_t kSumRows = kTiled ? (kMaxRows + kTiledRows - 1) / kTiledRows * kTiledRows : kMaxRows;
+  constexpr int64_t kSumRows = kTiled<Source> ? (kMaxRows + kTiledRows - 1) / kTiledRows * kTiledRows : kMaxRows;
 #else
   constexpr int64_t kSumRows = kMaxRows;
 #endif
   using Inner = std::conditional_t<kWiden, ShortTerms, Source>;
   constexpr int64_t kStride = kMaxPanels * kPanel, kTermWeights = kWeightsIn<Term>;
   alignas(64) float sums[kSumRows * kStride];
-  alignas(64) Term wide[kWiden || kTiled ? kSumBlock / kTermWeights * kPanel : 1];
+  alignas(64) Term wide[kWiden || kTiled<Source> ? kSumBlock / kTermWeights * kPanel : 1];
   const PackedLinear& w = *args.w;
   const auto* words = static_cast<const typename Source::Word*>(w.panels) + panel * w.panel_words();
   Product<Inner> p = {};
@@ -91,19 +100,19 @@ void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t
   p.c_stride = kStride;
   for (int64_t k = 0; k < w.k; k += kSumBlock, words += kSumBlock / (kTermWeights * Source::kTerms) * kPanel) {
     const int64_t n = smaller(kSumBlock, w.k - k);
-    if constexpr (kWiden) {
-      widen_block<Source>(words, n, wide);
+    if constexpr (kWiden && !kTiled<Source>) {
+      widen<Source>(words, ceil_div(n, kTermWeights * Source::kTerms), wide);
       p.b = wide;
-    } else {
+    } else if constexpr (!kWiden) {
       p.b = words;
     }
     p.a = x.first + row * x.stride + k / kTermWeights;
     p.k = ceil_div(n, kTermWeights);
     p.add = k > 0;
 #if defined(GITFAST_TILES)
-    if constexpr (kTiled) {
-      if (!kWiden && n % (2 * kTileSide) != 0) {  // the last tile of the weights, filled up with zeros
-        widen_block<Pairs>(reinterpret_cast<const Bf16Pair*>(words), n, wide);
+    if constexpr (kTiled<Source>) {
+      if (kWiden || n % (2 * kTileSide) != 0) {
+        widen_tiles<Source>(words, n, wide);
         p.b = wide;
       }
       p.k = rounded_words(n);
@@ -113,37 +122,51 @@ void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t
 #endif
     product_of_block(p, rows);
   }
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t v = 0; v < p.vectors; ++v) {
-      const int64_t column = panel * kPanel + v * kWidth;
-      const int64_t n = smaller(kWidth, w.n - column);
-      if (n > 0) finish(args, load(sums + r * kStride + v * kWidth), row + r, column, n);
-    }
+  finish_panels<kStride>(args, sums, row, rows, panel, panels);
 }
 
-template <class Source, bool kTiled = false>
+template <class Source>
 void linear_of_many_rows(const LinearArgs& args, Rows<typename Source::Term> x, int64_t panel_begin,
                          int64_t panel_end) {
   const int64_t blocks = ceil_div(args.m, kRowsAtOnce);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t row = args.m * i / blocks;
     const int64_t rows = args.m * (i + 1) / blocks - row;
-    for (int64_t p = panel_begin; p < panel_end; ++p)
-      linear_block<Source, kRowsAtOnce, 1, kTiled>(args, x, row, rows, p, 1);
+    for (int64_t p = panel_begin; p < panel_end; ++p) linear_block<Source, kRowsAtOnce, 1>(args, x, row, rows, p, 1);
   }
 }
+
+#if defined(GITFAST_TILES)
+// At most kTiledRows rows, as when text is decoded: what counts is the reading of the weights.
+template <class Source>
+void linear_of_streamed_weights(const LinearArgs& args, Rows<Bf16Pair> x, int64_t panel_begin, int64_t panel_end) {
+  alignas(64) float sums[kTiledRows * kPanel];
+  const PackedLinear& w = *args.w;
+  const auto* words = static_cast<const typename Source::Word*>(w.panels) + panel_begin * w.panel_words();
+  const auto stream = args.m > kTileSide ? stream_panel<true, Source> : stream_panel<false, Source>;
+  TileRegisters tiles(args.m);
+  for (int64_t p = panel_begin; p < panel_end; ++p, words += w.panel_words()) {
+    stream(tiles, x.first, x.stride, words, w.k, sums, kPanel);
+    finish_panels<kPanel>(args, sums, 0, args.m, p, 1);
+  }
+}
+#endif
 
 template <class Source>
 void linear_of(const LinearArgs& args, Rows<typename Source::Term> x, int64_t panel_begin, int64_t panel_end) {
 #if defined(GITFAST_TILES)
-  if constexpr (std::is_same_v<typename Source::Term, Bf16Pair>)
-    if (args.in_tiles) return linear_of_many_rows<Source, true>(args, x, panel_begin, panel_end);
+  if constexpr (kTiled<Source>) {
+    if (args.m > kTiledRows) return linear_of_many_rows<Source>(args, x, panel_begin, panel_end);
+    return linear_of_streamed_weights<Source>(args, x, panel_begin, panel_end);
+  }
 #endif
-  if (args.m > kTileRows) return linear_of_many_rows<Source>(args, x, panel_begin, panel_end);
-  // The weights are read once, several panels side by side.
-  const int64_t panels = larger(1, columns_at_once<Source>(static_cast<int>(args.m)) / kPanelVectors);
-  for (int64_t p = panel_begin; p < panel_end; p += panels)
-    linear_block<Source, kTileRows, 4>(args, x, 0, args.m, p, smaller(panels, panel_end - p));
+  if constexpr (!kTiled<Source>) {
+    if (args.m > kTileRows) return linear_of_many_rows<Source>(args, x, panel_begin, panel_end);
+    // The weights are read once, several panels side by side.
+    const int64_t panels = larger(1, columns_at_once<Source>(static_cast<int>(args.m)) / kPanelVectors);
+    for (int64_t p = panel_begin; p < panel_end; p += panels)
+      linear_block<Source, kTileRows, 4>(args, x, 0, args.m, p, smaller(panels, panel_end - p));
+  }
 }
 
 void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {

@@ -1,4 +1,5 @@
-// Products of many rows in the tile registers of AMX: 32 rows by one panel at a time.
+// Products in the tile registers of AMX: 32 rows by one panel at a time, or all of a few rows by each panel in turn.
+// Either way an output is one chain of sums in ascending k, so that a row's bits do not depend on how many there are.
 //
 // With GITFAST_EMULATE_AMX the registers are arrays: the same loops then run, and are tested, where there is no AMX.
 #pragma once
@@ -14,10 +15,22 @@ namespace {
 constexpr int64_t kTileSide = 16;              // rows of a tile, and its 4-byte words in a row
 constexpr int64_t kTiledRows = 2 * kTileSide;  // rows whose sums are held at once
 
+// Rows in register t when `rows` rows are multiplied: sums in 0 to 3, the lower tiles first; A in 4 and 5; B in 6
+// and 7.
+constexpr int64_t rows_of_tile(int t, int64_t rows) {
+  if (t >= 6) return kTileSide;
+  const bool upper = t == 2 || t == 3 || t == 5;
+  const int64_t n = upper ? rows - kTileSide : rows;
+  return n < 1 ? 1 : n > kTileSide ? kTileSide : n;
+}
+
 #if defined(GITFAST_EMULATE_AMX)
 
 struct TileRegisters {
   uint32_t words[8][kTileSide][kTileSide];
+  const int64_t rows;
+
+  explicit TileRegisters(int64_t rows) : rows(rows) {}
 
   template <int T>
   void zero() {
@@ -25,18 +38,18 @@ struct TileRegisters {
   }
   template <int T>
   void load(const void* from, int64_t row_bytes) {
-    for (int64_t r = 0; r < kTileSide; ++r)
+    for (int64_t r = 0; r < rows_of_tile(T, rows); ++r)
       __builtin_memcpy(words[T][r], static_cast<const char*>(from) + r * row_bytes, sizeof words[T][r]);
   }
   template <int T>
   void store(void* to, int64_t row_bytes) const {
-    for (int64_t r = 0; r < kTileSide; ++r)
+    for (int64_t r = 0; r < rows_of_tile(T, rows); ++r)
       __builtin_memcpy(static_cast<char*>(to) + r * row_bytes, words[T][r], sizeof words[T][r]);
   }
   // C += A B, pairs of bfloat16.
   template <int C, int A, int B>
   void multiply() {
-    for (int64_t r = 0; r < kTileSide; ++r)
+    for (int64_t r = 0; r < rows_of_tile(C, rows); ++r)
       for (int64_t k = 0; k < kTileSide; ++k)
         for (int64_t c = 0; c < kTileSide; ++c) {
           float sum = as_float(words[C][r][c]);
@@ -56,13 +69,13 @@ struct TileRegisters {
 
 #else
 
-// The registers of this thread: taken here, given back at the end of the scope.
+// The registers of this thread, set for `rows` rows: taken here, given back at the end of the scope.
 struct TileRegisters {
-  TileRegisters() {
+  explicit TileRegisters(int64_t rows) {
     alignas(64) uint8_t config[64] = {1};  // palette 1; from byte 16 the bytes of a row, from 48 the rows
     for (int t = 0; t < 8; ++t) {
       config[16 + 2 * t] = 4 * kTileSide;
-      config[48 + t] = kTileSide;
+      config[48 + t] = static_cast<uint8_t>(rows_of_tile(t, rows));
     }
     _tile_loadconfig(config);
   }
@@ -126,11 +139,70 @@ inline void tiled_product(TileRegisters& tiles, const Product<Pairs>& p) {
 
 // Up to kTiledRows - 1 rows more than `rows`.
 inline void tiled_product_of_block(Product<Pairs> p, int64_t rows) {
-  TileRegisters tiles;
+  TileRegisters tiles(kTiledRows);
   for (int64_t r = 0; r < rows; r += kTiledRows) {
     tiled_product(tiles, p);
     p.a += kTiledRows * p.a_stride;
     p.c += kTiledRows * p.c_stride;
+  }
+}
+
+// `weights` weights of each column of a panel as pairs, filled up with zeros to whole tiles.
+template <class Source>
+void widen_tiles(const typename Source::Word* words, int64_t weights, Bf16Pair* to) {
+  const int64_t rows = ceil_div(weights, kWeightsIn<Bf16Pair> * Source::kTerms);
+  widen<Source>(words, rows, to);
+  const int64_t pairs = rows * Source::kTerms, whole = rounded_words(weights);
+  if (pairs < whole) __builtin_memset(to + pairs * kPanel, 0, static_cast<size_t>((whole - pairs) * kPanel) * 4);
+}
+
+// Bytes of weights that are asked for ahead of those multiplied. Within 4 to 8 KB memory is read at its full speed
+// (40 GB/s on two cores of a Granite Rapids); the hardware's own prefetching reaches 27.
+constexpr int64_t kStreamAhead = 8192;
+
+// C (rows, 32) = A (rows, K) B (K, 32) for as many rows as `tiles` is set for, at most 16 if !kUpper and at most 32 if
+// it is; the weights are read once, and the sums stay in registers over all of K.
+template <bool kUpper, class Source>
+void stream_panel(TileRegisters& tiles, const Bf16Pair* a, int64_t a_stride, const typename Source::Word* words,
+                  int64_t weights, float* c, int64_t c_stride) {
+  constexpr int64_t kTileWeights = kTileSide * kWeightsIn<Bf16Pair>;   // of one column in a tile
+  constexpr int64_t kTileWords = kTileSide / Source::kTerms * kPanel;  // that hold them, of all columns
+  constexpr int64_t kLine = 64, kTileBytes = kTileWords * 4;
+  constexpr int64_t b_bytes = kPanel * 4;
+  alignas(64) Bf16Pair wide[2][kTileSide * kPanel];  // in turn: a tile is loaded while the next one is widened
+  tiles.zero<0>();
+  tiles.zero<1>();
+  if constexpr (kUpper) {
+    tiles.zero<2>();
+    tiles.zero<3>();
+  }
+  const int64_t a_bytes = a_stride * 4;
+  for (int64_t k = 0, i = 0; k < weights; k += kTileWeights, ++i, words += kTileWords) {
+    for (int64_t line = 0; line < kTileBytes; line += kLine)
+      __builtin_prefetch(reinterpret_cast<const char*>(words) + kStreamAhead + line);
+    const auto* b = reinterpret_cast<const Bf16Pair*>(words);
+    if (Source::kTerms > 1 || k + kTileWeights > weights) {
+      widen_tiles<Source>(words, smaller(kTileWeights, weights - k), wide[i % 2]);
+      b = wide[i % 2];
+    }
+    const Bf16Pair* rows = a + i * kTileSide;
+    tiles.load<6>(b, b_bytes);
+    tiles.load<7>(b + kTileSide, b_bytes);
+    tiles.load<4>(rows, a_bytes);
+    tiles.multiply<0, 4, 6>();
+    tiles.multiply<1, 4, 7>();
+    if constexpr (kUpper) {
+      tiles.load<5>(rows + kTileSide * a_stride, a_bytes);
+      tiles.multiply<2, 5, 6>();
+      tiles.multiply<3, 5, 7>();
+    }
+  }
+  tiles.store<0>(c, c_stride * 4);
+  tiles.store<1>(c + kTileSide, c_stride * 4);
+  if constexpr (kUpper) {
+    float* upper = c + kTileSide * c_stride;
+    tiles.store<2>(upper, c_stride * 4);
+    tiles.store<3>(upper + kTileSide, c_stride * 4);
   }
 }
 

@@ -1,4 +1,5 @@
-// The kernels of AMX with arrays for its registers, to be tested on processors with AVX-512 BF16 and no AMX.
+// The kernels of AMX with arrays for its registers, to be tested where vectors multiply bfloat16 but no tiles do: with
+// AVX-512 BF16, and, compiled for 64-bit ARM, under an emulator on any machine.
 #define GITFAST_EMULATE_AMX
 #include "cpu/kernels-inl.h"
 

@@ -83,11 +83,10 @@ struct Linear {
     return {n, k, format, panels.data(), scales.empty() ? nullptr : scales.data(), bias.data()};
   }
 
-  void run(const Kernels& kernels, ThreadPool& pool, bool in_tiles) {
+  void run(const Kernels& kernels, ThreadPool& pool) {
     if (kernels.round_rows) kernels.round_rows(x.data(), k, m, k, rounded.data());
     const PackedLinear weights = packed();
-    const LinearArgs args{x.data(), k, rounded.data(), m, &weights, Activation::none, residual.data(),
-                          y.data(), n, in_tiles};
+    const LinearArgs args{x.data(), k, rounded.data(), m, &weights, Activation::none, residual.data(), y.data(), n};
     pool.parallel_for(weights.num_panels(), 1,
                       [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
   }
@@ -107,15 +106,31 @@ struct Linear {
 
 void test_linear(const Kernels& kernels, WeightFormat format) {
   ThreadPool pool(3);
-  for (int64_t m : {1, 2, 3, 4, 7, 12, 13, 40, 205})
+  for (int64_t m : {1, 2, 3, 4, 7, 12, 13, 16, 17, 32, 40, 205})
     for (int64_t n : {1, 31, 32, 100})
       for (int64_t k : {1, 60, 257, 512, 544}) {
-        for (bool in_tiles : {false, true}) {
-          Linear linear(m, n, k, format);
-          linear.run(kernels, pool, in_tiles);
-          EXPECT(linear.correct());
-        }
+        Linear linear(m, n, k, format);
+        linear.run(kernels, pool);
+        EXPECT(linear.correct());
       }
+}
+
+// To the bit, with terms whose sums depend on their order.
+void test_rows_do_not_depend_on_their_number(const Kernels& kernels, WeightFormat format) {
+  constexpr int64_t kRows = 70, kColumns = 70, kTerms = 621;
+  const auto with_fractions = [](Linear& linear) {
+    for (size_t i = 0; i < linear.x.size(); ++i) linear.x[i] *= 1.0f / static_cast<float>(1 + i % 13);
+  };
+  ThreadPool pool(1);
+  Linear all(kRows, kColumns, kTerms, format);
+  with_fractions(all);
+  all.run(kernels, pool);
+  for (int64_t m : {1, 2, 15, 16, 17, 31, 32, 33, 64}) {
+    Linear some(m, kColumns, kTerms, format);
+    with_fractions(some);
+    some.run(kernels, pool);
+    EXPECT(std::equal(some.y.begin(), some.y.end(), all.y.begin()));
+  }
 }
 
 // Equal scores: the result is the mean of the values each row sees, and NaN anywhere else must not reach it.
@@ -595,7 +610,10 @@ void test_cgroup_quota() {
 }
 
 void test_kernels(const Kernels& kernels) {
-  for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8}) test_linear(kernels, format);
+  for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8}) {
+    test_linear(kernels, format);
+    test_rows_do_not_depend_on_their_number(kernels, format);
+  }
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16}) test_attention(kernels, format);
   test_layer_norm(kernels);
 }
@@ -606,7 +624,7 @@ void test_all_kernels() {
     EXPECT(kernels_for(isa).isa == isa);
     test_kernels(kernels_for(isa));
 #if defined(GITFAST_EMULATED_AMX)
-    if (isa == Isa::avx512_bf16) {
+    if (isa == Isa::avx512_bf16 || isa == Isa::neon_bf16) {
       std::printf("kernels: amx, its registers emulated\n");
       test_kernels(kEmulatedAmxKernels);
     }

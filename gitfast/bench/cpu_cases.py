@@ -55,7 +55,7 @@ def _layer_norm(context: Context, rows: int, width: int) -> Operands:
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer (K -> N) on some rows. ``tiles`` as in ``ops.linear``: rows of images."""
+    """A linear layer (K -> N) on some rows."""
 
     name: str
     m: int
@@ -64,7 +64,6 @@ class Layer:
     dtype: str
     activation: Literal["none", "gelu", "quick_gelu"] = "none"
     residual: bool = False
-    tiles: bool = False
 
 
 def linear(context: Context, models: Sequence[str]) -> Iterator[Case]:
@@ -83,10 +82,10 @@ def _layers(rows: Rows) -> Iterator[Layer]:
     activation: Literal["gelu", "quick_gelu"] = "quick_gelu" if rows.stage == "vision" else "gelu"
     for dtype in ("float32", "bfloat16", "int8")[: 3 if decode else 2]:
         if decode or rows.images == 1:  # with many images the widest layer stands for all
-            yield Layer("qkv", m, 3 * d, d, dtype, tiles=not decode)
-            yield Layer("out", m, d, d, dtype, residual=True, tiles=not decode)
-            yield Layer("fc2", m, d, rows.mlp, dtype, residual=True, tiles=not decode)
-        yield Layer("fc1", m, rows.mlp, d, dtype, activation=activation, tiles=not decode)
+            yield Layer("qkv", m, 3 * d, d, dtype)
+            yield Layer("out", m, d, d, dtype, residual=True)
+            yield Layer("fc2", m, d, rows.mlp, dtype, residual=True)
+        yield Layer("fc1", m, rows.mlp, d, dtype, activation=activation)
         if decode:
             yield Layer("head", m, SHAPES[rows.model].vocab_size, d, dtype)
 
@@ -101,9 +100,7 @@ def _linear(context: Context, layer: Layer) -> Operands:
     packed, out = ops.PackedWeight(weight, bias, dtype=dtype), np.empty((m, n), np.float32)
 
     def ours() -> np.ndarray:
-        return ops.linear(
-            x, packed, activation=layer.activation, residual=residual, out=out, pool=context.pool, tiles=layer.tiles
-        )
+        return ops.linear(x, packed, activation=layer.activation, residual=residual, out=out, pool=context.pool)
 
     sides = {OURS: Side(ours)}
     if torch := context.torch:

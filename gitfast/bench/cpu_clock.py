@@ -53,7 +53,7 @@ class CpuClock:
         x, weight = np.ones((m, k), np.float32), np.ones((n, k), np.float32)
         packed, out = ops.PackedWeight(weight, dtype=dtype), np.empty((m, n), np.float32)
         products: dict[str, Callable[[], object]] = {
-            OURS: lambda: ops.linear(x, packed, out=out, pool=self._pool, tiles=True)
+            OURS: lambda: ops.linear(x, packed, out=out, pool=self._pool)
         }
         if torch := self._torch:
             given = [torch.from_numpy(a).to(getattr(torch, dtype)) for a in (x, weight)]

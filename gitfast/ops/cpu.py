@@ -33,22 +33,20 @@ def linear(
     out: NDArray[np.float32] | None = None,
     isa: str = "",
     pool: ThreadPool | None = None,
-    tiles: bool = False,
 ) -> NDArray[np.float32]:
     """Compute ``activation(x @ weight.T + bias) + residual``: weight (N, K), x (M, K), bias (N,) -> (M, N).
 
     ``residual`` is (M, N). The rows of ``x`` may be strided. ``weight`` may also be float16; it is rearranged for the
     kernel at every call, unless it comes as a ``PackedWeight(weight, bias, dtype="float32")``, which does so once,
     brings its bias along, and may store the weight as "bfloat16" or as "int8" with one scale per row. The
-    instruction set avx512_bf16 multiplies these with ``x`` rounded to bfloat16, others with ``x`` as it is; sums are
-    float32. ``tiles`` lets the instruction set amx multiply them in its tile registers: for many rows, and in another
-    order. ``out`` may be ``residual``. ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
+    instruction sets avx512_bf16, amx and neon_bf16 multiply these with ``x`` rounded to bfloat16, others with ``x`` as
+    it is; sums are float32. ``out`` may be ``residual``. ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
     """
     if not isinstance(weight, PackedWeight):
         weight = PackedWeight(weight, bias)
     elif bias is not None:
         raise ValueError("bias: a PackedWeight holds its own bias")
-    return _linear(x, weight, residual, activation, out, isa, pool, tiles)
+    return _linear(x, weight, residual, activation, out, isa, pool)
 
 
 def layer_norm(

@@ -29,7 +29,7 @@ def test_amx_is_asked_for_in_a_fresh_process():
         "import numpy as np; from gitfast import ops; isa = ops.choose_isa('');"
         "w = ops.PackedWeight(np.eye(40, dtype=np.float32), dtype='bfloat16');"
         "x = np.arange(2000, dtype=np.float32).reshape(50, 40) % 200;"
-        "assert (ops.linear(x, w, tiles=True, pool=ops.ThreadPool(2)) == x).all(); print(isa)"
+        "assert (ops.linear(x, w, pool=ops.ThreadPool(2)) == x).all(); print(isa)"
     )
     environment = {k: v for k, v in os.environ.items() if k != "GITFAST_ISA"}
     result = subprocess.run(
