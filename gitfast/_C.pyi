@@ -87,7 +87,12 @@ def check_search(options: Mapping[str, Any], prompts: Sequence[Sequence[int]], v
 def sample_keys(options: Mapping[str, Any], prompts: Sequence[Sequence[int]]) -> list[int]: ...
 def length_norms(options: Mapping[str, Any], longest: int) -> list[float]: ...
 def check_pixels(
-    shape: Sequence[int], interpolate_positions: bool, image_size: int, patch_size: int, num_frames: int
+    pixel_values: object,
+    take_bytes: bool,
+    interpolate_positions: bool,
+    image_size: int,
+    patch_size: int,
+    num_frames: int,
 ) -> None: ...
 def check_texts(
     texts: Sequence[Sequence[int]], name: str, new_tokens: int, vocab_size: int, max_positions: int

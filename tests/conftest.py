@@ -1,13 +1,16 @@
-"""Small checkpoints with random weights, for tests of everything above the engines."""
+"""Fixtures of all tests: small checkpoints with random weights, pictures, and the emulation of the CUDA kernels."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
 
+from support.cuda import emulated
 from support.tiny_checkpoint import random_image, write_checkpoint
 
 # Checks before a change lands must not depend on luck; run by hand, every run tries other examples.
@@ -36,3 +39,27 @@ def image_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for i, file in enumerate(files):
         random_image(i).save(file)
     return files
+
+
+@pytest.fixture(scope="session")
+def emulation_file() -> Path:
+    """The built emulation of the kernels of this checkout."""
+    if reason := emulated.why_not():
+        pytest.skip(reason)
+    try:
+        return emulated.build(emulated.ROOT, emulated.ROOT / "build" / "emulation")
+    except subprocess.CalledProcessError as error:
+        pytest.fail(f"the emulation does not build:\n{error.stdout}{error.stderr}")
+
+
+@pytest.fixture(scope="session")
+def emulation(emulation_file: Path) -> ModuleType:
+    return emulated.load(emulation_file)
+
+
+@pytest.fixture
+def emulated_ops(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gitfast.ops.cuda runs emulated kernels on tensors of the host."""
+    emulation.set_order("forward")
+    monkeypatch.setattr("gitfast.ops.cuda._kernels", lambda _: emulation)
+    monkeypatch.setattr("gitfast.ops.cuda._stream", lambda _: 0)

@@ -327,13 +327,12 @@ py::dict stats(const Engine& engine) {
 
 }  // namespace
 
-// The checks of the CPU engine, for engines in Python. `shape` is (B, 3, H, W) or (B, T, 3, H, W).
-static void check_pixels(const std::vector<int64_t>& shape, bool interpolate_positions, int64_t image_size,
-                         int64_t patch_size, int64_t num_frames) {
-  TensorView t;
-  t.ndim = static_cast<int>(std::min<size_t>(shape.size(), TensorView::kMaxDims));
-  std::copy_n(shape.begin(), t.ndim, t.shape);
-  cpu::check_pixels(pixel_batch(t, Check(t, "pixel_values"), interpolate_positions),
+// The checks of the CPU engine, for engines in Python: float32, or also uint8, (B, 3, H, W) or (B, T, 3, H, W).
+static void check_pixels(const py::object& pixel_values, bool take_bytes, bool interpolate_positions,
+                         int64_t image_size, int64_t patch_size, int64_t num_frames) {
+  const Array pixels(pixel_values, "pixel_values");
+  if (!take_bytes || pixels.view().dtype != DType::u8) pixels.floats();
+  cpu::check_pixels(pixel_batch(pixels.view(), pixels.check(), interpolate_positions),
                     {image_size, patch_size, num_frames});
 }
 
@@ -344,8 +343,8 @@ static void check_texts(const py::object& texts, const std::string& name, int64_
 
 void bind_engine(py::module_& m) {
   using py::arg;
-  m.def("check_pixels", &check_pixels, arg("shape"), arg("interpolate_positions"), arg("image_size"), arg("patch_size"),
-        arg("num_frames"));
+  m.def("check_pixels", &check_pixels, arg("pixel_values"), arg("take_bytes"), arg("interpolate_positions"),
+        arg("image_size"), arg("patch_size"), arg("num_frames"));
   m.def("check_texts", &check_texts, arg("texts"), arg("name"), arg("new_tokens"), arg("vocab_size"),
         arg("max_positions"));
   py::register_local_exception_translator([](std::exception_ptr thrown) {

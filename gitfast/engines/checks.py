@@ -13,10 +13,15 @@ from gitfast.types import CancelToken, GenerationOptions, ImagePrefix, cancel_fl
 Prefix = TypeVar("Prefix")
 
 
-def check_pixels(shape: Sequence[int], config: GitConfig, *, interpolate_positions: bool) -> None:
-    """Raise ``ValueError`` where pixels of a shape (B, 3, H, W) or (B, T, 3, H, W) do not suit the model."""
+def check_pixels(
+    pixel_values: object, config: GitConfig, *, interpolate_positions: bool, take_bytes: bool = False
+) -> None:
+    """Raise ``ValueError`` where pixels, float32 (B, 3, H, W) or (B, T, 3, H, W), do not suit the model.
+
+    ``take_bytes``: uint8 of the same shape will do too.
+    """
     vision, frames = config.vision_config, config.num_image_with_embedding or 0
-    _C.check_pixels(list(shape), interpolate_positions, vision.image_size, vision.patch_size, frames)
+    _C.check_pixels(pixel_values, take_bytes, interpolate_positions, vision.image_size, vision.patch_size, frames)
 
 
 def check_text(
@@ -49,10 +54,13 @@ def check_generate(
     prefixes: Sequence[ImagePrefix | None],
     prompts: Sequence[Sequence[int]],
     options: GenerationOptions,
+    on_token: object,
     config: GitConfig,
     prefix_type: type[Prefix],
 ) -> list[Prefix | None]:
-    """Do ``check_text`` for prompts, and check the options too."""
+    """Do ``check_text`` for prompts, and check the options and the callback too."""
+    if on_token is not None and not callable(on_token):
+        raise TypeError(f"on_token: expected a function or None, got {on_token!r}")
     _C.check_search(native_options(options, config.eos_token_ids), prompts, config.vocab_size)
     return check_text(prefixes, prompts, "prompts", config, prefix_type, options.max_new_tokens)
 

@@ -71,7 +71,7 @@ class ReferenceEngine(Engine):
             CancelledError, DeadlineError: by ``cancel``, before or after the encoding.
         """
         check_cancelled(cancel)
-        check_pixels(np.shape(pixel_values), self.config, interpolate_positions=interpolate_positions)
+        check_pixels(pixel_values, self.config, interpolate_positions=interpolate_positions)
         pixels = torch.as_tensor(np.ascontiguousarray(pixel_values), device=self._device)
         layers = self.model.prefix(self.model.image_tokens(pixels, interpolate_positions))
         check_cancelled(cancel)
@@ -92,7 +92,7 @@ class ReferenceEngine(Engine):
         Raises:
             ValueError: an option or prompt that cannot be; the message names it.
         """
-        given = check_generate(prefixes, prompts, options, self.config, ReferencePrefix)
+        given = check_generate(prefixes, prompts, options, on_token, self.config, ReferencePrefix)
         caches: list[list[KeysValues]] = []  # caches of the last step's rows; never written to, so beams may share one
 
         def step(ids: Sequence[Sequence[int]], parents: Sequence[int] | None, items: Sequence[int]) -> Tensor:

@@ -1,8 +1,6 @@
-from __future__ import annotations
+"""Fixtures of the CUDA tests: kernels on a device or emulated, and the CPU engine to compare with."""
 
-import subprocess
-from pathlib import Path
-from types import ModuleType
+from __future__ import annotations
 
 import pytest
 import torch
@@ -11,51 +9,28 @@ from gitfast import _C
 from gitfast.checkpoints.checkpoint import open_checkpoint
 from gitfast.engines.cpu import CpuEngine
 from gitfast.inputs.processor import Processor
-from gitfast.ops import cuda
 
-from support.cuda import emulated
 from support.cuda.engine_cases import MODEL
+from support.cuda.kernels import Kernels
 
 
-@pytest.fixture(scope="session")
-def emulation_file() -> Path:
-    """The built emulation of the kernels of this checkout."""
-    if reason := emulated.why_not():
-        pytest.skip(reason)
-    try:
-        return emulated.build(emulated.ROOT, emulated.ROOT / "build" / "emulation")
-    except subprocess.CalledProcessError as error:
-        pytest.fail(f"the emulation does not build:\n{error.stdout}{error.stderr}")
-
-
-@pytest.fixture(scope="session")
-def emulation(emulation_file: Path) -> ModuleType:
-    return emulated.load(emulation_file)
-
-
-@pytest.fixture(params=emulated.ORDERS)
-def order(request: pytest.FixtureRequest, emulation: ModuleType) -> str:
-    """Every order of threads."""
-    emulation.set_order(request.param, seed=1)
-    return request.param
+@pytest.fixture(params=["device", "emulated"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    """The kernels on a device, and emulated. Marks of support.cuda.kernels choose one, or every order of threads."""
+    kind, _, order = request.param.partition(" ")
+    if kind == "emulated":
+        return Kernels(request.getfixturevalue("emulation"), "cpu", order or "forward")
+    if not hasattr(_C, "cuda") or not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device and a build with CUDA")
+    return Kernels(_C.cuda, "cuda")
 
 
 @pytest.fixture
-def emulated_ops(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gitfast.ops.cuda runs emulated kernels on tensors of the host."""
-    emulation.set_order("forward")
-    monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
-    monkeypatch.setattr(cuda, "_stream", lambda _: 0)
-
-
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest) -> str:
-    """The device that kernels run on; on "cpu" they are emulated."""
-    if request.param == "cpu":
+def device(kernels: Kernels, request: pytest.FixtureRequest) -> str:
+    """The device whose tensors gitfast.ops.cuda takes; on "cpu" its kernels are emulated."""
+    if kernels.emulated:
         request.getfixturevalue("emulated_ops")
-    elif not hasattr(_C, "cuda") or not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device and a build with CUDA")
-    return request.param
+    return kernels.device
 
 
 @pytest.fixture(scope="session")

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import pytest
 import torch
 
+from support.cuda.kernels import Kernels, emulated_only, every_emulated_order
 
+
+@every_emulated_order
 @pytest.mark.parametrize("late_copies", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (32, 16, 32), (33, 24, 72), (70, 40, 200)], ids=str)
 def test_asynchronous_copies_and_tensor_cores(
-    emulation: ModuleType, order: str, dtype: torch.dtype, shape: tuple[int, int, int], late_copies: bool
+    kernels: Kernels, dtype: torch.dtype, shape: tuple[int, int, int], late_copies: bool
 ) -> None:
-    emulation.set_order(order, seed=2, late_copies=late_copies)
+    kernels.set_order(seed=2, late_copies=late_copies)
     M, N, K = shape
     # Small integers: every sum is exact in any order.
     a, b = torch.randint(-8, 9, (M, K)).to(dtype), torch.randint(-8, 9, (K, N)).to(dtype)
     out = torch.full((M, N), torch.nan)
-    emulation.tile_product(a, b, out)
+    kernels.tile_product(a, b, out)
     assert torch.equal(out.double(), a.double() @ b.double())
 
 
-def test_warp_operations(emulation: ModuleType, order: str) -> None:
-    emulation.set_order(order, seed=3)
+@every_emulated_order
+def test_warp_operations(kernels: Kernels) -> None:
+    kernels.set_order(seed=3)
     values = torch.randint(-9, 10, (2, 32), dtype=torch.int32)
     out = torch.full((8, 64), 99, dtype=torch.int32)
-    emulation.warp_operations(values.flatten(), out)
+    kernels.warp_operations(values.flatten(), out)
     lane = torch.arange(32)
     for warp, got in zip(values, out.view(8, 2, 32).unbind(1), strict=True):
         positive = [bool(v > 0) for v in warp]
@@ -45,22 +47,24 @@ def test_warp_operations(emulation: ModuleType, order: str) -> None:
         assert torch.equal(got, torch.stack(expected).int())
 
 
-def test_a_store_to_a_block_that_has_ended_is_a_fault(emulation: ModuleType, order: str) -> None:
-    emulation.set_order(order)
-    emulation.late_store(wait=True)
-    with pytest.raises(emulation.Fault, match="shared memory of a block that has ended"):
-        emulation.late_store(wait=False)
+@every_emulated_order
+def test_a_store_to_a_block_that_has_ended_is_a_fault(kernels: Kernels) -> None:
+    kernels.late_store(wait=True)
+    with pytest.raises(kernels.module.Fault, match="shared memory of a block that has ended"):
+        kernels.late_store(wait=False)
 
 
-def test_its_address_may_have_been_taken_before(emulation: ModuleType) -> None:
-    emulation.set_order("forward")
-    with pytest.raises(emulation.Fault, match="a store to the shared memory of a block that has ended"):
-        emulation.late_store(wait=False)
+@emulated_only
+def test_its_address_may_have_been_taken_before(kernels: Kernels) -> None:
+    kernels.set_order("forward")
+    with pytest.raises(kernels.module.Fault, match="a store to the shared memory of a block that has ended"):
+        kernels.late_store(wait=False)
 
 
-def test_a_launch_beyond_the_limits_is_a_fault(emulation: ModuleType) -> None:
+@emulated_only
+def test_a_launch_beyond_the_limits_is_a_fault(kernels: Kernels) -> None:
     N = 16 * 65536
-    with pytest.raises(emulation.Fault, match="launch: a grid of 1x65536x1"):
-        emulation.tile_product(
+    with pytest.raises(kernels.module.Fault, match="launch: a grid of 1x65536x1"):
+        kernels.tile_product(
             *(torch.zeros(shape, dtype=torch.float16) for shape in ((1, 8), (8, N))), torch.zeros(1, N)
         )

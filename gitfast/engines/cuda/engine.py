@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gitfast import _C
 from gitfast.checkpoints.config import GitConfig
 from gitfast.engines.base import Engine, EngineStats
-from gitfast.engines.checks import check_cancelled
+from gitfast.engines.checks import check_cancelled, check_generate, check_pixels, check_text
 from gitfast.engines.cuda.decoder import Decoder, WeightFormat
 from gitfast.engines.cuda.encoder import Encoder, ImageKind, PrefixDtype
 from gitfast.engines.cuda.images import EncodePlan, ImageEncoder
@@ -143,11 +142,9 @@ class CudaEngine(Engine):
             EngineError: device memory does not suffice for one image; the engine stays usable.
         """
         check_cancelled(cancel)
-        pixels = np.asarray(pixel_values)
-        kind = self._kind(pixels, interpolate_positions)
+        kind = self._kind(pixel_values, interpolate_positions)
         with self._lock, _memory_errors():
-            pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32, copy=False)
-            batches = list(self._images(pixels, kind))
+            batches = list(self._images(np.asarray(pixel_values), kind))
             self.stats.encoded_images += len(batches)
             ready: torch.cuda.Event | None = None
             if self._decoder.like.is_cuda:
@@ -187,12 +184,11 @@ class CudaEngine(Engine):
             EngineError: device memory does not suffice; the engine stays usable.
         """
         config = self.config
-        given = self._checked(prefixes, prompts, options.max_new_tokens)
+        given = self._own(check_generate(prefixes, prompts, options, on_token, config, CudaPrefix))
         with self._lock, _memory_errors():
             self._wait_for(given)
             self.stats.prefill_tokens += sum(map(len, prompts))
             native = native_options(options, config.eos_token_ids)
-            _C.check_search(native, prompts, config.vocab_size)
             # The search on the device ends at one token only.
             mode = SearchMode.of(options, config.vocab_size) if len(config.eos_token_ids) == 1 else None
             if on_token is not None and not (mode and self._can_stream(mode, given)):
@@ -218,7 +214,7 @@ class CudaEngine(Engine):
     ) -> list[np.ndarray]:
         """Compute the log-probability of every token of ``sequences[r]`` but its first: float32 (len - 1,) each."""
         check_cancelled(cancel)
-        given = self._checked(prefixes, sequences, 0, name="sequences")
+        given = self._own(check_text(prefixes, sequences, "sequences", self.config, CudaPrefix))
         with self._lock, _memory_errors():
             self._wait_for(given)
             batch = SequenceBatch(self._decoder, given, sequences, len(sequences), 0)
@@ -237,24 +233,16 @@ class CudaEngine(Engine):
 
     def _kind(self, pixels: np.ndarray, interpolate_positions: bool) -> ImageKind:
         """Check that pixels suit the model, and return their kind."""
-        config, vision = self.config, self.config.vision_config
-        shape, as_bytes = pixels.shape, pixels.dtype == np.uint8
-        if as_bytes and self.normalization is None:
-            raise ValueError("pixel_values: expected float32; this engine was not told how to normalise bytes")
-        if not as_bytes and not np.issubdtype(pixels.dtype, np.floating):
-            raise ValueError(f"pixel_values: expected float32 or uint8, got {pixels.dtype}")
-        image = "H, W, 3" if as_bytes else "3, H, W"
-        if pixels.ndim not in (4, 5) or shape[-1 if as_bytes else -3] != 3:
-            raise ValueError(f"pixel_values: expected (B, {image}) or (B, T, {image}), got {shape}")
-        frames, limit = shape[1] if pixels.ndim == 5 else None, config.num_image_with_embedding or 0
-        if frames is not None and not 1 <= frames <= limit:
-            raise ValueError(f"pixel_values: this model takes clips of at most {limit} frames, got {frames}")
-        size = shape[-3:-1] if as_bytes else shape[-2:]
-        if size != (vision.image_size,) * 2 and not interpolate_positions:
-            raise ValueError(f"pixel_values: expected images of {(vision.image_size,) * 2}, got {size}")
-        if min(size) < vision.patch_size:
-            raise ValueError(f"pixel_values: expected images of at least one patch, got {size}")
-        return ImageKind(frames, size[0] // vision.patch_size, size[1] // vision.patch_size)
+        as_bytes = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
+        if as_bytes:
+            if self.normalization is None:
+                raise ValueError("pixel_values: expected float32; this engine was not told how to normalise bytes")
+            if pixels.ndim not in (4, 5) or pixels.shape[-1] != 3:
+                raise ValueError(f"pixel_values: expected bytes (B, H, W, 3) or (B, T, H, W, 3), got {pixels.shape}")
+            pixels = np.moveaxis(pixels, -1, -3)
+        check_pixels(pixels, self.config, interpolate_positions=interpolate_positions, take_bytes=as_bytes)
+        rows, columns = (size // self.config.vision_config.patch_size for size in pixels.shape[-2:])
+        return ImageKind(pixels.shape[1] if pixels.ndim == 5 else None, rows, columns)
 
     def _can_stream(self, mode: SearchMode, prefixes: Sequence[CudaPrefix | None]) -> bool:
         """Return whether tokens can be reported while the search runs on the device."""
@@ -320,30 +308,12 @@ class CudaEngine(Engine):
         torch.cuda.empty_cache()
         return DeviceSearch(*given)
 
-    def _checked(
-        self,
-        prefixes: Sequence[ImagePrefix | None],
-        sequences: Sequence[Sequence[int]],
-        new_tokens: int,
-        name: str = "prompts",
-    ) -> list[CudaPrefix | None]:
-        """Check that the prefixes are of this engine and that the token ids fit the model."""
-        if len(prefixes) != len(sequences):
-            raise ValueError(f"prefixes: expected one for each of the {len(sequences)} {name}, got {len(prefixes)}")
-        config = self.config
-        for r, (prefix, ids) in enumerate(zip(prefixes, sequences, strict=True)):
-            if prefix is not None and getattr(prefix, "engine", None) != self._id:
+    def _own(self, prefixes: list[CudaPrefix | None]) -> list[CudaPrefix | None]:
+        """Return the prefixes; raise ``ValueError`` where another engine has encoded one."""
+        for r, prefix in enumerate(prefixes):
+            if prefix is not None and prefix.engine != self._id:
                 raise ValueError(f"prefixes[{r}]: was encoded by another engine")
-            if not len(ids):
-                raise ValueError(f"{name}[{r}]: expected at least one token id")
-            if len(ids) + new_tokens > config.max_position_embeddings:
-                more = f" and {new_tokens} new ones" if new_tokens else ""
-                limit = config.max_position_embeddings
-                raise ValueError(f"{name}[{r}]: {len(ids)} tokens{more} exceed the model's {limit} text positions")
-            for token in ids:
-                if not 0 <= token < config.vocab_size:
-                    raise ValueError(f"{name}[{r}]: token id {token} is outside the vocabulary of {config.vocab_size}")
-        return [cast("CudaPrefix | None", prefix) for prefix in prefixes]
+        return prefixes
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:

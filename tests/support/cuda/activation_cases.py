@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +26,10 @@ class Case:
     bias: torch.Tensor | None
     out: torch.Tensor
 
-    def run(self, kernels: ModuleType, stream: int = 0) -> torch.Tensor:
+    def run(self, kernels: Any) -> torch.Tensor:
         kernel: Callable[..., None] = kernels.bias_activation
         activation = self.function.removeprefix("bias_")
-        kernel(x=self.x, bias=self.bias, activation=activation, out=self.out, stream=stream)
+        kernel(x=self.x, bias=self.bias, activation=activation, out=self.out)
         return self.out
 
     def sums(self) -> torch.Tensor:

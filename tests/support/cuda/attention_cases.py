@@ -51,9 +51,9 @@ class Case:
         self.workspace[:COUNTERS] = 0
         return self
 
-    def run(self, kernel: Callable[..., None], stream: int = 0) -> torch.Tensor:
+    def run(self, kernel: Callable[..., None]) -> torch.Tensor:
         given = {name: value for name, value in vars(self).items() if name not in ("images", "before")}
-        kernel(**given, stream=stream)
+        kernel(**given)
         return self.out
 
     def quantize(self) -> Case:

@@ -30,9 +30,9 @@ class Case:
     activation: str = "none"
     overlap: bool = False
 
-    def run(self, kernel: Callable[..., None], stream: int = 0) -> torch.Tensor:
+    def run(self, kernel: Callable[..., None]) -> torch.Tensor:
         weight = {"weight": self.weight.data, "weight_scales": self.weight.scales}
-        kernel(**(vars(self) | weight), stream=stream)
+        kernel(**(vars(self) | weight))
         return self.out
 
     def error(self) -> float:

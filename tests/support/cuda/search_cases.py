@@ -70,7 +70,7 @@ class Case:
         return [[tuple(found) for found in item] for item in search.results()]
 
     def on_device(
-        self, kernels: ModuleType, choose: Choose, device: str = "cpu", stream: int = 0, slots: int | None = None
+        self, kernels: ModuleType, choose: Choose, device: str = "cpu", slots: int | None = None
     ) -> list[list[Found]]:
         """Search by the kernels, from what ``choose`` chooses; a row's tokens are looked up by its store entries.
 
@@ -80,7 +80,7 @@ class Case:
         state.ask(self.prompts, [7 + i for i in range(len(self.prompts))], self.options)
         state.given.to_device()
         own_memory(state)
-        kernels.start_search(state=state.arguments(), stream=stream)
+        kernels.start_search(state=state.arguments())
         rows_of_prompt = state.sequences_per_prompt * state.rows_per_slot
         text = {  # by entry
             i * rows_of_prompt * state.size.max_text + place: token
@@ -93,7 +93,7 @@ class Case:
             chosen = choose(contexts, state)
             choices = {"tokens": chosen.tokens, "log_probs": chosen.log_probs}
             draws = {"drawn": chosen.drawn, "drawn_log_probs": chosen.drawn_log_probs}
-            kernels.advance_search(state=state.arguments(), **choices, **draws, stream=stream)
+            kernels.advance_search(state=state.arguments(), **choices, **draws)
             assert bool(state.all_ended[0]) == (int(state.num_ended) == state.size.sequences)
             steps += 1
             assert steps <= state.size.sequences * self.limit, "no sequence goes on"

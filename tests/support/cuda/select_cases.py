@@ -43,9 +43,9 @@ class Case:
     workspace: torch.Tensor
     overlap: bool = False
 
-    def run(self, kernel: Callable[..., None], stream: int = 0) -> Case:
+    def run(self, kernel: Callable[..., None]) -> Case:
         weight = {"weight": self.weight.data, "weight_scales": self.weight.scales}
-        kernel(**(vars(self) | weight), vocab_size=self.weight.shape[0], stream=stream)
+        kernel(**(vars(self) | weight), vocab_size=self.weight.shape[0])
         return self
 
     def truth(self) -> torch.Tensor:

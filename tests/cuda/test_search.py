@@ -1,8 +1,9 @@
-"""The CUDA kernels of searches, thread by thread on the host: they find what csrc/search finds."""
+"""The CUDA kernels of searches: they find what csrc/search finds."""
 
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -13,27 +14,28 @@ from gitfast.ops.cuda import SearchState, Selection
 from gitfast.ops.cuda_weights import TiledWeight
 
 from support.cuda import emulated
+from support.cuda.kernels import Kernels, device_only, every_order
 from support.cuda.search_cases import CONTEXTS, Case, equal_choices, make_case
 
 
-def beams_error(case: Case, emulation: ModuleType) -> float:
+def beams_error(case: Case, kernels: Kernels) -> float:
     """Check that beams are those of csrc/search, with scores equal to the bit; return the error of the rest."""
     count = min(2 * case.options["num_beams"], case.language.vocab_size)
-    found = case.on_device(emulation, case.likeliest(count))
+    found = case.on_device(kernels, case.likeliest(count), kernels.device)
     scores = [[score for _, _, score, _ in item] for item in found]
     assert scores == [[score for _, _, score, _ in item] for item in case.on_host()]
     return case.error(found)
 
 
+@every_order
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 @pytest.mark.parametrize("num_beams", [2, 3, 5, 16])
-def test_beams(emulation: ModuleType, order: str, num_beams: int, early_stopping: bool | str) -> None:
+def test_beams(kernels: Kernels, num_beams: int, early_stopping: bool | str) -> None:
     for seed, (vocab_size, length_penalty) in enumerate([(7, -1.0), (40, 0.6), (300, 2.0)]):
         case = make_case(
             vocab_size, seed=seed, num_beams=num_beams, num_return_sequences=1 + seed % num_beams,
-            length_penalty=length_penalty, early_stopping=early_stopping,
-        )  # fmt: skip
-        assert beams_error(case, emulation) <= 1
+            length_penalty=length_penalty, early_stopping=early_stopping)  # fmt: skip
+        assert beams_error(case, kernels) <= 1
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -51,7 +53,7 @@ def test_beams(emulation: ModuleType, order: str, num_beams: int, early_stopping
     order=st.sampled_from(emulated.ORDERS),
 )
 def test_any_beams(
-    emulation: ModuleType,
+    kernels: Kernels,
     seed: int,
     vocab_size: int,
     num_beams: int,
@@ -64,34 +66,43 @@ def test_any_beams(
     eos_bias: float,
     order: str,
 ) -> None:
-    emulation.set_order(order, seed=seed)
+    kernels.set_order(order, seed=seed)
     case = make_case(
         vocab_size, prompts, seed=seed, eos_bias=eos_bias, num_beams=num_beams,
         num_return_sequences=min(returned, num_beams), length_penalty=length_penalty, length_penalty_form=form,
-        early_stopping=early_stopping, max_new_tokens=max_new_tokens,
-    )  # fmt: skip
-    assert beams_error(case, emulation) <= 1
+        early_stopping=early_stopping, max_new_tokens=max_new_tokens)  # fmt: skip
+    assert beams_error(case, kernels) <= 1
 
 
 @pytest.mark.parametrize("length_penalty", [-12.0, -300.0, 300.0])
-def test_scores_below_what_is_set_aside(emulation: ModuleType, length_penalty: float) -> None:
+def test_scores_below_what_is_set_aside(kernels: Kernels, length_penalty: float) -> None:
     case = make_case(30, num_beams=3, num_return_sequences=3, length_penalty=length_penalty, eos_bias=-9)
-    assert beams_error(case, emulation) <= 1
+    assert beams_error(case, kernels) <= 1
 
 
-def test_beams_that_differ_late_exchange_long_texts(emulation: ModuleType, order: str) -> None:
-    case = make_case(12, num_beams=4, num_return_sequences=4, max_new_tokens=60, eos_bias=-4, length_penalty=0.0)
+@every_order
+def test_beams_that_differ_late_exchange_long_texts(kernels: Kernels) -> None:
+    case = make_case(
+        12,
+        num_beams=4,
+        num_return_sequences=4,
+        max_new_tokens=60,
+        eos_bias=-4,
+        length_penalty=0.0,
+    )
     found = case.on_host()
     assert all(len(ids) > 40 for ids, *_ in found[0])
-    assert beams_error(case, emulation) <= 1
+    assert beams_error(case, kernels) <= 1
 
 
+@every_order
 @pytest.mark.parametrize("seed", range(4))
-def test_greedy(emulation: ModuleType, order: str, seed: int) -> None:
+def test_greedy(kernels: Kernels, seed: int) -> None:
     case = make_case(20, seed=seed)
-    assert case.error(case.on_device(emulation, case.likeliest(1))) <= 1
+    assert case.error(case.on_device(kernels, case.likeliest(1), kernels.device)) <= 1
 
 
+@every_order
 @pytest.mark.parametrize(
     "options",
     [
@@ -105,11 +116,11 @@ def test_greedy(emulation: ModuleType, order: str, seed: int) -> None:
     ],
     ids=str,
 )
-def test_draws_among_choices(emulation: ModuleType, order: str, options: dict[str, float]) -> None:
+def test_draws_among_choices(kernels: Kernels, options: dict[str, float]) -> None:
     lengths = set()
     for seed in range(3):
         case = make_case(100, seed=seed, do_sample=True, num_return_sequences=3, **options)
-        found = case.on_device(emulation, case.likeliest(options["top_k"] + 1))
+        found = case.on_device(kernels, case.likeliest(options["top_k"] + 1), kernels.device)
         assert case.error(found) <= 1
         lengths |= {len(ids) for item in found for ids, *_ in item}
     assert len(lengths) > 2
@@ -127,7 +138,7 @@ def test_draws_among_choices(emulation: ModuleType, order: str, options: dict[st
     order=st.sampled_from(emulated.ORDERS),
 )
 def test_any_draw_among_all_tokens_of_few(
-    emulation: ModuleType,
+    kernels: Kernels,
     seed: int,
     vocab_size: int,
     top_k: int,
@@ -137,48 +148,48 @@ def test_any_draw_among_all_tokens_of_few(
     returned: int,
     order: str,
 ) -> None:
-    emulation.set_order(order, seed=seed)
+    kernels.set_order(order, seed=seed)
     case = make_case(
         vocab_size, [[1], [2, 0]], seed=seed, do_sample=True, num_return_sequences=returned, top_k=top_k,
-        temperature=temperature, top_p=top_p, min_p=min_p,
-    )  # fmt: skip
-    assert case.error(case.on_device(emulation, case.likeliest(vocab_size))) <= 1
+        temperature=temperature, top_p=top_p, min_p=min_p)  # fmt: skip
+    assert case.error(case.on_device(kernels, case.likeliest(vocab_size), kernels.device)) <= 1
 
 
-def test_equal_scores_at_the_edge_are_kept(emulation: ModuleType) -> None:
+def test_equal_scores_at_the_edge_are_kept(kernels: Kernels) -> None:
     drawn = set()
     for seed in range(20):
         case = make_case(30, seed=seed, do_sample=True, top_k=2, max_new_tokens=1)
         case.language.table[:] = -50
         case.language.table[:, [5, 9, 11]] = torch.tensor([1.0, 1.5, 1.0])
-        found = case.on_device(emulation, case.likeliest(3))
+        found = case.on_device(kernels, case.likeliest(3), kernels.device)
         assert case.error(found) <= 1
         drawn |= {ids[0] for ((ids, *_),) in found}
     assert drawn == {5, 9, 11}
 
 
+@every_order
 @pytest.mark.parametrize("temperature", [1.0, 0.4, 1.7])
-def test_draws_among_all(emulation: ModuleType, order: str, temperature: float) -> None:
+def test_draws_among_all(kernels: Kernels, temperature: float) -> None:
     """The head draws: its logits are the language's, as one weight times one."""
     for seed in range(3):
         case = make_case(300, seed=seed, do_sample=True, temperature=temperature, num_return_sequences=2)
         case.language.table[:] = case.language.table.half()
-        assert case.error(case.on_device(emulation, head(case, emulation))) <= 1
+        assert case.error(case.on_device(kernels, head(case, kernels), kernels.device)) <= 1
 
 
-def head(case: Case, emulation: ModuleType):
-    weight = TiledWeight.pack(case.language.table.T.half().contiguous(), None)
+def head(case: Case, kernels: Kernels):
+    weight = TiledWeight.pack(case.language.table.T.half().contiguous().to(kernels.device), None)
     vocab = case.language.vocab_size
 
     def choose(contexts: list[int], state: SearchState) -> Selection:
-        rows = len(contexts)
-        x = torch.nn.functional.one_hot(torch.tensor(contexts), CONTEXTS).half()
-        tokens, drawn = (torch.empty(shape, dtype=torch.int32) for shape in ((rows, 1), (rows,)))
-        log_probs, drawn_log_probs = torch.empty(rows, 1), torch.empty(rows)
-        workspace = torch.empty(emulation.select_workspace(rows, vocab, 1), dtype=torch.uint8)
+        rows, device = len(contexts), kernels.device
+        x = torch.nn.functional.one_hot(torch.tensor(contexts), CONTEXTS).half().to(device)
+        tokens, drawn = (torch.empty(shape, dtype=torch.int32, device=device) for shape in ((rows, 1), (rows,)))
+        log_probs, drawn_log_probs = torch.empty(rows, 1, device=device), torch.empty(rows, device=device)
+        workspace = torch.empty(kernels.select_workspace(rows, vocab, 1), dtype=torch.uint8, device=device)
         draws = {"keys": state.row_keys, "step": state.steps, "drawn": drawn, "drawn_log_probs": drawn_log_probs}
         chosen = {"tokens": tokens, "log_probs": log_probs, "temperature": case.options["temperature"]}
-        emulation.head_select(x=x, weight=weight.data, vocab_size=vocab, **chosen, **draws, workspace=workspace)
+        kernels.head_select(x=x, weight=weight.data, vocab_size=vocab, **chosen, **draws, workspace=workspace)
         return Selection(tokens, log_probs, drawn, None, drawn_log_probs)
 
     return choose
@@ -187,6 +198,7 @@ def head(case: Case, emulation: ModuleType):
 MANY_PROMPTS = [[1 + i % 7] * (1 + i % 4) for i in range(9)]
 
 
+@every_order
 @pytest.mark.parametrize("slots", [1, 2, 5, 8])
 @pytest.mark.parametrize(
     ("options", "choices"),
@@ -199,17 +211,18 @@ MANY_PROMPTS = [[1 + i % 7] * (1 + i % 4) for i in range(9)]
     ids=str,
 )
 def test_sequences_that_wait_take_free_slots(
-    emulation: ModuleType, order: str, slots: int, options: dict[str, object], choices: int | None
+    kernels: Kernels, slots: int, options: dict[str, object], choices: int | None
 ) -> None:
     case = make_case(300, MANY_PROMPTS, seed=slots, eos_bias=5.0, **options)
     if choices is None:
         case.language.table[:] = case.language.table.half()
-    choose = head(case, emulation) if choices is None else case.likeliest(choices)
-    assert case.error(case.on_device(emulation, choose, slots=slots)) <= 1
+    choose = head(case, kernels) if choices is None else case.likeliest(choices)
+    assert case.error(case.on_device(kernels, choose, kernels.device, slots=slots)) <= 1
 
 
+@every_order
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_logits_that_are_no_numbers_end_their_slot(emulation: ModuleType, order: str, num_beams: int) -> None:
+def test_logits_that_are_no_numbers_end_their_slot(kernels: Kernels, num_beams: int) -> None:
     case = make_case(20, [[3], [4]], num_beams=num_beams, eos_bias=-9)
     likeliest = case.likeliest(max(1, 2 * num_beams - 1))
 
@@ -221,10 +234,10 @@ def test_logits_that_are_no_numbers_end_their_slot(emulation: ModuleType, order:
         return chosen
 
     with pytest.raises(ValueError, match=f"logits: NaN in row {num_beams}"):
-        case.on_device(emulation, choose)
+        case.on_device(kernels, choose, kernels.device)
 
 
-def test_a_row_that_does_not_exist_may_hold_anything(emulation: ModuleType) -> None:
+def test_a_row_that_does_not_exist_may_hold_anything(kernels: Kernels) -> None:
     """In the first step, no row of a slot but the first exists."""
     case = make_case(20, num_beams=3, num_return_sequences=3)
     likeliest = case.likeliest(6)
@@ -236,16 +249,17 @@ def test_a_row_that_does_not_exist_may_hold_anything(emulation: ModuleType) -> N
             chosen.log_probs.view(-1, 3, 6)[:, 1:] = torch.nan
         return chosen
 
-    assert case.error(case.on_device(emulation, choose)) <= 1
+    assert case.error(case.on_device(kernels, choose, kernels.device)) <= 1
 
 
-def test_ties_go_to_the_lower_row_and_the_lower_token(emulation: ModuleType, order: str) -> None:
+@every_order
+def test_ties_go_to_the_lower_row_and_the_lower_token(kernels: Kernels) -> None:
     case, expected = equal_choices()
-    (found,) = case.on_device(emulation, case.likeliest(4))
+    (found,) = case.on_device(kernels, case.likeliest(4), kernels.device)
     assert [ids for ids, *_ in found] == expected
 
 
-def test_memory_bounds_a_limit_beyond_it(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_bounds_a_limit_beyond_it(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sequence gets as many tokens as the longest prompt leaves, and no more."""
     case = make_case(20, [[3]], num_beams=2, eos_bias=-9, max_new_tokens=5)
     asked = SearchState.ask
@@ -255,7 +269,7 @@ def test_memory_bounds_a_limit_beyond_it(emulation: ModuleType, monkeypatch: pyt
         state.given.host["settings"][0] = 1000
 
     monkeypatch.setattr(SearchState, "ask", ask_for_more)
-    assert beams_error(case, emulation) <= 1
+    assert beams_error(case, kernels) <= 1
 
 
 def test_what_cannot_be_is_named(emulation: ModuleType) -> None:
@@ -288,3 +302,21 @@ def test_what_cannot_be_is_named(emulation: ModuleType) -> None:
     many = {"tokens": torch.zeros(9, 65, dtype=torch.int32), "log_probs": torch.zeros(9, 65)}
     with pytest.raises(ValueError, match="tokens: expected 1 to 64 choices per row, got 65"):
         emulation.advance_search(state=state.arguments(), **many)
+
+
+@device_only
+@pytest.mark.parametrize(
+    ("options", "choices"),
+    [
+        ({}, 1),
+        ({"num_beams": 4, "num_return_sequences": 4, "length_penalty": 0.6, "length_penalty_form": "paper"}, 8),
+        ({"num_beams": 16, "num_return_sequences": 2, "early_stopping": "never", "length_penalty": 2.0}, 32),
+        ({"do_sample": True, "top_k": 40, "top_p": 0.8, "num_return_sequences": 3}, 41),
+    ],
+    ids=str,
+)
+def test_many_prompts_on_a_device(kernels: Kernels, options: dict[str, Any], choices: int) -> None:
+    prompts = [[1 + i % 7] * (1 + i % 5) for i in range(40)]
+    for seed in range(5):
+        case = make_case(300, prompts, seed=seed, max_new_tokens=20, **options)
+        assert case.error(case.on_device(kernels, case.likeliest(choices), kernels.device)) <= 1

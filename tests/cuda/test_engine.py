@@ -221,21 +221,36 @@ def test_a_row_does_not_depend_on_the_others(device: str, processor: Processor, 
     assert [together[1], together[2]] == alone
 
 
-def test_what_cannot_be_is_named(device: str, processor: Processor, pixels: np.ndarray) -> None:
+def test_prefixes_of_another_engine(device: str, processor: Processor, pixels: np.ndarray) -> None:
     engine, prompt = make_engine(device), processor.tokenizer.prompt()
-    prefix, options = engine.encode(pixels[:1])[0], GenerationOptions()
+    (prefix,) = engine.encode(pixels[:1])
     other = CudaPrefix(prefix.keys, prefix.values, engine=-1)
-    for prefixes, prompts, message in (
-        ([other], [prompt], r"prefixes\[0\]: was encoded by another engine"),
-        ([prefix], [prompt, prompt], "prefixes: expected one for each of the 2 prompts, got 1"),
-        ([prefix], [[]], r"prompts\[0\]: expected at least one token id"),
-        ([prefix], [[5000]], r"prompts\[0\]: token id 5000 is outside the vocabulary of 109"),
-        ([prefix], [prompt * 1000], r"prompts\[0\]: .* exceed the model's"),
+    for call in (
+        lambda: engine.generate([other], [prompt], GenerationOptions()),
+        lambda: engine.score([other], [prompt]),
     ):
-        with pytest.raises(ValueError, match=message):
-            engine.generate(prefixes, prompts, options)
+        with pytest.raises(ValueError, match=r"prefixes\[0\]: was encoded by another engine"):
+            call()
+
+
+def test_a_dtype_there_is_not(device: str) -> None:
     with pytest.raises(ValueError, match="dtype: expected 'bfloat16', 'float16', 'int8', 'float8', got 'float32'"):
         make_engine(device, "float32")
+
+
+def test_bytes_that_do_not_suit(device: str, processor: Processor) -> None:
+    engine = make_engine(device, normalization=processor.image_processor.normalization)
+    for shape, message in (
+        ((1, 3, 64, 64), r"expected bytes \(B, H, W, 3\) or \(B, T, H, W, 3\), got \(1, 3, 64, 64\)"),
+        ((64, 64, 3), r"expected bytes \(B, H, W, 3\) or"),
+        ((1, 64, 48, 3), "expected images of 64x64, got 64x48"),
+        ((1, 2, 64, 64, 3), "not a video model"),
+        ((0, 64, 64, 3), "at least one image"),
+    ):
+        with pytest.raises(ValueError, match=f"pixel_values: .*{message}"):
+            engine.encode(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match="pixel_values: expected float32; this engine was not told how to normalise"):
+        make_engine(device).encode(np.zeros((1, 64, 64, 3), np.uint8))
 
 
 @pytest.mark.parametrize("name", ["greedy", "beams", "samples", "samples of a few"])

@@ -1,14 +1,17 @@
-"""The persistent kernel, emulated: clusters of blocks side by side, in every order of threads and blocks."""
+"""The persistent kernel, emulated: clusters of blocks side by side, in every order of threads and blocks.
+
+On a device it runs in ``test_persistent_engine.py``, and in the program of ``csrc/tests``.
+"""
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from support.cuda.decode_cases import EOS, Format, make_case
+from support.cuda.kernels import Kernels, emulated_only, every_emulated_order
 from support.cuda.persistent_cases import make_persistent, same
 
 SEARCHES: dict[str, tuple[int, dict[str, Any]]] = {
@@ -19,17 +22,19 @@ SEARCHES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+@every_emulated_order
 @pytest.mark.parametrize("name", SEARCHES)
-def test_sequences(emulation: ModuleType, order: str, name: str) -> None:
+def test_sequences(kernels: Kernels, name: str) -> None:
     images, options = SEARCHES[name]
     case = make_persistent(images, **options)
-    assert same(case.run(emulation), case.expected())
+    assert same(case.run(kernels), case.expected())
 
 
+@emulated_only
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("weights", ["int8", "float8"])
-def test_weights_of_8_bits_and_early_ends(emulation: ModuleType, beams: int, weights: str) -> None:
-    emulation.set_order("shuffled", seed=2)
+def test_weights_of_8_bits_and_early_ends(kernels: Kernels, beams: int, weights: str) -> None:
+    kernels.set_order("shuffled", seed=2)
     case = make_persistent(
         2,
         num_beams=beams,
@@ -37,7 +42,7 @@ def test_weights_of_8_bits_and_early_ends(emulation: ModuleType, beams: int, wei
         model={"dtype": torch.bfloat16, "weights": weights, "cluster": 4, "intermediate": 512},
     )
     case.model.head_bias[EOS] = 2.5
-    found = case.run(emulation)
+    found = case.run(kernels)
     assert same(found, case.expected())
     assert all(reason == "stop" for item in found for *_, reason in item)
     assert case.barrier is not None
@@ -46,53 +51,59 @@ def test_weights_of_8_bits_and_early_ends(emulation: ModuleType, beams: int, wei
     assert case.barrier[1] == 0
 
 
+@emulated_only
 @pytest.mark.parametrize("late_copies", [True, False])
-def test_weights_may_come_late_or_early(emulation: ModuleType, late_copies: bool) -> None:
-    emulation.set_order("run_ahead", seed=4, late_copies=late_copies)
+def test_weights_may_come_late_or_early(kernels: Kernels, late_copies: bool) -> None:
+    kernels.set_order("run_ahead", seed=4, late_copies=late_copies)
     case = make_persistent(1, max_new_tokens=3)
-    assert same(case.run(emulation), case.expected())
+    assert same(case.run(kernels), case.expected())
 
 
-def test_the_host_can_listen(emulation: ModuleType) -> None:
-    emulation.set_order("forward")
+@emulated_only
+def test_the_host_can_listen(kernels: Kernels) -> None:
+    kernels.set_order("forward")
     case = make_persistent(2, max_new_tokens=5)
-    found = case.run(emulation)
+    found = case.run(kernels)
     assert case.token_stream is not None
     assert case.token_stream[0] == max(len(item[0][0]) for item in found)
     for row, ((ids, *_),) in enumerate(found):
         assert case.token_stream[1:].view(-1, 2)[: len(ids), row].tolist() == ids
 
 
-def test_logits_that_are_no_numbers(emulation: ModuleType) -> None:
-    emulation.set_order("forward")
+@emulated_only
+def test_logits_that_are_no_numbers(kernels: Kernels) -> None:
+    kernels.set_order("forward")
     case = make_persistent(2, max_new_tokens=3)
     case.model.step["v_prefix"][:, 1] = torch.nan
     with pytest.raises(ValueError, match="logits: NaN in row 1"):
-        case.run(emulation)
+        case.run(kernels)
 
 
-def test_blocks_that_do_not_come(emulation: ModuleType) -> None:
+@emulated_only
+def test_blocks_that_do_not_come(kernels: Kernels) -> None:
     """A count that is never reached ends the kernel, which says so, instead of a wait without end."""
-    emulation.set_order("run_ahead", seed=5)
+    kernels.set_order("run_ahead", seed=5)
     case = make_persistent(1, max_new_tokens=3)
-    assert case.run(emulation, first_count=-1) == []
+    assert case.run(kernels, first_count=-1) == []
     assert case.barrier is not None
     assert case.barrier[1] == 1
 
 
-def test_more_choices_than_tokens(emulation: ModuleType) -> None:
+@emulated_only
+def test_more_choices_than_tokens(kernels: Kernels) -> None:
     case = make_persistent(1, do_sample=True, top_k=61)
     with pytest.raises(ValueError, match="tokens: expected 1 to 61 choices per row, got 62"):
-        case.run(emulation)
+        case.run(kernels)
 
 
+@emulated_only
 @pytest.mark.parametrize(("slots", "options"), [(1, {}), (2, {}), (1, {"num_beams": 2, "num_return_sequences": 2})])
-def test_sequences_that_wait_take_free_slots(emulation: ModuleType, slots: int, options: dict[str, Any]) -> None:
-    emulation.set_order("shuffled", seed=slots)
+def test_sequences_that_wait_take_free_slots(kernels: Kernels, slots: int, options: dict[str, Any]) -> None:
+    kernels.set_order("shuffled", seed=slots)
     case = make_persistent(3, max_new_tokens=5, **options)
     case.model.head_bias[EOS] = 1.5
     case.slots = slots
-    found = case.run(emulation)
+    found = case.run(kernels)
     assert same(found, case.expected())
     lengths = [len(item[0][0]) for item in found]
     assert len(set(lengths)) > 1, "the case is too easy"
@@ -111,54 +122,62 @@ STEPS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@every_emulated_order
 @pytest.mark.parametrize("name", STEPS)
-def test_steps(emulation: ModuleType, order: str, name: str) -> None:
-    assert make_case(**STEPS[name]).run(emulation).error() <= 1
+def test_steps(kernels: Kernels, name: str) -> None:
+    assert make_case(**STEPS[name]).run(kernels).error() <= 1
 
 
+@emulated_only
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_prefixes_of_int8(emulation: ModuleType, dtype: torch.dtype) -> None:
-    emulation.set_order("shuffled", seed=4)
-    assert make_case(3, dtype=dtype, prefix=40).quantize().run(emulation).error() <= 1
+def test_prefixes_of_int8(kernels: Kernels, dtype: torch.dtype) -> None:
+    kernels.set_order("shuffled", seed=4)
+    assert make_case(3, dtype=dtype, prefix=40).quantize().run(kernels).error() <= 1
 
 
+@emulated_only
 @pytest.mark.parametrize("late_copies", [True, False])
-def test_weights_of_a_step_may_come_late_or_early(emulation: ModuleType, late_copies: bool) -> None:
-    emulation.set_order("shuffled", seed=2, late_copies=late_copies)
-    assert make_case(2, seed=1).run(emulation).error() <= 1
+def test_weights_of_a_step_may_come_late_or_early(kernels: Kernels, late_copies: bool) -> None:
+    kernels.set_order("shuffled", seed=2, late_copies=late_copies)
+    assert make_case(2, seed=1).run(kernels).error() <= 1
 
 
+@emulated_only
 @pytest.mark.parametrize("weights", ["same", "int8"])
-def test_the_widths_of_git_base(emulation: ModuleType, weights: Format) -> None:
-    emulation.set_order("shuffled", seed=6)
+def test_the_widths_of_git_base(kernels: Kernels, weights: Format) -> None:
+    kernels.set_order("shuffled", seed=6)
     case = make_case(2, weights=weights, heads=12, intermediate=3072, layers=1, prefix=197, cluster=8)
-    assert case.run(emulation).error() <= 1
+    assert case.run(kernels).error() <= 1
 
 
-def test_a_row_does_not_depend_on_the_others(emulation: ModuleType) -> None:
-    emulation.set_order("run_ahead", seed=3)
+@emulated_only
+def test_a_row_does_not_depend_on_the_others(kernels: Kernels) -> None:
+    kernels.set_order("run_ahead", seed=3)
     together = make_case(5, prefix=40)
     alone = make_case(5, prefix=40)
-    together.run(emulation)
+    together.run(kernels)
     alone.step |= {name: alone.step[name][4:] for name in ("ids", "positions", "image", "kv_index", "text_len")}
-    assert torch.equal(together.log_probs[4:], alone.run(emulation).log_probs)
+    assert torch.equal(together.log_probs[4:], alone.run(kernels).log_probs)
 
 
+@emulated_only
 @pytest.mark.parametrize("prefix", [0, 40])
-def test_a_row_may_see_no_prefix(emulation: ModuleType, prefix: int) -> None:
-    emulation.set_order("shuffled", seed=2)
-    assert make_case(3, prefix=prefix).leave_out(1).run(emulation).error() <= 1
+def test_a_row_may_see_no_prefix(kernels: Kernels, prefix: int) -> None:
+    kernels.set_order("shuffled", seed=2)
+    assert make_case(3, prefix=prefix).leave_out(1).run(kernels).error() <= 1
 
 
-def test_an_id_outside_the_tables_makes_its_row_no_number(emulation: ModuleType) -> None:
+@emulated_only
+def test_an_id_outside_the_tables_makes_its_row_no_number(kernels: Kernels) -> None:
     case = make_case(3)
     case.step["ids"][1] = 61
     case.step["positions"][2] = -1
-    log_probs = case.run(emulation).log_probs
+    log_probs = case.run(kernels).log_probs
     assert log_probs[0].isfinite().all()
     assert log_probs[1:].isnan().all()
 
 
+@emulated_only
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -169,12 +188,13 @@ def test_an_id_outside_the_tables_makes_its_row_no_number(emulation: ModuleType)
         ({"layers": 13}, "layers: expected 1 to 12, got 13"),
     ],
 )
-def test_shapes_that_no_kernel_takes(emulation: ModuleType, change: dict[str, Any], message: str) -> None:
+def test_shapes_that_no_kernel_takes(kernels: Kernels, change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"rows": 1} | change
     with pytest.raises(ValueError, match=message):
-        make_case(**arguments).run(emulation)
+        make_case(**arguments).run(kernels)
 
 
+@emulated_only
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -183,20 +203,22 @@ def test_shapes_that_no_kernel_takes(emulation: ModuleType, change: dict[str, An
         ("k_prefix", torch.zeros(1, 2, 2, 9, 64, dtype=torch.bfloat16), "k_prefix: expected shape"),
     ],
 )
-def test_arrays_that_do_not_fit(emulation: ModuleType, name: str, value: torch.Tensor, message: str) -> None:
+def test_arrays_that_do_not_fit(kernels: Kernels, name: str, value: torch.Tensor, message: str) -> None:
     case = make_case(2)
     case.step[name] = value
     with pytest.raises(ValueError, match=message):
-        case.run(emulation)
+        case.run(kernels)
 
 
-def test_weights_of_8_bits_beside_float16(emulation: ModuleType) -> None:
+@emulated_only
+def test_weights_of_8_bits_beside_float16(kernels: Kernels) -> None:
     with pytest.raises(ValueError, match="qkv: expected float16, as the rows, got int8"):
-        make_case(1, dtype=torch.float16, weights="int8").run(emulation)
+        make_case(1, dtype=torch.float16, weights="int8").run(kernels)
 
 
-def test_a_matrix_of_another_shape(emulation: ModuleType) -> None:
+@emulated_only
+def test_a_matrix_of_another_shape(kernels: Kernels) -> None:
     case = make_case(1)
     case.layers[1].given["fc2"] = case.layers[1].given["out"]
     with pytest.raises(ValueError, match="fc2: expected a weight of 128 x 256, got 128 x 128"):
-        case.run(emulation)
+        case.run(kernels)

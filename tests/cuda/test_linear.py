@@ -1,4 +1,4 @@
-"""The CUDA kernel of a linear layer of few rows, thread by thread on the host."""
+"""The CUDA kernel of a linear layer of few rows."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.cuda import emulated
+from support.cuda.kernels import Kernels, device_only, every_order
 from support.cuda.linear_cases import ACTIVATIONS, FORMATS, make_case
 
 DTYPES = [torch.float16, torch.bfloat16]
 
 
+@every_order
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 8, 64), (5, 13, 192), (16, 24, 576), (17, 8, 3072)])
 def test_equals_float64(
-    emulation: ModuleType, order: str, dtype: torch.dtype, weights: str, rows: int, columns: int, depth: int
+    kernels: Kernels, dtype: torch.dtype, weights: str, rows: int, columns: int, depth: int
 ) -> None:
-    case = make_case(rows, columns, depth, dtype, weights=weights)
-    case.run(emulation.linear)
+    case = make_case(rows, columns, depth, dtype, weights=weights, device=kernels.device)
+    case.run(kernels.linear)
     assert case.error() <= 1
 
 
+@every_order
 @pytest.mark.parametrize("columns", [8192, 8201])
-def test_many_columns(emulation: ModuleType, order: str, columns: int) -> None:
-    case = make_case(3, columns, 64, torch.bfloat16, weights="int8", activation="gelu")
-    case.run(emulation.linear)
+def test_many_columns(kernels: Kernels, columns: int) -> None:
+    case = make_case(3, columns, 64, torch.bfloat16, weights="int8", activation="gelu", device=kernels.device)
+    case.run(kernels.linear)
     assert case.error() <= 1
 
 
@@ -49,7 +52,7 @@ def test_many_columns(emulation: ModuleType, order: str, columns: int) -> None:
     seed=st.integers(0, 1000),
 )
 def test_any_shape(
-    emulation: ModuleType,
+    kernels: Kernels,
     rows: int,
     columns: int,
     steps: int,
@@ -62,57 +65,89 @@ def test_any_shape(
     order: str,
     seed: int,
 ) -> None:
-    emulation.set_order(order, seed=seed)
+    kernels.set_order(order, seed=seed)
     depth = steps * (32 if weights == "same" else 64)
     case = make_case(
         rows, columns, depth, dtype, weights=weights, bias=bias, residual=residual, activation=activation,
-        padding=padding, seed=seed,
+        padding=padding, seed=seed, device=kernels.device,
     )  # fmt: skip
-    case.run(emulation.linear)
+    case.run(kernels.linear)
     assert case.error() <= 1
     if padding and rows > 1:
         assert case.out.as_strided((rows - 1, padding), case.out.stride(), columns).isnan().all()
 
 
+@device_only
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("weights", FORMATS)
-def test_a_row_does_not_depend_on_the_others(emulation: ModuleType, weights: str) -> None:
-    case = make_case(19, 24, 384, torch.bfloat16, weights=weights)
-    together = case.run(emulation.linear).clone()
+@pytest.mark.parametrize("rows", [1, 5, 16, 40])
+@pytest.mark.parametrize(("columns", "depth"), [(768, 768), (2304, 768), (3072, 768), (768, 3072), (30522, 768)])
+def test_the_widths_of_git_base(
+    kernels: Kernels, dtype: torch.dtype, weights: str, rows: int, columns: int, depth: int
+) -> None:
+    case = make_case(rows, columns, depth, dtype, weights=weights, residual=True, device=kernels.device)
+    case.run(kernels.linear)
+    assert case.error() <= 1
+
+
+@device_only
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_chain_that_overlaps_equals_one_that_does_not(kernels: Kernels, activation: str) -> None:
+    case = make_case(16, 768, 768, torch.bfloat16, activation=activation, device=kernels.device)
+    case.weight.data.mul_(768**-0.5)  # so that values neither grow nor vanish along the chain
+    results = []
+    for overlap in (False, True):
+        x = case.x
+        for _ in range(50):
+            out = torch.empty_like(case.out)
+            replace(case, x=x, out=out, overlap=overlap).run(kernels.linear)
+            x = out
+            results.append(x)
+    assert torch.equal(results[0].view(torch.int16), results[1].view(torch.int16))
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+def test_a_row_does_not_depend_on_the_others(kernels: Kernels, weights: str) -> None:
+    rows, columns, depth = kernels.pick((19, 24, 384), (33, 3072, 768))
+    case = make_case(rows, columns, depth, torch.bfloat16, weights=weights, device=kernels.device)
+    together = case.run(kernels.linear).clone()
     for row in range(len(together)):
         alone = replace(case, x=case.x[row : row + 1], out=torch.full_like(together[:1], torch.nan))
-        assert torch.equal(alone.run(emulation.linear)[0], together[row])
+        assert torch.equal(alone.run(kernels.linear)[0], together[row])
 
 
-def test_nan_stays_in_its_row(emulation: ModuleType) -> None:
-    case = make_case(16, 8, 128, torch.float16)
-    expected = case.run(emulation.linear).clone()
+def test_nan_stays_in_its_row(kernels: Kernels) -> None:
+    case = make_case(16, 8, 128, torch.float16, device=kernels.device)
+    expected = case.run(kernels.linear).clone()
     case.x[7] = torch.nan
-    case.run(emulation.linear)
+    case.run(kernels.linear)
     assert case.out[7].isnan().all()
     assert torch.equal(case.out[torch.arange(16) != 7], expected[torch.arange(16) != 7])
 
 
-def test_the_output_may_be_the_residual(emulation: ModuleType, order: str) -> None:
-    case = make_case(9, 16, 64, torch.bfloat16, residual=True)
-    expected = case.run(emulation.linear).clone()
+@every_order
+def test_the_output_may_be_the_residual(kernels: Kernels) -> None:
+    case = make_case(9, 16, 64, torch.bfloat16, residual=True, device=kernels.device)
+    expected = case.run(kernels.linear).clone()
     case.out = case.residual
-    assert torch.equal(case.run(emulation.linear), expected)
+    assert torch.equal(case.run(kernels.linear), expected)
 
 
-def test_every_value_of_8_bits_is_multiplied_exactly(emulation: ModuleType) -> None:
+def test_every_value_of_8_bits_is_multiplied_exactly(kernels: Kernels) -> None:
     for dtype in DTYPES:
         for weights, integer in (("int8", torch.int8), ("float8", torch.uint8)):
-            case = make_case(1, 256, 64, dtype, weights=weights, bias=False)
+            case = make_case(1, 256, 64, dtype, weights=weights, bias=False, device=kernels.device)
             case.x[:] = 0
             case.x[0, 0] = 1
             column = torch.arange(256).to(integer)
-            case.weight.data[:, 0, :, 0] = column.view(-1, 8)
+            case.weight.data[:, 0, :, 0] = column.view(-1, 8).to(kernels.device)
             case.weight.scales[:] = 1
             values = column.view(torch.float8_e4m3fn).float() if weights == "float8" else column.float()
             finite = values.isfinite()
-            case.run(emulation.linear)
-            assert torch.equal(case.out[0, finite].float(), values[finite])
-            assert case.out[0, ~finite].isnan().all()
+            case.run(kernels.linear)
+            out = case.out[0].cpu()
+            assert torch.equal(out[finite].float(), values[finite])
+            assert out[~finite].isnan().all()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The CUDA kernels of the head and the choice of tokens, thread by thread on the host."""
+"""The CUDA kernels of the head and the choice of tokens."""
 
 from __future__ import annotations
 
@@ -11,22 +11,52 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.cuda import emulated
+from support.cuda.kernels import Kernels, device_only, every_order
 from support.cuda.linear_cases import FORMATS
 from support.cuda.select_cases import Case, make_case
 
 DTYPES = [torch.float16, torch.bfloat16]
 
 
+@every_order
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize(("rows", "vocab", "choices"), [(1, 5, 5), (3, 300, 2), (17, 130, 10)])
 def test_equals_float64(
-    emulation: ModuleType, order: str, dtype: torch.dtype, weights: str, rows: int, vocab: int, choices: int
+    kernels: Kernels, dtype: torch.dtype, weights: str, rows: int, vocab: int, choices: int
 ) -> None:
     case = make_case(
-        rows, vocab, 64, dtype, emulation.select_workspace, choices=choices, weights=weights, logits=True, draw=True
+        rows,
+        vocab,
+        64,
+        dtype,
+        kernels.select_workspace,
+        choices=choices,
+        weights=weights,
+        logits=True,
+        draw=True,
+        device=kernels.device,
     )
-    assert case.run(emulation.head_select).error() <= 1
+    assert case.run(kernels.head_select).error() <= 1
+
+
+@device_only
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize(("rows", "choices"), [(1, 1), (5, 10), (40, 64)])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_vocabulary_of_30522(
+    kernels: Kernels, dtype: torch.dtype, weights: str, rows: int, choices: int, overlap: bool
+) -> None:
+    case = make_case(
+        rows, 30522, 768, dtype, kernels.select_workspace, choices=choices, weights=weights, logits=True, draw=True,
+        device=kernels.device,
+    )  # fmt: skip
+    case.overlap = overlap
+    for step in range(3):
+        case.step += step
+        case.run(kernels.head_select)
+        assert case.error() <= 1
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -45,7 +75,7 @@ def test_equals_float64(
     seed=st.integers(0, 1000),
 )
 def test_any_shape(
-    emulation: ModuleType,
+    kernels: Kernels,
     rows: int,
     vocab: int,
     steps: int,
@@ -59,39 +89,43 @@ def test_any_shape(
     order: str,
     seed: int,
 ) -> None:
-    emulation.set_order(order, seed=seed)
+    kernels.set_order(order, seed=seed)
     case = make_case(
-        rows, vocab, steps * 64, dtype, emulation.select_workspace, choices=min(choices, vocab), weights=weights,
-        bias=bias, temperature=temperature, logits=logits, draw=draw, seed=seed,
+        rows, vocab, steps * 64, dtype, kernels.select_workspace, choices=min(choices, vocab), weights=weights,
+        bias=bias, temperature=temperature, logits=logits, draw=draw, seed=seed, device=kernels.device,
     )  # fmt: skip
-    assert case.run(emulation.head_select).error() <= 1
+    assert case.run(kernels.head_select).error() <= 1
 
 
-def constant(emulation: ModuleType, vocab: int, choices: int = 1, *, draw: bool = False) -> Case:
+def constant(kernels: Kernels, vocab: int, choices: int = 1, *, draw: bool = False) -> Case:
     """One row whose logits are the bias, all zero."""
-    case = make_case(1, vocab, 64, torch.float16, emulation.select_workspace, choices=choices, draw=draw)
+    case = make_case(
+        1, vocab, 64, torch.float16, kernels.select_workspace, choices=choices, draw=draw, device=kernels.device
+    )
     case.x[:] = 0
     case.bias[:] = 0
     return case
 
 
-def test_of_equal_ones_the_first_token_wins(emulation: ModuleType, order: str) -> None:
-    case = constant(emulation, 400, 6)
+@every_order
+def test_of_equal_ones_the_first_token_wins(kernels: Kernels) -> None:
+    case = constant(kernels, 400, 6)
     case.bias[[7, 131, 130, 399]] = 2.0
-    case.run(emulation.head_select)
+    case.run(kernels.head_select)
     assert case.tokens[0].tolist() == [7, 130, 131, 399, 0, 1]
 
 
-def test_as_many_choices_in_one_part_as_there_may_be(emulation: ModuleType, order: str) -> None:
-    case = constant(emulation, 300, 64)
+@every_order
+def test_as_many_choices_in_one_part_as_there_may_be(kernels: Kernels) -> None:
+    case = constant(kernels, 300, 64)
     best = torch.randperm(128)[:64]  # all among the first 128 tokens
-    case.bias[best] = torch.arange(64, 0, -1).half()
-    case.run(emulation.head_select)
+    case.bias[best] = torch.arange(64, 0, -1).half().to(kernels.device)
+    case.run(kernels.head_select)
     assert case.tokens[0].tolist() == best.tolist()
 
 
-def test_draws_follow_the_distribution(emulation: ModuleType) -> None:
-    case = constant(emulation, 300, draw=True)
+def test_draws_follow_the_distribution(kernels: Kernels) -> None:
+    case = constant(kernels, 300, draw=True)
     case.bias[:] = -torch.inf
     weights = {3: 1.0, 127: 2.0, 128: 3.0, 299: 4.0}
     for token, weight in weights.items():
@@ -102,38 +136,51 @@ def test_draws_follow_the_distribution(emulation: ModuleType) -> None:
         x=case.x.expand(draws, -1).contiguous(),
         tokens=case.tokens.expand(draws, -1).contiguous(),
         log_probs=case.log_probs.expand(draws, -1).contiguous(),
-        keys=torch.arange(draws),
-        step=torch.zeros(draws, dtype=torch.int32),
-        drawn=torch.empty(draws, dtype=torch.int32),
+        keys=torch.arange(draws, device=kernels.device),
+        step=torch.zeros(draws, dtype=torch.int32, device=kernels.device),
+        drawn=torch.empty(draws, dtype=torch.int32, device=kernels.device),
         drawn_log_probs=None,
-        workspace=torch.empty(emulation.select_workspace(draws, 300, 1), dtype=torch.uint8),
+        workspace=torch.empty(kernels.select_workspace(draws, 300, 1), dtype=torch.uint8, device=kernels.device),
     )
-    case.run(emulation.head_select)
+    case.run(kernels.head_select)
     counts = {token: int((case.drawn == token).sum()) for token in weights}
     assert sum(counts.values()) == draws, "a token of weight zero was drawn"
     chi_square = sum((counts[t] - draws * w / 10) ** 2 / (draws * w / 10) for t, w in weights.items())
     assert chi_square < 16.3  # of 3 degrees of freedom: exceeded once in a thousand
 
 
-def test_a_row_does_not_depend_on_the_others(emulation: ModuleType) -> None:
-    case = make_case(19, 300, 128, torch.bfloat16, emulation.select_workspace, choices=3, logits=True, draw=True)
-    case.run(emulation.head_select)
+def test_a_row_does_not_depend_on_the_others(kernels: Kernels) -> None:
+    case = make_case(
+        19, 300, 128, torch.bfloat16, kernels.select_workspace, choices=3, logits=True, draw=True, device=kernels.device
+    )
+    case.run(kernels.head_select)
     for row in range(0, 19, 3):
-        alone = make_case(1, 300, 128, torch.bfloat16, emulation.select_workspace, choices=3, logits=True, draw=True)
+        alone = make_case(
+            1,
+            300,
+            128,
+            torch.bfloat16,
+            kernels.select_workspace,
+            choices=3,
+            logits=True,
+            draw=True,
+            device=kernels.device,
+        )
         alone.weight, alone.bias = case.weight, case.bias
         alone.x, alone.keys, alone.step = (x[row : row + 1] for x in (case.x, case.keys, case.step))
-        alone.run(emulation.head_select)
+        alone.run(kernels.head_select)
         for name in ("tokens", "log_probs", "logits", "drawn", "drawn_log_probs"):
             assert torch.equal(getattr(alone, name)[0], getattr(case, name)[row])
 
 
+@every_order
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_row_that_is_not_finite_is_marked(emulation: ModuleType, order: str, value: float) -> None:
-    case = make_case(3, 300, 64, torch.bfloat16, emulation.select_workspace, choices=2, draw=True)
-    case.run(emulation.head_select)
+def test_a_row_that_is_not_finite_is_marked(kernels: Kernels, value: float) -> None:
+    case = make_case(3, 300, 64, torch.bfloat16, kernels.select_workspace, choices=2, draw=True, device=kernels.device)
+    case.run(kernels.head_select)
     others = case.tokens[[0, 2]].clone()
     case.x[1, 5] = value
-    case.run(emulation.head_select)
+    case.run(kernels.head_select)
     assert case.tokens[1].tolist() == [-1, -1]
     assert case.log_probs[1].isnan().all()
     assert case.drawn[1] == -1
@@ -141,15 +188,15 @@ def test_a_row_that_is_not_finite_is_marked(emulation: ModuleType, order: str, v
     assert torch.equal(case.tokens[[0, 2]], others)
 
 
-def test_tokens_that_cannot_be(emulation: ModuleType) -> None:
-    case = constant(emulation, 300, 3, draw=True)
+def test_tokens_that_cannot_be(kernels: Kernels) -> None:
+    case = constant(kernels, 300, 3, draw=True)
     case.bias[:] = -torch.inf
     case.bias[200] = 1
-    case.run(emulation.head_select)
+    case.run(kernels.head_select)
     assert case.tokens[0, 0] == case.drawn[0] == 200
     assert case.log_probs[0].tolist() == [0.0, -torch.inf, -torch.inf]
     case.bias[200] = -torch.inf
-    case.run(emulation.head_select)
+    case.run(kernels.head_select)
     assert case.tokens[0].tolist() == [-1, -1, -1]
     assert case.drawn[0] == -1
 
