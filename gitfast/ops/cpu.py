@@ -40,7 +40,8 @@ def linear(
     kernel at every call, unless it comes as a ``PackedWeight(weight, bias, dtype="float32")``, which does so once,
     brings its bias along, and may store the weight as "bfloat16" or as "int8" with one scale per row. The
     instruction sets avx512_bf16, amx and neon_bf16 multiply these with ``x`` rounded to bfloat16, others with ``x`` as
-    it is; sums are float32. ``out`` may be ``residual``. ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
+    it is; sums are float32. ``out`` may be ``residual``. ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact
+    one with erf.
     """
     if not isinstance(weight, PackedWeight):
         weight = PackedWeight(weight, bias)
