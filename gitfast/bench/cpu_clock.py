@@ -52,9 +52,7 @@ class CpuClock:
     def _products(self, m: int, n: int, k: int, dtype: str) -> dict[str, Callable[[], object]]:
         x, weight = np.ones((m, k), np.float32), np.ones((n, k), np.float32)
         packed, out = ops.PackedWeight(weight, dtype=dtype), np.empty((m, n), np.float32)
-        products: dict[str, Callable[[], object]] = {
-            OURS: lambda: ops.linear(x, packed, out=out, pool=self._pool)
-        }
+        products: dict[str, Callable[[], object]] = {OURS: lambda: ops.linear(x, packed, out=out, pool=self._pool)}
         if torch := self._torch:
             given = [torch.from_numpy(a).to(getattr(torch, dtype)) for a in (x, weight)]
             products["torch"] = lambda: torch.nn.functional.linear(*given)
