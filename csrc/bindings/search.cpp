@@ -98,9 +98,11 @@ class Fields {
     return dict_.contains(name) ? py::object(dict_[name]) : py::object();
   }
   void reject_unknown() const {
-    for (const auto& [name, value] : dict_)
-      if (!known_.count(py::str(name).cast<std::string>()))
-        throw py::type_error("options: unknown option " + std::string(py::repr(name)));
+    for (const auto& [name, value] : dict_) {
+      const char* text = py::isinstance<py::str>(name) ? PyUnicode_AsUTF8(name.ptr()) : nullptr;
+      PyErr_Clear();  // of a surrogate, which no known name has
+      if (!text || !known_.count(text)) throw py::type_error("options: unknown option " + std::string(py::repr(name)));
+    }
   }
 
  private:
