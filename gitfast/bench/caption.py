@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gitfast.bench import floors
+from gitfast.bench import floors, memory
 from gitfast.bench.captioners import Captioner, Texts, Way
 from gitfast.bench.ceilings import Ceilings
 from gitfast.bench.spread import Spread, in_turns
@@ -71,6 +72,7 @@ class ClientsRow:
     captions_per_s: Spread
     latency_ms: Spread  # for single captions
     p95_ms: float
+    memory_mb: float | None  # per lane, at most, beside the weights: prefixes, text and scratch. None: not known
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def run(workload: Workload, settings: Settings, report: Report) -> Iterator[list
         for clients in settings.clients:
             yield bench.time_clients(captioners, threads, clients)
         captioners.clear()
+        bench.kept_bytes.clear()
         gc.collect()  # weights of several gigabytes
 
 
@@ -138,6 +141,7 @@ class _Bench:
     settings: Settings
     report: Report
     truth: _Truth
+    kept_bytes: dict[int, int] = field(default_factory=dict)  # by the captioner's id
 
     def opened(self, threads: int) -> dict[Way, Captioner]:
         """Open the ways that can run here; the report says why others cannot."""
@@ -232,8 +236,10 @@ class _Bench:
             self.report.not_measured[f"{way.name}, {clients} clients"] = "takes one call at a time"
         rates: dict[Way, list[float]] = {way: [] for way in fit}
         latencies: dict[Way, list[float]] = {way: [] for way in fit}
-        for captioner in fit.values():
-            _serve(captioner, pixels, clients, self.settings.new_tokens)  # captures and buffers of this many
+        took_mb = {}
+        for way, captioner in fit.items():  # captures and buffers of this many
+            serve = partial(_serve, captioner, pixels, clients, self.settings.new_tokens)
+            took_mb[way] = self._memory_mb(captioner, memory.growth(serve)[1])
         for way in in_turns(fit, self.settings.rounds):
             time.sleep(PAUSE_S)
             took, seconds = _serve(fit[way], pixels, clients, self.settings.new_tokens)
@@ -247,11 +253,21 @@ class _Bench:
                 captions_per_s=Spread.of(rates[way]),
                 latency_ms=Spread.of(latencies[way]),
                 p95_ms=float(np.quantile(latencies[way], 0.95)),
+                memory_mb=took_mb[way],
             )
             for way in fit
         ]
         self.report.clients += rows
         return [*rows]
+
+    def _memory_mb(self, captioner: Captioner, taken: tuple[int, int] | None) -> float | None:
+        """Return the most that a lane has taken, what it kept from fewer clients included."""
+        if taken is None:
+            return None
+        most, stayed = taken
+        kept = self.kept_bytes.get(id(captioner), 0)
+        self.kept_bytes[id(captioner)] = kept + stayed
+        return (kept + most) / getattr(captioner, "lanes", 1) / 1e6
 
 
 @dataclass(frozen=True)

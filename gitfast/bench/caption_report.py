@@ -15,7 +15,9 @@ _COLUMNS = (
     f"{'way':<36} {'threads':>7} {'batch':>5} {'encode ms':>9} {'first ms':>8} {'token ms':>8} {'caption ms':>10}"
     f" {'(quartiles)':<17} {'floor':>8} {'per s':>8} {'speed':>6}  {'equal tokens':<12} {'error':>8}"
 )
-_CLIENT_COLUMNS = f"{'way':<36} {'threads':>7} {'clients':>7} {'captions/s':>10} {'median ms':>9} {'p95 ms':>8}"
+_CLIENT_COLUMNS = (
+    f"{'way':<36} {'threads':>7} {'clients':>7} {'captions/s':>10} {'median ms':>9} {'p95 ms':>8} {'MB a lane':>9}"
+)
 
 
 def headline(report: Report) -> Iterator[str]:
@@ -49,7 +51,7 @@ def clients_headline() -> str:
 def clients_line(row: ClientsRow) -> str:
     return (
         f"{row.way:<36} {row.threads:>7} {row.clients:>7} {row.captions_per_s.median:10.2f}"
-        f" {row.latency_ms.median:9.1f} {row.p95_ms:8.1f}"
+        f" {row.latency_ms.median:9.1f} {row.p95_ms:8.1f} {'-' if row.memory_mb is None else f'{row.memory_mb:.1f}':>9}"
     )
 
 

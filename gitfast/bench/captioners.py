@@ -1,7 +1,8 @@
 """Ways to caption, side by side: gitfast's engines and others, over one model and the same images.
 
 A way is named ``ENGINE:DTYPE``, as in "transformers:bfloat16"; options of a gitfast engine follow, as in
-"gitfast:bfloat16,decode=persistent". Ways that need packages of their own are in ``exported.py``.
+"gitfast:bfloat16,decode=persistent", or "gitfast:int8,lanes=2", where two lanes share the threads. Ways that need
+packages of their own are in ``exported.py``.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class EngineCaptioner:
 
     concurrent = True
     decoded_by: str | None = None  # the way of the last call, for an engine that has several
+    lanes = 1
 
     def __init__(self, engine: Any, workload: Workload, wait: Callable[[], object] = lambda: None) -> None:
         """Take an engine. ``wait``: returns when the device has done all enqueued work."""
@@ -120,10 +122,18 @@ def make_gitfast(workload: Workload, dtype: str, device: str, threads: int, **op
     if device == "cpu":
         from gitfast.engines.cpu import CpuEngine
 
-        if options:
-            raise ValueError(f"way: gitfast on the CPU takes no options, got {', '.join(options)}")
-        cpu = CpuEngine.from_weights(workload.config, workload.weights, dtype=dtype, num_threads=threads)
-        return EngineCaptioner(cpu, workload)
+        if unknown := options.keys() - {"lanes"}:
+            raise ValueError(f"way: gitfast on the CPU takes lanes, got {', '.join(unknown)}")
+        wanted = options.get("lanes", "1")
+        lanes = int(wanted) if wanted.isdecimal() else 0
+        if lanes < 1 or threads % lanes:
+            raise ValueError(f"way: expected lanes that divide {threads} threads evenly, got {wanted}")
+        cpu = CpuEngine.from_weights(
+            workload.config, workload.weights, dtype=dtype, num_threads=threads // lanes, num_lanes=lanes
+        )
+        captioner = EngineCaptioner(cpu, workload)
+        captioner.lanes = lanes
+        return captioner
 
     import torch
 

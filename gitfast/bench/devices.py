@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -90,16 +91,17 @@ def caption_settings(
     ways: Iterable[str] | None = None,
     dtypes: Iterable[str] | None = None,
     *,
+    lanes: Sequence[int] = (),
     threads: Sequence[int] | None = None,
     batches: Sequence[int] = (1,),
     clients: Sequence[int] = (),
     new_tokens: int = 20,
     rounds: int = 9,
 ) -> Settings:
-    """Check the settings; None is the ways of the device, all dtypes, all CPUs.
+    """Check the settings; None is the ways of the device, all dtypes, all CPUs. ``lanes``: gitfast's ways with each.
 
     Raises:
-        ValueError: a way that is not there, or threads of a GPU.
+        ValueError: a way that is not there, threads or lanes of a GPU, or lanes that do not divide the threads.
         EngineError: the device cannot be timed here.
     """
     chosen = [Way.parse(name) for name in dict.fromkeys(ways or DEFAULT_WAYS[device])]
@@ -109,8 +111,19 @@ def caption_settings(
     if device == "cuda":
         if threads:
             raise ValueError("threads: only the cpu has threads")
+        if lanes:
+            raise ValueError("lanes: only the cpu has lanes")
         _check_cuda(peers.import_torch())
-    return Settings(chosen, device, threads or [ops.ThreadPool(0).num_threads], batches, clients, new_tokens, rounds)
+    chosen = [
+        dataclasses.replace(way, options=(*way.options, ("lanes", str(count)))) if count else way
+        for way in chosen
+        for count in (lanes if lanes and way.engine == "gitfast" else [0])
+    ]
+    threads = threads or [ops.ThreadPool(0).num_threads]
+    for count, each in itertools.product(lanes, threads):
+        if each % count:
+            raise ValueError(f"lanes: expected lanes that divide {each} threads evenly, got {count}")
+    return Settings(chosen, device, threads, batches, clients, new_tokens, rounds)
 
 
 def start_captions(workload: Workload, settings: Settings) -> CaptionReport:

@@ -19,6 +19,7 @@ _CAPTION_EXAMPLE = """\
   gitfast bench caption
   gitfast bench caption --model microsoft/git-base-coco --dtype float32 int8 --batch 1 8
   gitfast bench caption --way gitfast:int8 transformers:float32 --clients 1 2 4 8 --plot clients.png
+  gitfast bench caption --way gitfast:float32 gitfast:int8 --threads 8 --lanes 1 2 8 --clients 1 2 4 8 16
   gitfast bench caption --device cuda --way gitfast:bfloat16 gitfast:bfloat16,decode=persistent"""
 _KERNELS_EXAMPLE = """\
   gitfast bench kernels
@@ -70,6 +71,14 @@ def _add_caption(benches: Any) -> None:
     parser.add_argument("--dtype", nargs="+", metavar="NAME", help="only ways of these dtypes")
     parser.add_argument(
         "--threads", nargs="+", type=common.positive, metavar="N", help="on the cpu, one after another (default: all)"
+    )
+    parser.add_argument(
+        "--lanes",
+        nargs="+",
+        type=common.positive,
+        default=[],
+        metavar="N",
+        help="gitfast with its threads divided among so many lanes, side by side",
     )
     parser.add_argument("--batch", nargs="+", type=common.positive, default=[1], metavar="N", help="images at once")
     parser.add_argument(
@@ -166,6 +175,7 @@ def run_caption(args: argparse.Namespace) -> int:
         args.device,
         args.way,
         args.dtype,
+        lanes=args.lanes,
         threads=args.threads,
         batches=args.batch,
         clients=args.clients,

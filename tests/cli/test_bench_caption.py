@@ -61,6 +61,22 @@ def test_captions_beside_transformers(caption, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_lanes_side_by_side(caption, tmp_path):
+    file, picture = tmp_path / "lanes.json", tmp_path / "lanes.png"
+    ways = ["transformers:float32", "gitfast:float32"]
+    arguments = ("--way", *ways, "--lanes", 1, 2, "--clients", 1, 3, "--batch", 2, "--json", file, "--plot", picture)
+    code, out, errors = caption(*arguments)
+    assert (code, errors) == (0, "")
+    report = json.loads(file.read_text())
+    names = [ways[0], "gitfast:float32,lanes=1", "gitfast:float32,lanes=2"]
+    assert [row["way"] for row in report["rows"]] == names
+    assert all(row["equal_tokens"] == 10 for row in report["rows"])
+    assert [(row["way"], row["clients"]) for row in report["clients"]] == [(n, c) for c in (1, 3) for n in names]
+    assert all(row["memory_mb"] is None or row["memory_mb"] < 500 for row in report["clients"])
+    assert "MB a lane" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_picture_without_clients(caption, tmp_path):
     picture = tmp_path / "captions.png"
     assert caption("--way", "gitfast:int8", "--plot", picture)[0] == 0
@@ -137,9 +153,12 @@ def test_a_way_that_is_wrong_is_not_timed(caption, monkeypatch, tmp_path):
         (["--way", "tensorflow:float32"], "way: expected one of gitfast, transformers, compiled, openvino"),
         (["--way", "gitfast:int8,decode"], "way: expected options as NAME=VALUE after the dtype"),
         (["--way", "transformers:float32,decode=x"], "way: only gitfast takes options"),
-        (["--way", "gitfast:int8,decode=x"], "way: gitfast on the CPU takes no options, got decode"),
+        (["--way", "gitfast:int8,decode=x"], "way: gitfast on the CPU takes lanes, got decode"),
         (["--way", "gitfast:int4"], "dtype: expected 'float32', 'bfloat16', 'int8', got 'int4'"),
         (["--dtype", "int4"], "dtype: expected float32, bfloat16, int8, got 'int4'"),
+        (["--way", "gitfast:int8,lanes=two"], "way: expected lanes that divide 2 threads evenly, got two"),
+        (["--lanes", "1", "3"], "lanes: expected lanes that divide 2 threads evenly, got 3"),
+        (["--device", "cuda", "--lanes", "2"], "lanes: only the cpu has lanes"),
         (["--model", "git-huge"], "git-huge"),
         (["--device", "cuda", "--threads", "2"], "threads: only the cpu has threads"),
     ],
