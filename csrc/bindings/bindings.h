@@ -8,6 +8,7 @@ namespace gitfast::bindings {
 void bind_ops(pybind11::module_& m);
 void bind_search(pybind11::module_& m);
 void bind_engine(pybind11::module_& m);
+void bind_image(pybind11::module_& m);
 void bind_cuda_limits(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);  // in builds with CUDA only
 
