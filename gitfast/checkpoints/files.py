@@ -83,8 +83,10 @@ def parse_json(data: bytes, path: str | Path, error_type: type[GitfastError]) ->
     try:
         text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")  # json would guess at other encodings
         values = json.loads(text, parse_int=json_number)
-    except (ValueError, RecursionError) as error:
-        raise error_type(f"{path}: not valid JSON: {error}") from error
+    except RecursionError:
+        raise error_type(f"{path}: JSON that is nested too deeply") from None
+    except ValueError as error:
+        raise error_type(f"{path}: not valid JSON: {error if data else 'the file is empty'}") from error
     if not isinstance(values, dict):
         raise error_type(f"{path}: expected a JSON object, got {type(values).__name__}")
     return values

@@ -74,7 +74,9 @@ def _read_header(file: MappedFile) -> tuple[dict[str, Any], int]:
         raise FormatError(f"its header holds more than {_MAX_CONTAINERS} objects and lists")
     try:
         header = json.loads(data.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_int=json_number)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise FormatError("its header is JSON that is nested too deeply") from None
+    except ValueError as error:
         raise FormatError(f"its header is not valid JSON: {error}") from None
     if not isinstance(header, dict):
         raise FormatError(f"its header is not a JSON object but {type(header).__name__}")

@@ -13,8 +13,8 @@ _KEYS = ("state_dict", "model_state_dict", "model", "module", "model_state")
 _MAX_DEPTH = 4
 # Modules that torch puts around others, anywhere in a model: compile, FSDP, activation checkpointing.
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Modules around the whole model: DataParallel, and the attribute that most scripts keep it under.
-_ROOTS = ("module.", "model.")
+# Modules around the whole model: DataParallel, and the attributes that most scripts keep it under.
+_ROOTS = ("module.", "model.", "net.")
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def unwrap(state: Any) -> Any:
 def without_wrappers(tensors: Mapping[str, T]) -> dict[str, T]:
     """Return the tensors under the names that the model itself gives them.
 
-    ``_orig_mod.`` and its like go wherever they stand; ``module.`` and ``model.`` where every name begins with them.
+    ``_orig_mod.`` and its like go wherever they stand; the names of ``_ROOTS`` where every tensor begins with them.
 
     Raises:
         CheckpointError: two tensors would have one name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import reprlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,9 +61,11 @@ class MappedFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+                raise CheckpointError(f"{path}: the file is empty")
             try:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:  # ValueError: an empty file
+            except (OSError, ValueError) as error:
                 raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
         self.size = len(self._map)
 

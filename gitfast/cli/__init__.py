@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from gitfast import GitfastError, __version__
 from gitfast.cli import answer, bench, caption, convert, evaluate, info, serve, video
@@ -28,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         after SIGTERM.
     """
     _prepare_streams()
-    args = _parser().parse_args(_with_dashes(sys.argv[1:] if argv is None else argv))
     try:
+        args = _parser().parse_args(_with_dashes(sys.argv[1:] if argv is None else argv))
         code: int = args.run(args)
         sys.stdout.flush()
     except UsageError as error:
@@ -97,8 +98,19 @@ def _with_dashes(argv: Sequence[str]) -> list[str]:
     return changed
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help and version are output like any other: argparse says nothing where they cannot be written."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+        elif message:
+            file.write(message)
+            file.flush()
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gitfast",
         description="Captions, answers and video with Microsoft's GIT models.",
         epilog="example: gitfast caption --model microsoft/git-base-coco photo.jpg",

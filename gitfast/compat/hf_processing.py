@@ -17,6 +17,7 @@ from gitfast.checkpoints.files import read_json
 from gitfast.checkpoints.generation import read_generation
 from gitfast.inputs.image import ImageProcessor
 from gitfast.inputs.pictures import load_image
+from gitfast.inputs.tokenizer_files import read_folder
 from gitfast.inputs.video import load_clip
 
 _FETCH = ("revision", "cache_dir", "local_files_only", "token")
@@ -57,6 +58,7 @@ class GitProcessor(transformers.GitProcessor):
         config = GitConfig()
         if (folder / "config.json").is_file():  # whose token ids may be stale: generation_config.json comes first
             config = GitConfig.from_dict(read_generation(folder, read_json(folder / "config.json"))[0])
+        read_folder(folder)  # the library runs whatever tokenizer.json asks for: only what gitfast takes, too
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         if any((folder / name).is_file() for name in _SETTINGS):
             images = transformers.AutoImageProcessor.from_pretrained(folder, backend=backend, **options)

@@ -6,7 +6,6 @@ so this adds one filter that is asked for every warning of Pillow and answers fo
 
 from __future__ import annotations
 
-import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,22 +13,35 @@ from contextlib import contextmanager, suppress
 
 
 class _Held(threading.local):
+    """The two patterns of the filter: it asks for a warning's text first, then for the module that it comes from."""
+
     messages: list[str] | None = None  # from the file that this thread decodes; None: it decodes none
     count = 0
+    asked = ""
 
-    def match(self, message: str) -> bool:
-        """Return whether the warning is held back; the interface is that of a regular expression in a filter."""
-        if self.messages is None:
+    def match(self, text: str) -> bool:
+        """Return whether the thread decodes; the interface is that of a regular expression in a filter."""
+        self.asked = text
+        return self.messages is not None
+
+    def hold(self, module: str) -> bool:
+        """Hold back the warning that was asked for, if it is Pillow's."""
+        if self.messages is None or not module.startswith("PIL."):
             return False
-        if "decompression bomb" not in message:  # the limits here are ours
+        if "decompression bomb" not in self.asked:  # the limits here are ours
             self.count += 1
             if not self.messages:
-                self.messages.append(message)
+                self.messages.append(self.asked)
         return True
 
 
+class _Modules:
+    def match(self, module: str) -> bool:
+        return _held.hold(module)
+
+
 _held = _Held()
-_FILTER = ("ignore", _held, Warning, re.compile(r"PIL\."), 0)
+_FILTER = ("ignore", _held, Warning, _Modules(), 0)
 
 
 @contextmanager

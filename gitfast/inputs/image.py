@@ -112,12 +112,13 @@ class ImageProcessor:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageProcessor:
-        """Build from a ``preprocessor_config.json`` mapping; missing keys and null take transformers' defaults.
+        """Build from a ``preprocessor_config.json`` mapping; missing keys take transformers' defaults.
 
         Images always become RGB, whatever ``do_convert_rgb`` says: the models have three channels.
 
         Raises:
-            ConfigError: a value cannot be, or the file is for a processor of another kind.
+            ConfigError: a value cannot be, is null though its switch is on, or the file is for a processor of another
+                kind.
         """
         return cls(**read_settings(values))
 

@@ -16,16 +16,24 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 HALF = (0.5, 0.5, 0.5)  # in the published video checkpoints
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in the order of Pillow's numbers
 _MAX_EDGE = 4096
+# Settings that a switch needs: null is an error for transformers as long as the switch is on.
+_NEEDED = {
+    "do_resize": ("size", "resample"),
+    "do_center_crop": ("crop_size",),
+    "do_rescale": ("rescale_factor",),
+    "do_normalize": ("image_mean", "image_std"),
+}
 
 
 def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the fields of an ``ImageProcessor``; missing keys and null take the defaults, but a null switch is off.
+    """Read the fields of an ``ImageProcessor``; missing keys take the defaults, a null switch is off.
 
     Raises:
-        ConfigError: a value cannot be, or the file is for a processor of another kind.
+        ConfigError: a value cannot be, or is null where it is needed, or the file is for a processor of another kind.
     """
     values = {key: False if value is None and key.startswith("do_") else value for key, value in values.items()}
-    values = {key: value for key, value in values.items() if value is not None}
+    needed = {name for switch, names in _NEEDED.items() if _flag(values, switch) for name in names}
+    values = {key: value for key, value in values.items() if value is not None or key in needed}
     kind = _processor_type(values)
     if values.get("do_pad"):
         raise ConfigError("do_pad: padding is not supported")

@@ -91,6 +91,7 @@ def _loading(
     pixels = as_array(source, name)
     if pixels is not None:
         _check_array(pixels, name, limits)
+        _warn_of_two_readings(source, name)
         with BUDGET.decoding(2 * pixels.nbytes, limits.max_decoding_bytes):
             picture = array_to_rgb(pixels, name)
             yield picture, picture.size
@@ -164,8 +165,9 @@ def check_image(image: PIL.Image.Image, name: str, limits: Limits) -> None:
     """Refuse a PIL image that costs too much; check one that was opened lazily by its file too.
 
     Raises:
-        ImageError: the image exceeds a limit.
+        ImageError: the image exceeds a limit, or was closed.
     """
+    check_open(image, name)
     limits.check_size(image.size, name)
     file: Any = getattr(image, "fp", None)
     if image.format in ("JPEG", "MPO") and getattr(image, "tile", None) and hasattr(file, "seek"):
@@ -175,6 +177,18 @@ def check_image(image: PIL.Image.Image, name: str, limits: Limits) -> None:
             data = read_encoded(file, name, limits.max_image_bytes, "max_image_bytes")
             file.seek(place)
         inspect(data, "JPEG", name, limits, frames=False)
+
+
+def check_open(image: PIL.Image.Image, name: str) -> None:
+    """Refuse a PIL image whose pixels are gone."""
+    try:
+        _ = image.im
+    except ValueError:
+        raise ImageError(
+            f"{name}: a PIL image that was closed; use it before its file is closed, or load() it"
+        ) from None
+    except Exception:  # not decoded yet
+        return
 
 
 def detach(source: Any, limits: Limits) -> Any:
@@ -280,10 +294,6 @@ def as_array(source: Any, name: str) -> np.ndarray | None:
         ends = (source.shape[-3] in _CHANNELS, source.shape[-1] in _CHANNELS)
         if ends == (True, False) or (ends[0] and first):
             return np.moveaxis(source, -3, -1)
-        if all(ends) and not first:
-            warnings.warn(
-                f"{name}: shape {source.shape} is taken as channels last; it may be channels first", stacklevel=2
-            )
     return source
 
 
@@ -297,6 +307,12 @@ def _check_array(array: np.ndarray, name: str, limits: Limits) -> None:
             f"got {array.dtype} of shape {array.shape}{hint}"
         )
     limits.check_size((array.shape[1], array.shape[0]), name)
+
+
+def _warn_of_two_readings(source: Any, name: str) -> None:
+    shape = source.shape
+    if isinstance(source, np.ndarray) and len(shape) == 3 and shape[0] in _CHANNELS and shape[2] in _CHANNELS:
+        warnings.warn(f"{name}: shape {shape} is taken as channels last; it may be channels first", stacklevel=2)
 
 
 def array_to_rgb(array: np.ndarray, name: str) -> PIL.Image.Image:

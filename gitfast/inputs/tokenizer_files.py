@@ -26,6 +26,7 @@ _MAX_ADDED_TOKENS = 20_000
 _MAX_TOKEN_CHARACTERS = 512
 _MAX_PREFIX_CHARACTERS = 16
 _MAX_WORD_CHARACTERS = 256  # the time of a word grows with its square; BERT takes 100
+_MAX_LENGTH = 1 << 20  # tokens that texts are padded or cut to
 _MAX_SEQUENCE = 8  # normalizers or pre-tokenizers behind each other
 _SPECIAL_TOKENS = {
     "unk_token": "[UNK]",
@@ -190,6 +191,13 @@ def _read_tokenizer_json(path: Path, unk_token: str) -> _Description:
     post_processor = values.get("post_processor")  # it adds [CLS] and [SEP], which prompts do on their own
     if post_processor is not None:
         _known(post_processor, ("BertProcessing", "TemplateProcessing"), f"{path}: post_processor")
+    decoder = values.get("decoder") or {"type": "WordPiece"}
+    with library_errors(str(path)):  # here, where the configuration has not replaced any of them
+        for component, build in (("normalizer", _normalizer), ("pre_tokenizer", _pre_tokenizer)):
+            if values.get(component) is not None:
+                build(values[component], f"{path}: {component}")
+        _decoder(decoder, f"{path}: decoder")
+    _check_lengths(values, path)
     fields = _Fields(model, f"{path}: model")
     return _Description(
         vocab=_vocab(model.get("vocab"), path),
@@ -198,9 +206,26 @@ def _read_tokenizer_json(path: Path, unk_token: str) -> _Description:
         max_word=fields.number("max_input_chars_per_word", 100, _MAX_WORD_CHARACTERS),
         normalizer=values.get("normalizer"),
         pre_tokenizer=values.get("pre_tokenizer"),
-        decoder=values.get("decoder") or {"type": "WordPiece"},
+        decoder=decoder,
         added=tuple(_added_token(token, None, f"{path}: added_tokens") for token in added),
     )
+
+
+def _check_lengths(values: Mapping[str, Any], path: Path) -> None:
+    """Check padding and truncation, which are not followed here: transformers reads the same file."""
+    padding, truncation = (values.get(name) or {} for name in ("padding", "truncation"))
+    for name, part in (("padding", padding), ("truncation", truncation)):
+        if not isinstance(part, dict):
+            raise CheckpointError(f"{path}: {name}: expected an object or null, got {_brief(part)}")
+    strategy = padding.get("strategy")
+    lengths = {
+        "padding.strategy.Fixed": strategy.get("Fixed") if isinstance(strategy, dict) else None,
+        "padding.pad_to_multiple_of": padding.get("pad_to_multiple_of"),
+        "truncation.max_length": truncation.get("max_length"),
+    }
+    for name, length in lengths.items():
+        if length is not None and (type(length) is not int or not 0 <= length <= _MAX_LENGTH):
+            raise CheckpointError(f"{path}: {name}: expected at most {_MAX_LENGTH} tokens, got {_brief(length)}")
 
 
 def _vocab(vocab: Any, path: Path) -> dict[str, int]:

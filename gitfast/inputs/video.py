@@ -14,7 +14,17 @@ from gitfast.inputs.decoder_warnings import held_back
 from gitfast.inputs.files import describe_source, open_encoded, read_encoded, read_start, seekable
 from gitfast.inputs.formats import Claim, sniff
 from gitfast.inputs.limits import DEFAULT_LIMITS, Limits
-from gitfast.inputs.pictures import as_array, check_image, decoded, decoding, loading, open_image, pillow, to_rgb
+from gitfast.inputs.pictures import (
+    as_array,
+    check_image,
+    check_open,
+    decoded,
+    decoding,
+    loading,
+    open_image,
+    pillow,
+    to_rgb,
+)
 from gitfast.inputs.reading import BUDGET
 from gitfast.inputs.video_files import check_count, read_video
 
@@ -199,6 +209,7 @@ def _read_image(
     image: PIL.Image.Image, choose: Choose, prepare: Prepare[T], limits: Limits, name: str
 ) -> tuple[list[T], bool]:
     """Read a PIL image, or its file if it was opened lazily: there the frames can be counted at a bounded cost."""
+    check_open(image, name)
     file: Any = getattr(image, "_fp", None) or getattr(image, "fp", None)
     animated = image.format in ("GIF", "TIFF") or (image.format == "PNG" and getattr(image, "is_animated", False))
     if animated and hasattr(file, "seek"):

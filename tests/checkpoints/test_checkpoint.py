@@ -139,7 +139,9 @@ def test_both_spellings_in_one_file_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.model."])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "net.", "module._orig_mod.", "_orig_mod.module.model.", "model.net."]
+)
 def test_prefixes_of_wrappers(folder: Path, prefix: str, form: str) -> None:
     weights = take_weights(folder)
     wrapped = {prefix + name: x for name, x in weights.items()}
@@ -242,3 +244,22 @@ def test_reading_imports_neither_torch_nor_safetensors(folder: Path, form: str) 
         "sys.exit(f'imports {found}' if found else 0)"
     )
     run_python(program, folder, check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"", "the file is empty"),
+        ("pytorch_model.bin", b"", "the file is empty"),
+        ("config.json", b"", "not valid JSON: the file is empty"),
+        ("config.json", b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "JSON that is nested too deeply"),
+    ],
+    ids=["safetensors", "torch", "config", "deep"],
+)
+def test_empty_and_deep_files_are_told(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    if name == "pytorch_model.bin":
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises(GitfastError, match=f"{name}: {message}$"):
+        open_checkpoint(folder)

@@ -92,3 +92,18 @@ def test_file_names_that_are_no_text(checkpoint_folder, image_files, tmp_path):
     assert done.returncode == 1
     assert b"\\udcff.png\t" in done.stdout
     assert b"\\udcff.png.missing" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["caption", "--help"]], ids=" ".join)
+def test_help_that_cannot_be_written_is_an_error(arguments):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*PYTHON, "-m", "gitfast", *arguments],
+            env=ENVIRONMENT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, b"gitfast: standard output: No space left on device\n")

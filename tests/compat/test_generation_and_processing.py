@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import transformers
 from PIL import Image
 
 import gitfast
-from gitfast.errors import EngineError
+from gitfast.errors import CheckpointError, EngineError
 
 from support.tiny_checkpoint import random_image, write_checkpoint
 
@@ -236,3 +238,18 @@ def test_every_argument_for_texts(kit: Any, folder: Path) -> None:
     if kit.name == "plain":
         with pytest.raises(TypeError, match="return_offsets_mapping: not known, or needs transformers"):
             processor(text="a", return_offsets_mapping=True)
+
+
+def test_a_tokenizer_json_that_gitfast_refuses_reaches_no_library(kit: Any, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text(
+        json.dumps(
+            {
+                "version": "1.0",
+                "normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"},
+                "model": {"type": "WordPiece", "unk_token": "[UNK]", "vocab": {"[UNK]": 0, "[CLS]": 2, "[SEP]": 3}},
+            }
+        )
+    )
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: normalizer: expected BertNormalizer"):
+        kit.GitProcessor.from_pretrained(tmp_path / "model")

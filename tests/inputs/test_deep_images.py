@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import gitfast
 from gitfast.errors import ImageError
 from gitfast.inputs.image import ImageProcessor
 from gitfast.inputs.pictures import load_image
@@ -108,6 +110,28 @@ def test_channels_first_match_transformers() -> None:
 def test_of_two_readings_an_array_has_its_channels_last_and_says_so() -> None:
     with pytest.warns(UserWarning, match=r"shape \(3, 8, 4\) is taken as channels last"):
         assert load_image(np.zeros((3, 8, 4), np.uint8)).size == (8, 3)
+
+
+def test_a_batch_says_so_once_for_each_array(checkpoint_folder: Path) -> None:
+    model = gitfast.load(checkpoint_folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.caption([np.zeros((3, 40, 4), np.uint8)] * 2)
+    assert [str(warning.message) for warning in caught] == [
+        "image array: shape (3, 40, 4) is taken as channels last; it may be channels first"
+    ] * 2
+
+
+def test_warnings_of_others_are_left_alone_while_a_file_is_decoded() -> None:
+    from gitfast.inputs.decoder_warnings import held_back
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with held_back("x.tiff"):
+            warnings.warn("of the application", stacklevel=1)
+            for text in ("first", "second"):
+                warnings.warn_explicit(text, UserWarning, "TiffImagePlugin.py", 1, module="PIL.TiffImagePlugin")
+    assert [str(warning.message) for warning in caught] == ["of the application", "x.tiff: first (and 1 more)"]
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -463,6 +463,21 @@ def test_errors_in_a_batch_give_the_index() -> None:
         ImageProcessor()([])
 
 
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "TIFF", "WEBP"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_closed_images_are_told(image_format: str, loaded: bool, tmp_path: Path) -> None:
+    from gitfast.inputs.video import load_clip
+
+    PIL.Image.new("RGB", (5, 5)).save(tmp_path / "x", image_format, save_all=image_format in ("GIF", "TIFF", "WEBP"))
+    image = PIL.Image.open(tmp_path / "x")
+    if loaded:
+        image.load()
+    image.close()
+    for read in (load_image, load_clip):
+        with pytest.raises(ImageError, match=r"^image: a PIL image that was closed"):
+            read(image)
+
+
 # Settings
 
 
@@ -471,7 +486,7 @@ def test_errors_in_a_batch_give_the_index() -> None:
     [
         {},
         {"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224, "resample": 3},
-        {"image_processor_type": "CLIPImageProcessorFast", "size": None, "do_convert_rgb": False},
+        {"image_processor_type": "CLIPImageProcessorFast", "data_format": None, "do_convert_rgb": False},
         {"image_processor_type": "CLIPImageProcessorPil", "device": "cpu", "default_to_square": False},
         ImageProcessor().to_dict(),
     ],

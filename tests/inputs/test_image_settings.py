@@ -88,6 +88,33 @@ def test_what_cannot_be_names_the_file_and_the_key(text: str, message: str, tmp_
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize("kind", ["CLIPImageProcessor", "VideoMAEImageProcessor"])
+@pytest.mark.parametrize(
+    ("key", "switch"),
+    [
+        ("size", "do_resize"),
+        ("resample", "do_resize"),
+        ("crop_size", "do_center_crop"),
+        ("rescale_factor", "do_rescale"),
+        ("image_mean", "do_normalize"),
+        ("image_std", "do_normalize"),
+    ],
+)
+def test_null_is_refused_where_transformers_needs_a_value(key: str, switch: str, kind: str, tmp_path: Path) -> None:
+    import transformers
+
+    path = tmp_path / "preprocessor_config.json"
+    values = {"image_processor_type": kind, "do_center_crop": True, key: None}
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=f"{key}: expected .* got None") as caught:
+        ImageProcessor.from_file(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    theirs = getattr(transformers, f"{kind}Pil")
+    with pytest.raises(ValueError, match=f"`{key}`.* must"):
+        theirs.from_dict(values)(PIL.Image.new("RGB", (300, 300)))
+    assert ImageProcessor.from_dict({**values, switch: False})
+
+
 # preprocess="fast"
 
 

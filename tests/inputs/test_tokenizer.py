@@ -408,6 +408,33 @@ def test_what_no_bert_tokenizer_has_is_refused(change, message: str, tmp_path: P
         Tokenizer.from_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("normalizer", REPLACE, "normalizer: expected BertNormalizer"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "got 'Precompiled'"),
+        ("padding", {"strategy": {"Fixed": 10**9}, "pad_id": 0}, "padding.strategy.Fixed: expected at most"),
+        ("padding", {"strategy": "BatchLongest", "pad_to_multiple_of": 10**12}, "padding.pad_to_multiple_of: expected"),
+        ("padding", [1], "padding: expected an object or null"),
+        ("truncation", {"max_length": -1}, "truncation.max_length: expected at most"),
+        ("truncation", "x", "truncation: expected an object or null"),
+    ],
+)
+def test_what_is_overridden_is_checked_too(name: str, value: object, message: str, tmp_path: Path) -> None:
+    save(tmp_path, "tokenizer.json", tokenizer_json(tmp_path) | {name: value})
+    save(tmp_path, "tokenizer_config.json", {"do_lower_case": True, "tokenizer_class": "BertTokenizer"})
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.json: {message}|tokenizer\.json: .*{message}"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_saved_padding_and_truncation_are_no_fault(tmp_path: Path) -> None:
+    values = tokenizer_json(tmp_path)
+    values["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": 8, "pad_id": 0}
+    values["truncation"] = {"max_length": 512, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    save(tmp_path, "tokenizer.json", values)
+    assert len(Tokenizer.from_folder(tmp_path).prompt("what is this?")) == 5
+
+
 def test_a_tokenizer_json_of_many_objects_is_refused_unparsed(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(b'{"model": [' + b"[]," * 600_000 + b"[]]}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: .*more than 500000 objects and lists"):
