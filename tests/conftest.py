@@ -10,6 +10,7 @@ from types import ModuleType
 import hypothesis
 import pytest
 
+from support import tiers
 from support.cuda import emulated
 from support.tiny_checkpoint import random_image, write_checkpoint
 
@@ -17,6 +18,10 @@ from support.tiny_checkpoint import random_image, write_checkpoint
 hypothesis.settings.register_profile("ci", derandomize=True, print_blob=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    tiers.thorough = config.option.markexpr != "not slow"
 
 
 @pytest.fixture(scope="session")

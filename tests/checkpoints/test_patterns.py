@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from gitfast.checkpoints.files import FormatError
 from gitfast.checkpoints.patterns import Budget, Suffix
 
+from support.tiers import examples
+
 PIECES = [
     "a",
     "b",
@@ -31,7 +33,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=6), name=st.text("ab.1", max_size=9))
 def test_matches_are_those_of_re(pieces: list[str], name: str) -> None:
     pattern = "".join(pieces)

@@ -21,6 +21,7 @@ from gitfast.checkpoints.unpickler import MAX_OPCODES, MAX_PICKLE_BYTES
 from gitfast.errors import CheckpointError
 
 from support.bounded import outcome
+from support.tiers import examples
 
 
 def save(state: Any, path: Path) -> Path:
@@ -254,7 +255,7 @@ def saved_bytes() -> bytes:
 SAVED = saved_bytes()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(cut=st.integers(0, len(SAVED) - 1))
 def test_any_truncation_is_an_error(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.getbasetemp() / "cut.bin"
@@ -263,7 +264,7 @@ def test_any_truncation_is_an_error(tmp_path_factory: pytest.TempPathFactory, cu
         read_pickle(path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(data=st.data())
 def test_any_damage_gives_tensors_or_one_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.bin"
@@ -278,7 +279,7 @@ def test_any_damage_gives_tensors_or_one_error(tmp_path_factory: pytest.TempPath
         assert "damaged.bin" in str(error)  # noqa: PT017
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(data=st.binary(max_size=60))
 def test_any_pickle_gives_one_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = with_pickle(tmp_path_factory.getbasetemp() / "random.bin", b"\x80\x02" + data)
@@ -406,7 +407,7 @@ def saved_older() -> bytes:
 OLDER = saved_older()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(data=st.data())
 def test_any_damage_of_the_older_format(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "older.bin"

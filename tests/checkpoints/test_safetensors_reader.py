@@ -16,6 +16,8 @@ from safetensors.torch import save, save_file
 from gitfast.checkpoints.safetensors_reader import read_safetensors
 from gitfast.errors import CheckpointError
 
+from support.tiers import examples
+
 SAVED = save({"a": torch.zeros(3, 4), "b": torch.ones(5).half()})
 
 
@@ -123,7 +125,7 @@ def test_other_files_are_told_apart(tmp_path: Path, data: bytes, message: str) -
         read_safetensors(tmp_path / "x.safetensors")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(cut=st.integers(0, len(SAVED) - 1))
 def test_any_truncation_is_an_error(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.getbasetemp() / "cut.safetensors"
@@ -132,7 +134,7 @@ def test_any_truncation_is_an_error(tmp_path_factory: pytest.TempPathFactory, cu
         read_safetensors(path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(data=st.data())
 def test_any_damage_gives_tensors_or_one_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.safetensors"

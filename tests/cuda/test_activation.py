@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.cuda import emulated
 from support.cuda.activation_cases import FUNCTIONS, make_case
 from support.cuda.kernels import Kernels, every_order
+from support.tiers import examples, slow
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -19,7 +20,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 @every_order
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("width", [1, 7, 64, 768, 1000, 2056, 3072, 4096])
+@pytest.mark.parametrize("width", [1, 7, slow(64), 768, slow(1000), 2056, slow(3072), slow(4096)])
 def test_equals_float64(kernels: Kernels, dtype: torch.dtype, function: str, width: int) -> None:
     for rows in kernels.pick((2,), (1, 197)):
         case = make_case(function, rows, width, dtype, device=kernels.device)
@@ -27,7 +28,7 @@ def test_equals_float64(kernels: Kernels, dtype: torch.dtype, function: str, wid
         assert case.error() <= 1
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     function=st.sampled_from(FUNCTIONS),
     rows=st.integers(1, 5),

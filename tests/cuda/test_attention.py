@@ -14,14 +14,15 @@ from gitfast.ops import cuda, reference
 from support.cuda import emulated
 from support.cuda.attention_cases import COUNTERS, ROUNDING, Case, make_case
 from support.cuda.kernels import Kernels, device_only, every_order
+from support.tiers import examples, slow
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @every_order
-@pytest.mark.parametrize("late_copies", [True, False])
+@pytest.mark.parametrize("late_copies", [True, slow(False)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("prefix", [0, 1, 15, 16, 17, 63, 64, 65, 130])
+@pytest.mark.parametrize("prefix", [0, slow(1), slow(15), slow(16), 17, slow(63), 64, slow(65), 130])
 def test_rows_of_an_image(kernels: Kernels, dtype: torch.dtype, prefix: int, late_copies: bool) -> None:
     kernels.set_order(seed=1, late_copies=late_copies)
     case = make_case([3, 17], prefix, 16, dtype, heads=1, device=kernels.device)
@@ -30,7 +31,7 @@ def test_rows_of_an_image(kernels: Kernels, dtype: torch.dtype, prefix: int, lat
 
 
 @every_order
-@pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 128])
+@pytest.mark.parametrize("head_dim", [16, slow(32), 64, 80, slow(128)])
 @pytest.mark.parametrize("tile_rows", [16, 64])
 def test_every_width_of_a_head(kernels: Kernels, head_dim: int, tile_rows: int) -> None:
     kernels.set_order(seed=2)
@@ -49,7 +50,7 @@ def test_every_width_of_a_head(kernels: Kernels, head_dim: int, tile_rows: int) 
 
 
 @every_order
-@pytest.mark.parametrize("head_dim", [4, 12, 64, 100, 128])
+@pytest.mark.parametrize("head_dim", [4, slow(12), 64, 100, slow(128)])
 @pytest.mark.parametrize("tile_rows", [16, 64])
 def test_every_width_of_a_head_in_float32(kernels: Kernels, head_dim: int, tile_rows: int) -> None:
     kernels.set_order(seed=2)
@@ -61,7 +62,7 @@ def test_every_width_of_a_head_in_float32(kernels: Kernels, head_dim: int, tile_
     assert case.error() <= 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.integers(1, 20), min_size=1, max_size=3),
     prefix=st.integers(0, 140),
@@ -104,7 +105,7 @@ def test_any_rows_and_texts(
 
 
 @every_order
-@pytest.mark.parametrize("late_copies", [True, False])
+@pytest.mark.parametrize("late_copies", [True, slow(False)])
 @pytest.mark.parametrize("text", [None, [0, 1, 40, 2]], ids=["alone", "with text"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("prefix", [0, 1, 64, 65, 200])
@@ -389,6 +390,7 @@ def test_more_tiles_and_heads_than_there_are_counters(emulation: ModuleType) -> 
         case.run(emulation.prefix_attention)
 
 
+@pytest.mark.slow
 def test_many_prompts_share_a_split_prefix(kernels: Kernels) -> None:
     """More rows x heads than there are counters: tiles are counted, of up to 16 rows each."""
     case = make_case(

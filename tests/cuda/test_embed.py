@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from support.cuda import emulated
 from support.cuda.embed_cases import make_case
 from support.cuda.kernels import Kernels, every_order
+from support.tiers import examples, slow
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @every_order
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [1, 7, 768, 1000, 1024])
+@pytest.mark.parametrize("width", [1, slow(7), 768, 1000, slow(1024)])
 def test_equals_float64(kernels: Kernels, dtype: torch.dtype, width: int) -> None:
     tables = kernels.pick({}, {"vocabulary": 30_522, "places": 1024})
     for rows in kernels.pick((3,), (1, 5, 200)):
@@ -27,7 +28,7 @@ def test_equals_float64(kernels: Kernels, dtype: torch.dtype, width: int) -> Non
         assert case.error() <= 1
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(1, 6),
     width=st.integers(1, 300),

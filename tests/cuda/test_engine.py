@@ -24,6 +24,7 @@ from gitfast.ops import cuda
 from gitfast.types import Generation, GenerationOptions
 
 from support.cuda.engine_cases import IMAGES, MODEL, make_engine
+from support.tiers import slow
 from support.tiny_checkpoint import write_checkpoint
 
 
@@ -42,7 +43,7 @@ def tokens(results: list[list[Generation]]) -> list[list[list[int]]]:
     return [[g.token_ids for g in item] for item in results]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "float8"])
+@pytest.mark.parametrize("dtype", ["float16", slow("bfloat16"), "int8", slow("float8")])
 def test_captions(
     device: str, dtype: str, processor: Processor, pixels: np.ndarray, captioned: list[list[Generation]]
 ) -> None:
@@ -60,6 +61,7 @@ def test_captions(
     assert engine.stats.encoded_images == len(IMAGES)
 
 
+@pytest.mark.slow
 def test_captions_over_prefixes_of_int8(
     device: str, processor: Processor, pixels: np.ndarray, captioned: list[list[Generation]]
 ) -> None:
@@ -90,9 +92,9 @@ def test_tasks_hand_over_bytes(
     )
     encode = engine.encode
     monkeypatch.setattr(engine, "encode", lambda pixels, **_: given.append(pixels.dtype) or encode(pixels))
-    results = Model(engine, processor, checkpoint.config).caption(IMAGES)
+    results = Model(engine, processor, checkpoint.config).caption(IMAGES, max_new_tokens=3)
     assert given == [np.uint8]
-    assert [list(result.token_ids) for result in results] == [item[0].token_ids for item in captioned]
+    assert [list(result.token_ids) for result in results] == [item[0].token_ids[:3] for item in captioned]
 
 
 def test_info_shows_what_is_kept(
@@ -129,8 +131,9 @@ def test_a_plan_serves_calls_of_one_shape(
 def test_the_search_on_the_host_agrees_with_the_device(device: str, processor: Processor, pixels: np.ndarray) -> None:
     engine, told = make_engine(device), []
     prefix, prompt = engine.encode(pixels[:1]), [processor.tokenizer.prompt()]
-    alone = engine.generate(prefix, prompt, GenerationOptions())
-    streamed = engine.generate(prefix, prompt, GenerationOptions(), lambda row, ids: told.extend(ids))
+    options = GenerationOptions(max_new_tokens=4)
+    alone = engine.generate(prefix, prompt, options)
+    streamed = engine.generate(prefix, prompt, options, lambda row, ids: told.extend(ids))
     assert tokens(streamed) == tokens(alone) == [[told]]
     np.testing.assert_allclose(streamed[0][0].token_logprobs, alone[0][0].token_logprobs, atol=1e-5)
 
@@ -158,7 +161,10 @@ SEARCHES = {
 TIED = [[6, 52, 64, 83], [6, 52, 64, 98]]
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+FAST = ("greedy", "beams", "samples of a few")
+
+
+@pytest.mark.parametrize("name", [name if name in FAST else slow(name) for name in SEARCHES])
 def test_searches(
     device: str, name: str, cpu: CpuEngine, processor: Processor, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +192,7 @@ def test_searches(
             np.testing.assert_allclose(got.token_logprobs, expected.token_logprobs, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_plan_of_beams_reads_what_changes(
     device: str, cpu: CpuEngine, processor: Processor, pixels: np.ndarray
 ) -> None:

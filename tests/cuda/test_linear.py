@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.cuda import emulated
 from support.cuda.kernels import Kernels, device_only, every_order
 from support.cuda.linear_cases import ACTIVATIONS, FORMATS, make_case
+from support.tiers import examples
 
 DTYPES = [torch.float16, torch.bfloat16]
 
@@ -37,7 +38,7 @@ def test_many_columns(kernels: Kernels, columns: int) -> None:
     assert case.error() <= 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(1, 40),
     columns=st.integers(1, 40),

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from support.cuda import emulated
 from support.cuda.kernels import Kernels, device_only, every_order
 from support.cuda.norm_cases import make_case
+from support.tiers import examples, slow
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @every_order
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [1, 7, 64, 768, 1000, 1024, 1025, 3072, 4096])
+@pytest.mark.parametrize("width", [1, 7, slow(64), 768, slow(1000), slow(1024), 1025, slow(3072), 4096])
 def test_equals_float64(kernels: Kernels, dtype: torch.dtype, width: int) -> None:
     for rows in kernels.pick((2,), (1, 3, 197)):
         case = make_case(rows, width, dtype, device=kernels.device)
@@ -26,7 +27,7 @@ def test_equals_float64(kernels: Kernels, dtype: torch.dtype, width: int) -> Non
         assert case.error() <= 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(1, 5),
     width=st.integers(1, 600),

@@ -13,6 +13,7 @@ import torch
 from support.cuda.decode_cases import EOS, Format, make_case
 from support.cuda.kernels import Kernels, emulated_only, every_emulated_order
 from support.cuda.persistent_cases import make_persistent, same
+from support.tiers import slow
 
 SEARCHES: dict[str, tuple[int, dict[str, Any]]] = {
     "greedy": (1, {"model": {"layers": 1}}),
@@ -31,8 +32,8 @@ def test_sequences(kernels: Kernels, name: str) -> None:
 
 
 @emulated_only
-@pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("weights", ["int8", "float8"])
+@pytest.mark.parametrize("beams", [1, slow(4)])
+@pytest.mark.parametrize("weights", ["int8", slow("float8")])
 def test_weights_of_8_bits_and_early_ends(kernels: Kernels, beams: int, weights: str) -> None:
     kernels.set_order("shuffled", seed=2)
     case = make_persistent(
@@ -97,7 +98,9 @@ def test_more_choices_than_tokens(kernels: Kernels) -> None:
 
 
 @emulated_only
-@pytest.mark.parametrize(("slots", "options"), [(1, {}), (2, {}), (1, {"num_beams": 2, "num_return_sequences": 2})])
+@pytest.mark.parametrize(
+    ("slots", "options"), [slow(1, {}), (2, {}), slow(1, {"num_beams": 2, "num_return_sequences": 2})]
+)
 def test_sequences_that_wait_take_free_slots(kernels: Kernels, slots: int, options: dict[str, Any]) -> None:
     kernels.set_order("shuffled", seed=slots)
     case = make_persistent(3, max_new_tokens=5, **options)
@@ -143,6 +146,7 @@ def test_weights_of_a_step_may_come_late_or_early(kernels: Kernels, late_copies:
 
 
 @emulated_only
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["same", "int8"])
 def test_the_widths_of_git_base(kernels: Kernels, weights: Format) -> None:
     kernels.set_order("shuffled", seed=6)

@@ -16,6 +16,7 @@ from gitfast.ops.cuda_weights import TiledWeight
 from support.cuda import emulated
 from support.cuda.kernels import Kernels, device_only, every_order
 from support.cuda.search_cases import CONTEXTS, Case, equal_choices, make_case
+from support.tiers import examples, slow
 
 
 def beams_error(case: Case, kernels: Kernels) -> float:
@@ -29,7 +30,7 @@ def beams_error(case: Case, kernels: Kernels) -> float:
 
 @every_order
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
-@pytest.mark.parametrize("num_beams", [2, 3, 5, 16])
+@pytest.mark.parametrize("num_beams", [2, 3, slow(5), slow(16)])
 def test_beams(kernels: Kernels, num_beams: int, early_stopping: bool | str) -> None:
     for seed, (vocab_size, length_penalty) in enumerate([(7, -1.0), (40, 0.6), (300, 2.0)]):
         case = make_case(
@@ -38,7 +39,7 @@ def test_beams(kernels: Kernels, num_beams: int, early_stopping: bool | str) -> 
         assert beams_error(case, kernels) <= 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10**6),
     vocab_size=st.integers(3, 50),
@@ -96,7 +97,7 @@ def test_beams_that_differ_late_exchange_long_texts(kernels: Kernels) -> None:
 
 
 @every_order
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, slow(1), slow(2), slow(3)])
 def test_greedy(kernels: Kernels, seed: int) -> None:
     case = make_case(20, seed=seed)
     assert case.error(case.on_device(kernels, case.likeliest(1), kernels.device)) <= 1
@@ -107,9 +108,9 @@ def test_greedy(kernels: Kernels, seed: int) -> None:
     "options",
     [
         {"top_k": 1},
-        {"top_k": 5},
-        {"top_k": 40, "temperature": 0.3},
-        {"top_k": 63, "temperature": 2.5, "top_p": 0.8},
+        slow({"top_k": 5}),
+        slow({"top_k": 40, "temperature": 0.3}),
+        slow({"top_k": 63, "temperature": 2.5, "top_p": 0.8}),
         {"top_k": 10, "top_p": 0.3},
         {"top_k": 20, "min_p": 0.2},
         {"top_k": 12, "top_p": 0.0},
@@ -126,7 +127,7 @@ def test_draws_among_choices(kernels: Kernels, options: dict[str, float]) -> Non
     assert len(lengths) > 2
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10**6),
     vocab_size=st.integers(3, 64),
@@ -168,7 +169,7 @@ def test_equal_scores_at_the_edge_are_kept(kernels: Kernels) -> None:
 
 
 @every_order
-@pytest.mark.parametrize("temperature", [1.0, 0.4, 1.7])
+@pytest.mark.parametrize("temperature", [slow(1.0), 0.4, slow(1.7)])
 def test_draws_among_all(kernels: Kernels, temperature: float) -> None:
     """The head draws: its logits are the language's, as one weight times one."""
     for seed in range(3):
@@ -199,7 +200,7 @@ MANY_PROMPTS = [[1 + i % 7] * (1 + i % 4) for i in range(9)]
 
 
 @every_order
-@pytest.mark.parametrize("slots", [1, 2, 5, 8])
+@pytest.mark.parametrize("slots", [slow(1), slow(2), slow(5), 8])
 @pytest.mark.parametrize(
     ("options", "choices"),
     [

@@ -14,6 +14,7 @@ from support.cuda import emulated
 from support.cuda.kernels import Kernels, device_only, every_order
 from support.cuda.linear_cases import FORMATS
 from support.cuda.select_cases import Case, make_case
+from support.tiers import examples
 
 DTYPES = [torch.float16, torch.bfloat16]
 
@@ -59,7 +60,7 @@ def test_a_vocabulary_of_30522(
         assert case.error() <= 1
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(1, 18),
     vocab=st.integers(1, 700),

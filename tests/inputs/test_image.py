@@ -24,6 +24,7 @@ from gitfast.inputs.limits import Limits
 from gitfast.inputs.pictures import load_image
 
 from support.processes import run_python
+from support.tiers import examples
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -135,7 +136,7 @@ def test_video_settings_take_frames_of_any_mode() -> None:
     np.testing.assert_array_equal(processor(grey), processor(grey.convert("RGB")))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(
     width=st.integers(1, 300),
     height=st.integers(1, 300),
@@ -417,7 +418,7 @@ def test_truncated_files_are_refused(image_format: str) -> None:
     assert all(message.startswith("encoded bytes: ") for message in messages)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.sampled_from(FORMATS), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8))
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_files_raise_image_errors_only(image_format: str, changes: list[tuple[float, int]]) -> None:

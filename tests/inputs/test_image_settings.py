@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from gitfast.errors import ConfigError
 from gitfast.inputs.image import ImageProcessor
 
+from support.tiers import examples
+
 
 def sizes(values: dict, width: int, height: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(ours, transformers') for a picture of this size, without a crop."""
@@ -30,7 +32,7 @@ def test_the_longer_edge_follows_the_exact_shorter_one() -> None:
     assert ours == theirs == (3, 43, 300)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     width=st.integers(1, 120),
     height=st.integers(1, 120),

@@ -14,6 +14,7 @@ from gitfast.errors import CheckpointError
 from gitfast.inputs.tokenizer import StreamDecoder, Tokenizer
 
 from support.paths import ROOT
+from support.tiers import examples
 
 REAL_VOCAB = Path(
     os.environ.get("GITFAST_BERT_VOCAB") or ROOT.parent / "shared" / "data" / "bert-base-uncased-vocab.txt"
@@ -73,7 +74,7 @@ def test_sentences_match_transformers(text: str, tokenizer: Tokenizer, theirs) -
 
 
 def test_any_text_matches_transformers(tokenizer: Tokenizer, theirs) -> None:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=examples(300), deadline=None)
     @given(st.text(max_size=60) | st.text(alphabet="abcs'.,?!-[]SEPCL n\t#", max_size=60))
     def check(text: str) -> None:
         ids = tokenizer.encode(text)
@@ -84,7 +85,7 @@ def test_any_text_matches_transformers(tokenizer: Tokenizer, theirs) -> None:
 
 
 def test_any_ids_decode_as_in_transformers(tokenizer: Tokenizer, theirs) -> None:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=examples(200), deadline=None)
     @given(st.lists(st.integers(0, tokenizer.vocab_size - 1) | st.integers(0, 40_000), max_size=20), st.booleans())
     def check(ids: list[int], skip: bool) -> None:
         assert tokenizer.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
@@ -133,7 +134,7 @@ def test_lone_surrogates_are_dropped(tokenizer: Tokenizer) -> None:
 
 
 def test_streamed_pieces_join_to_the_decoded_text(tokenizer: Tokenizer) -> None:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=examples(200), deadline=None)
     @given(st.lists(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=4), max_size=12))
     def check(steps: list[list[int]]) -> None:
         stream = StreamDecoder(tokenizer)

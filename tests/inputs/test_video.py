@@ -22,6 +22,7 @@ from gitfast.inputs.limits import Limits
 from gitfast.inputs.video import load_clip, read_clip, sample_indices
 
 from support.processes import run_python
+from support.tiers import examples
 
 STEP = 6  # grey levels between neighbouring frames: more than lossy codecs change a flat frame
 
@@ -316,7 +317,7 @@ def test_bad_sources(source: object, message: str) -> None:
         load_clip(source)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     st.sampled_from(["mp4", "matroska", "avi"]),
     st.floats(0, 1),

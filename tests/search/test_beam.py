@@ -13,6 +13,7 @@ from gitfast import _C
 from gitfast.types import GenerationOptions
 
 from support.language import EOS, Language, transformers_generate
+from support.tiers import examples
 
 PROMPTS = [[3, 4], [4, 4], [1, 3]]
 
@@ -67,7 +68,7 @@ def test_ties_are_broken_as_torch_topk_breaks_them(vocab_size):
     assert not all(in_order_of_index), "ties in order of index would show nothing"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     vocab_size=st.integers(3, 4),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gitfast.types import GenerationOptions
 
 from support.language import EOS, Language, transformers_generate
+from support.tiers import examples
 
 V = 30
 PROMPT = [3, 4]
@@ -49,7 +50,7 @@ def test_equals_transformers(num_beams):
             assert found.score == pytest.approx(expected.scores[0], rel=1e-6, abs=1e-5)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(seed=st.integers(0, 10**6), labels=continuations, length_penalty=st.sampled_from([0.0, 1.0]))
 def test_beams_find_every_continuation(seed, labels, length_penalty):
     language = Language.random(seed, V)
@@ -65,7 +66,7 @@ def test_beams_find_every_continuation(seed, labels, length_penalty):
         assert g.score == pytest.approx(expected, rel=1e-6, abs=1e-5)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     labels=continuations,
