@@ -1,3 +1,5 @@
+"""Run the command line: ``python -m gitfast``."""
+
 import sys
 
 from gitfast.cli import main

@@ -1,3 +1,5 @@
+"""What `import gitfast` loads, how long it takes, and the public names."""
+
 from __future__ import annotations
 
 import ast

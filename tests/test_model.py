@@ -1,3 +1,5 @@
+"""The tasks of a model: captions, answers, clips, batches, and their errors, the same on every engine."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,3 +1,5 @@
+"""The command line on a terminal: progress, durations, and outputs that fill up or close."""
+
 from __future__ import annotations
 
 import io

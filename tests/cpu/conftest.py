@@ -1,3 +1,5 @@
+"""The instruction sets that tests of CPU kernels run with."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""The CPU attention kernel: accuracy, independent rows, slots, and errors, in every instruction set."""
+
 from __future__ import annotations
 
 import numpy as np

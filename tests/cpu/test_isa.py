@@ -1,3 +1,5 @@
+"""The choice of an instruction set, by the machine and by GITFAST_ISA."""
+
 from __future__ import annotations
 
 import os

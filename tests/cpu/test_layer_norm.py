@@ -1,3 +1,5 @@
+"""The CPU LayerNorm kernel: accuracy, independent rows, strides, and errors."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The CPU linear kernel: accuracy, exact sums, independent rows, activations, and errors."""
+
 from __future__ import annotations
 
 import sys

@@ -1,3 +1,5 @@
+"""Objects compiled for one instruction set export its table alone, and nothing the linker may share."""
+
 from __future__ import annotations
 
 import shutil

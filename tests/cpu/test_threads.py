@@ -1,3 +1,5 @@
+"""The pool of threads: forks, sharing, and the interpreter that runs on meanwhile."""
+
 from __future__ import annotations
 
 import concurrent.futures

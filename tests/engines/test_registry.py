@@ -1,3 +1,5 @@
+"""The registry of engines: names, dtypes, threads, and what an engine does not take."""
+
 from __future__ import annotations
 
 import sys

@@ -1,3 +1,5 @@
+"""Classification by generation: probabilities of labels over one prefix."""
+
 from __future__ import annotations
 
 import itertools

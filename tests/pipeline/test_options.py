@@ -1,3 +1,5 @@
+"""Options of the tasks, and the search options they become."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,3 +1,5 @@
+"""Streams of tokens: order, early close, and errors."""
+
 from __future__ import annotations
 
 import threading

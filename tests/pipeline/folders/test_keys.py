@@ -1,3 +1,5 @@
+"""Sets of keys that are done, small in memory."""
+
 from __future__ import annotations
 
 from array import array

@@ -1,3 +1,5 @@
+"""Names of files in lines of text, and the shards they fall to."""
+
 from __future__ import annotations
 
 import os

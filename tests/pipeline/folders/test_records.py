@@ -1,3 +1,5 @@
+"""Records of results: lines and JSON, written and read back."""
+
 from __future__ import annotations
 
 import json

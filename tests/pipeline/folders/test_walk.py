@@ -1,3 +1,5 @@
+"""The walk through folders: order, patterns, links, and files that are skipped."""
+
 from __future__ import annotations
 
 import io
