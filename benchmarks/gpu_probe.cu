@@ -6,7 +6,7 @@
 //
 // Adds lines of JSON to FILE as they come, so that whatever ends the program leaves what was measured: the device, then
 // one row per measurement with its unit, the median and the extremes of kRounds samples; a row that cannot be measured
-// says why. What is repeated is timed at two lengths, so that launches cancel. Waits of blocks for others
+// says why. Repeated work is timed at two lengths, so that launches cancel. Waits of blocks for others
 // give up after kMostPolls; those inside grid.sync and cluster barriers end because their blocks run together, which
 // the launch makes sure of. For compute capability 9.0 and later.
 #include <cooperative_groups.h>
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads) copying_kernel(int rounds, const cha
   cg::this_cluster().sync();
 }
 
-// Whether a grid of clusters may be launched cooperatively: both barriers, once.
+// Tries whether a grid of clusters may be launched cooperatively: both barriers, once.
 __global__ void __launch_bounds__(kThreads) meet_both_kernel() {
   cg::this_cluster().sync();
   cg::this_grid().sync();
@@ -428,7 +428,7 @@ class Probe {
     return milliseconds * 1e3;
   }
 
-  // What one repetition more costs, in microseconds.
+  // The cost of one more repetition, in microseconds.
   std::vector<double> per_repeat(int few, int many, const std::function<void(int)>& enqueue) {
     std::vector<double> samples;
     for (int i = -1; i < kRounds; ++i) {  // the first round loads what there is to load

@@ -1,4 +1,4 @@
-"""What ptxas says of every CUDA kernel: registers, spills, shared memory. Fails where one uses local memory.
+"""List registers, spills and shared memory of every CUDA kernel, by ptxas. Fails where one uses local memory.
 
 python benchmarks/ptxas.py [--arch 90a ...] [--log FILE] [--json FILE]
 

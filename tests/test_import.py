@@ -1,4 +1,4 @@
-"""What `import gitfast` loads, how long it takes, and the public names."""
+"""Importing gitfast: the modules it loads, its time, and the public names."""
 
 from __future__ import annotations
 

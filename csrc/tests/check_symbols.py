@@ -15,7 +15,7 @@ UNDEFINED = "U"
 
 
 def problems(path: Path) -> list[str]:
-    """What is wrong with the symbols of one object file."""
+    """List the faults in the symbols of one object file."""
     listing = subprocess.run(["nm", "-C", str(path)], check=True, capture_output=True, text=True).stdout
     symbols = [line[17:].split(" ", 1) for line in listing.splitlines()]  # after the address: type, name
     found = [f"{path.name}: weak symbol {name}" for kind, name in symbols if kind in WEAK]

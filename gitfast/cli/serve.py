@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
     add("--max-tokens", type=common.positive, default=512, metavar="N", help="of one text (default: 512)")
     add("--max-beams", type=common.positive, default=16, metavar="N", help="and choices of a prompt (default: 16)")
     add("--max-labels", type=common.positive, default=1000, metavar="N", help="of one request (default: 1000)")
-    add("--cache-mb", type=_count, default=256, metavar="MB", help="for encodings of images seen lately; 0: none")
+    add("--cache-mb", type=_count, default=256, metavar="MB", help="for encodings of images seen recently; 0: none")
     add(
         "--allow-url-host",
         action="append",

@@ -199,13 +199,6 @@ def _list_of(document: dict[str, Any], name: str, path: Path) -> list[dict[str, 
     return rows
 
 
-def _named_images(document: dict[str, Any], path: Path) -> Iterator[tuple[str, str]]:
-    for image in _list_of(document, "images", path) if "images" in document else []:
-        name = image.get("file_name") if isinstance(image, dict) else None
-        if isinstance(name, str):
-            yield _text_id(image, "id", f"{path}: images"), name
-
-
 def _text_id(row: Any, name: str, where: str) -> str:
     value = row.get(name) if isinstance(row, dict) else None
     if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":

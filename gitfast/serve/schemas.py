@@ -151,7 +151,7 @@ class Timings(BaseModel):
     """Seconds of the whole request."""
 
     queue: float
-    encode: float = Field(description="Reading the images and encoding them; little for those seen lately.")
+    encode: float = Field(description="Reading the images and encoding them; little for those seen recently.")
     generate: float
 
 

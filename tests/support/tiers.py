@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-# Whether slow tests run as well; tests/conftest.py sets it before test modules are imported.
+# True where slow tests run as well; tests/conftest.py sets it before test modules are imported.
 thorough = False
 
 

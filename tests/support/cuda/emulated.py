@@ -46,7 +46,7 @@ def build(source: Path, folder: Path, sanitizer: str = "", *, few_head_dims: boo
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:  # processes that test side by side build one after another
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # What is configured in the same way already configures itself again where it must.
+        # A folder that was configured in the same way configures itself again where it must.
         settings, configured = "\n".join(map(str, configure)), folder / "configured.txt"
         if not configured.is_file() or configured.read_text(encoding="utf-8") != settings:
             subprocess.run(configure, check=True, capture_output=True, text=True)
