@@ -2,6 +2,7 @@
 #pragma once
 
 #include "product-inl.h"
+#include "tiles-inl.h"
 
 namespace gitfast::cpu {
 namespace {
@@ -31,6 +32,12 @@ struct AttentionTile {
 template <class Source>
 void product_in_blocks(Product<Source> p, int64_t rows, int64_t depth) {
   constexpr int64_t kTermWeights = kWeightsIn<typename Source::Term>, kWordWeights = kTermWeights * Source::kTerms;
+#if defined(GITFAST_TILES)
+  if constexpr (kTiled<Source>) {  // its sums stay in registers: there is nothing to divide
+    p.k = ceil_div(depth, kTermWeights);
+    return tiled_product_of_rows(p, rows);
+  }
+#endif
   for (int64_t k = 0; k < depth; k += kSumBlock) {
     p.k = ceil_div(smaller(kSumBlock, depth - k), kTermWeights);
     p.add = k > 0;
@@ -126,7 +133,7 @@ void round_numerators(const AttentionTile& t) {
 template <class Source>
 void weighted_values(const AttentionTile& t, const float* totals, int64_t d, int64_t n) {
   const AttentionArgs& args = t.args;
-  alignas(64) float sums[kTileRows * kValueColumns];
+  alignas(64) float sums[kAttentionRows * kValueColumns];
   Product<Source> p = {};
   p.a = reinterpret_cast<const typename Source::Term*>(t.scores);
   p.a_stride = t.stride;
@@ -156,7 +163,7 @@ void weighted_values(const AttentionTile& t, const float* totals, int64_t d, int
 
 template <class Source>
 void attention_of_tile(const AttentionTile& t) {
-  float totals[kTileRows];
+  float totals[kAttentionRows];
   prefix_scores<Source>(t);
   for (int64_t r = 0; r < t.rows; ++r) {
     text_scores(t, r);
@@ -167,6 +174,15 @@ void attention_of_tile(const AttentionTile& t) {
     weighted_values<Source>(t, totals, d, smaller(kValueColumns, t.args.head_dim - d));
 }
 
+template <class Source>
+void attention_of_rows(const AttentionArgs& args, int64_t text_at, int64_t stride) {
+  const RowTiles tiles(args.rows, kTiled<Source> ? kAttentionRows : kTileRows);
+  for (int64_t i = 0; i < tiles.count; ++i) {
+    const int64_t row = tiles.split(i);
+    attention_of_tile<Source>({args, row, tiles.split(i + 1) - row, args.scratch, text_at, stride});
+  }
+}
+
 void attention(const AttentionArgs& args) {
   int64_t longest = 0;
   for (int64_t r = 0; args.slots && r < args.rows; ++r)
@@ -174,15 +190,8 @@ void attention(const AttentionArgs& args) {
   const int64_t text_at = ceil_div(args.prefix.tokens, kKeyBlock) * kKeyBlock;
   // An odd number of blocks: rows at a stride of a power of two would meet in a few sets of the cache.
   const int64_t stride = ((text_at + longest + kKeyBlock - 1) / kKeyBlock | 1) * kKeyBlock;
-  const RowTiles tiles(args.rows);
-  for (int64_t i = 0; i < tiles.count; ++i) {
-    const int64_t row = tiles.split(i);
-    const AttentionTile tile{args, row, tiles.split(i + 1) - row, args.scratch, text_at, stride};
-    if (args.prefix.format == WeightFormat::f32)
-      attention_of_tile<Floats>(tile);
-    else
-      attention_of_tile<Bf16Weights>(tile);
-  }
+  args.prefix.format == WeightFormat::f32 ? attention_of_rows<Floats>(args, text_at, stride)
+                                          : attention_of_rows<Bf16Weights>(args, text_at, stride);
 }
 
 // Columns d of 16 keys, of which `keys` exist; zero beyond.

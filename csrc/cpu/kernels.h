@@ -14,7 +14,7 @@ namespace gitfast::cpu {
 constexpr int64_t kPanel = 32;          // output columns of a packed weight panel
 constexpr int64_t kSumBlock = 256;      // terms of one partial sum
 constexpr int64_t kKeyBlock = 16;       // keys of one transposed block of prefix K
-constexpr int64_t kAttentionRows = 12;  // rows whose scores are held at once
+constexpr int64_t kAttentionRows = 16;  // the most rows whose scores are held at once
 constexpr int64_t kRoundedPadding =
     32;  // rows that kernels may read, and nothing more, beyond those of LinearArgs::rounded
 

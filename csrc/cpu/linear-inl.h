@@ -53,14 +53,6 @@ void product_of_block(Product<Source> p, int64_t rows) {
   }
 }
 
-// Products of bfloat16 go through tile registers where there are some, those of one row too.
-template <class Source>
-#if defined(GITFAST_TILES)
-constexpr bool kTiled = std::is_same_v<typename Source::Term, Bf16Pair>;
-#else
-constexpr bool kTiled = false;
-#endif
-
 // Finish the sums (rows, kStride) of the panels from `panel` on: rows [row, row + rows) of y.
 template <int64_t kStride>
 void finish_panels(const LinearArgs& args, const float* sums, int64_t row, int64_t rows, int64_t panel,
@@ -144,7 +136,7 @@ void linear_of_streamed_weights(const LinearArgs& args, Rows<Bf16Pair> x, int64_
   const PackedLinear& w = *args.w;
   const auto* words = static_cast<const typename Source::Word*>(w.panels) + panel_begin * w.panel_words();
   const auto stream = args.m > kTileSide ? stream_panel<true, Source> : stream_panel<false, Source>;
-  TileRegisters tiles(args.m);
+  TileRegisters tiles(shapes_of_rows(args.m));
   for (int64_t p = panel_begin; p < panel_end; ++p, words += w.panel_words()) {
     stream(tiles, x.first, x.stride, words, w.k, sums, kPanel);
     finish_panels<kPanel>(args, sums, 0, args.m, p, 1);

@@ -119,11 +119,11 @@ void product_of_rows(const Product<Source>& p, int64_t rows) {
   columns<R, columns_at_once<Source>(R)>(p, 0);
 }
 
-// Splits `rows` into tiles of nearly equal height; the height of tile i is split(i + 1) - split(i).
+// Splits `rows` into tiles of nearly equal height, at most `height`; the height of tile i is split(i + 1) - split(i).
 struct RowTiles {
   int64_t rows;
   int64_t count;
-  explicit RowTiles(int64_t rows) : rows(rows), count(ceil_div(rows, kTileRows)) {}
+  explicit RowTiles(int64_t rows, int64_t height = kTileRows) : rows(rows), count(ceil_div(rows, height)) {}
   int64_t split(int64_t i) const { return rows * i / count; }
 };
 

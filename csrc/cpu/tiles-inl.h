@@ -1,5 +1,6 @@
-// Products in the tile registers of AMX: 32 rows by one panel at a time, or all of a few rows by each panel in turn.
-// Either way an output is one chain of sums in ascending k, so that a row's bits do not depend on how many there are.
+// Products in the tile registers of AMX: of layers, 32 rows by one panel at a time or few rows by each panel in turn,
+// and of attention. An output is one chain of sums in ascending k, so that a row's bits do not depend on how many there
+// are.
 //
 // With GITFAST_EMULATE_AMX the registers are arrays: the same loops then run, and are tested, where there is no AMX.
 #pragma once
@@ -9,28 +10,46 @@
 namespace gitfast::cpu {
 namespace {
 
+// Products of bfloat16 go through tile registers where there are some, those of one row too.
 #if defined(__AMX_BF16__) || defined(GITFAST_EMULATE_AMX)
 #define GITFAST_TILES 1
+template <class Source>
+constexpr bool kTiled = std::is_same_v<typename Source::Term, Bf16Pair>;
 
 constexpr int64_t kTileSide = 16;              // rows of a tile, and its 4-byte words in a row
 constexpr int64_t kTiledRows = 2 * kTileSide;  // rows whose sums are held at once
 
-// Rows in register t when `rows` rows are multiplied: sums in 0 to 3, the lower tiles first; A in 4 and 5; B in 6
-// and 7.
-constexpr int64_t rows_of_tile(int t, int64_t rows) {
-  if (t >= 6) return kTileSide;
-  const bool upper = t == 2 || t == 3 || t == 5;
-  const int64_t n = upper ? rows - kTileSide : rows;
-  return n < 1 ? 1 : n > kTileSide ? kTileSide : n;
+// The shapes of the registers: their rows, and the 4-byte words in each row. None has 0 of both and is not used.
+struct TileShapes {
+  uint8_t rows[8];
+  uint8_t words[8];
+};
+
+// For sums of up to kTiledRows rows: 0 and 1 for the first 16 of them and 32 columns, 2 and 3 for the rows after them;
+// 4 and 5 hold A, 6 and 7 hold B.
+constexpr TileShapes shapes_of_rows(int64_t rows) {
+  const auto lower = static_cast<uint8_t>(rows < kTileSide ? rows : kTileSide);
+  const auto upper = static_cast<uint8_t>(rows - lower);
+  const uint8_t side = kTileSide, upper_words = upper > 0 ? side : uint8_t{0};
+  return {{lower, lower, upper, upper, lower, upper, side, side},
+          {side, side, upper_words, upper_words, side, upper_words, side, side}};
+}
+
+// For sums of up to 16 rows and 64 columns, in 0 to 3, over K of any length: 4 holds A and 6 holds B; 5 and 7 hold the
+// last of them, K % 16 words deep.
+constexpr TileShapes shapes_of_depth(int64_t rows, int64_t k) {
+  const auto r = static_cast<uint8_t>(rows), tail = static_cast<uint8_t>(k % kTileSide);
+  const uint8_t side = kTileSide, tail_rows = tail > 0 ? r : uint8_t{0}, tail_words = tail > 0 ? side : uint8_t{0};
+  return {{r, r, r, r, r, tail_rows, side, tail}, {side, side, side, side, side, tail, side, tail_words}};
 }
 
 #if defined(GITFAST_EMULATE_AMX)
 
 struct TileRegisters {
   uint32_t words[8][kTileSide][kTileSide];
-  const int64_t rows;
+  const TileShapes shapes;
 
-  explicit TileRegisters(int64_t rows) : rows(rows) {}
+  explicit TileRegisters(const TileShapes& shapes) : shapes(shapes) {}
 
   template <int T>
   void zero() {
@@ -38,20 +57,21 @@ struct TileRegisters {
   }
   template <int T>
   void load(const void* from, int64_t row_bytes) {
-    for (int64_t r = 0; r < rows_of_tile(T, rows); ++r)
-      __builtin_memcpy(words[T][r], static_cast<const char*>(from) + r * row_bytes, sizeof words[T][r]);
+    for (int64_t r = 0; r < shapes.rows[T]; ++r)
+      __builtin_memcpy(words[T][r], static_cast<const char*>(from) + r * row_bytes, size_t{4} * shapes.words[T]);
   }
   template <int T>
   void store(void* to, int64_t row_bytes) const {
-    for (int64_t r = 0; r < rows_of_tile(T, rows); ++r)
+    for (int64_t r = 0; r < shapes.rows[T]; ++r)
       __builtin_memcpy(static_cast<char*>(to) + r * row_bytes, words[T][r], sizeof words[T][r]);
   }
   // C += A B, pairs of bfloat16.
   template <int C, int A, int B>
   void multiply() {
-    for (int64_t r = 0; r < rows_of_tile(C, rows); ++r)
-      for (int64_t k = 0; k < kTileSide; ++k)
-        for (int64_t c = 0; c < kTileSide; ++c) {
+    static_assert(C < 4 && A >= 4 && B > A);
+    for (int64_t r = 0; r < shapes.rows[C]; ++r)
+      for (int64_t k = 0; k < shapes.words[A]; ++k)
+        for (int64_t c = 0; c < shapes.words[B]; ++c) {
           float sum = as_float(words[C][r][c]);
           sum += as_float(words[A][r][k] << 16) * as_float(words[B][k][c] << 16);
           sum += as_float(words[A][r][k] & 0xffff0000u) * as_float(words[B][k][c] & 0xffff0000u);
@@ -69,13 +89,13 @@ struct TileRegisters {
 
 #else
 
-// The registers of this thread, set for `rows` rows: taken here, given back at the end of the scope.
+// The registers of this thread: taken here, given back at the end of the scope.
 struct TileRegisters {
-  explicit TileRegisters(int64_t rows) {
+  explicit TileRegisters(const TileShapes& shapes) {
     alignas(64) uint8_t config[64] = {1};  // palette 1; from byte 16 the bytes of a row, from 48 the rows
     for (int t = 0; t < 8; ++t) {
-      config[16 + 2 * t] = 4 * kTileSide;
-      config[48 + t] = static_cast<uint8_t>(rows_of_tile(t, rows));
+      config[16 + 2 * t] = static_cast<uint8_t>(4 * shapes.words[t]);
+      config[48 + t] = shapes.rows[t];
     }
     _tile_loadconfig(config);
   }
@@ -139,7 +159,7 @@ inline void tiled_product(TileRegisters& tiles, const Product<Pairs>& p) {
 
 // Up to kTiledRows - 1 rows more than `rows`.
 inline void tiled_product_of_block(Product<Pairs> p, int64_t rows) {
-  TileRegisters tiles(kTiledRows);
+  TileRegisters tiles(shapes_of_rows(kTiledRows));
   for (int64_t r = 0; r < rows; r += kTiledRows) {
     tiled_product(tiles, p);
     p.a += kTiledRows * p.a_stride;
@@ -205,6 +225,65 @@ void stream_panel(TileRegisters& tiles, const Bf16Pair* a, int64_t a_stride, con
     tiles.store<3>(upper + kTileSide, c_stride * 4);
   }
 }
+
+// Add the product of A's tile at `a`, loaded to register A, and the V tiles of B `at` words behind `b`, each loaded to
+// register B, to the sums in 0 to V - 1.
+template <int V, int A, int B>
+void multiply_columns(TileRegisters& tiles, const Bf16Pair* a, int64_t a_bytes, const Bf16Pair* const* b, int64_t at,
+                      int64_t b_bytes) {
+  tiles.load<A>(a, a_bytes);
+  tiles.load<B>(b[0] + at, b_bytes);
+  tiles.multiply<0, A, B>();
+  if constexpr (V > 1) {
+    tiles.load<B>(b[1] + at, b_bytes);
+    tiles.multiply<1, A, B>();
+  }
+  if constexpr (V > 2) {
+    tiles.load<B>(b[2] + at, b_bytes);
+    tiles.multiply<2, A, B>();
+    tiles.load<B>(b[3] + at, b_bytes);
+    tiles.multiply<3, A, B>();
+  }
+}
+
+// Columns [v, v + V) of C, in vectors of 16.
+template <int V>
+void tiled_columns(TileRegisters& tiles, const Product<Pairs>& p, int64_t v) {
+  const int64_t a_bytes = p.a_stride * 4, b_bytes = p.step * 4, c_bytes = p.c_stride * 4;
+  const Bf16Pair* b[V];
+  for (int64_t i = 0; i < V; ++i) b[i] = p.b + (v + i) / 2 * p.pair + (v + i) % 2 * p.odd;
+  tiles.zero<0>();
+  if constexpr (V > 1) tiles.zero<1>();
+  if constexpr (V > 2) {
+    tiles.zero<2>();
+    tiles.zero<3>();
+  }
+  int64_t k = 0;
+  for (; k + kTileSide <= p.k; k += kTileSide)
+    multiply_columns<V, 4, 6>(tiles, p.a + k, a_bytes, b, k * p.step, b_bytes);
+  if (k < p.k) multiply_columns<V, 5, 7>(tiles, p.a + k, a_bytes, b, k * p.step, b_bytes);
+  float* c = p.c + v * kWidth;
+  tiles.store<0>(c, c_bytes);
+  if constexpr (V > 1) tiles.store<1>(c + kWidth, c_bytes);
+  if constexpr (V > 2) {
+    tiles.store<2>(c + 2 * kWidth, c_bytes);
+    tiles.store<3>(c + 3 * kWidth, c_bytes);
+  }
+}
+
+// C (rows, columns) = A (rows, K) B (K, columns) for up to 16 rows and any K: what attention multiplies.
+inline void tiled_product_of_rows(const Product<Pairs>& p, int64_t rows) {
+  TileRegisters tiles(shapes_of_depth(rows, p.k));
+  int64_t v = 0;
+  for (; v + 4 <= p.vectors; v += 4) tiled_columns<4>(tiles, p, v);
+  for (; v + 2 <= p.vectors; v += 2) tiled_columns<2>(tiles, p, v);
+  if (v < p.vectors) tiled_columns<1>(tiles, p, v);
+}
+
+#else
+
+template <class Source>
+constexpr bool kTiled = false;
 
 #endif
 

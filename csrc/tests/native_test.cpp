@@ -135,8 +135,8 @@ void test_rows_do_not_depend_on_their_number(const Kernels& kernels, WeightForma
 
 // Equal scores: the result is the mean of the values each row sees, and NaN anywhere else must not reach it.
 void test_attention(const Kernels& kernels, WeightFormat format) {
-  constexpr int64_t kSlots = 40;
-  for (int64_t rows : {1, 2, 12, 17})
+  constexpr int64_t kSlots = 80;
+  for (int64_t rows : {1, 2, 12, 16, 17, 35})
     for (int64_t prefix : {0, 1, 16, 33, 300})
       for (int64_t d : {1, 16, 40, 64}) {
         Floats q = whole_numbers(rows * d, 1), keys(static_cast<size_t>(prefix * d), 0.0f);
@@ -183,6 +183,45 @@ void test_attention(const Kernels& kernels, WeightFormat format) {
             EXPECT(std::fabs(out[static_cast<size_t>(r * d + i)] - (image + 3 * text) / (image + text)) < 1e-5f);
         }
       }
+}
+
+// Beside the scalar kernels, within the rounding of queries and softmax numerators to bfloat16; and each row to the bit
+// as it is with fewer rows beside it.
+void test_attention_beside_scalar(const Kernels& kernels, WeightFormat format) {
+  constexpr int64_t kRows = 40;
+  const auto eighths = [](int64_t n, uint32_t seed) {
+    Floats values = whole_numbers(n, seed);
+    for (float& v : values) v /= 8;
+    return values;
+  };
+  for (int64_t prefix : {1, 31, 32, 197})
+    for (int64_t d : {2, 24, 64, 96}) {
+      const Floats q = whole_numbers(kRows * d, 1), keys = eighths(prefix * d, 2),
+                   values = whole_numbers(prefix * d, 3);
+      Words packed_keys(static_cast<size_t>(packed_key_words(format, prefix, d)), kNanWord);
+      Words packed_values(static_cast<size_t>(packed_value_words(format, prefix, d)), kNanWord);
+      const auto attend = [&](const Kernels& with, int64_t rows) {
+        with.pack_head(keys.data(), values.data(), d, prefix, d, format, packed_keys.data(), packed_values.data());
+        Floats out(static_cast<size_t>(rows * d), kNan);
+        Floats scratch(static_cast<size_t>(attention_scratch_floats(d, prefix, 0)), kNan);
+        AttentionArgs args;
+        args.q = q.data();
+        args.q_stride = args.out_stride = args.head_dim = d;
+        args.rows = rows;
+        args.scale = 1.0f / std::sqrt(static_cast<float>(d));
+        args.prefix = {format, packed_keys.data(), packed_values.data(), prefix};
+        args.out = out.data();
+        args.scratch = scratch.data();
+        with.attention(args);
+        return out;
+      };
+      const Floats expected = attend(kernels_for(Isa::scalar), kRows), all = attend(kernels, kRows);
+      for (size_t i = 0; i < all.size(); ++i) EXPECT(std::fabs(all[i] - expected[i]) < 0.03f);
+      for (int64_t rows : {1, 13, 16, 17, 33}) {
+        const Floats some = attend(kernels, rows);
+        EXPECT(std::equal(some.begin(), some.end(), all.begin()));
+      }
+    }
 }
 
 void test_layer_norm(const Kernels& kernels) {
@@ -614,7 +653,10 @@ void test_kernels(const Kernels& kernels) {
     test_linear(kernels, format);
     test_rows_do_not_depend_on_their_number(kernels, format);
   }
-  for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16}) test_attention(kernels, format);
+  for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16}) {
+    test_attention(kernels, format);
+    test_attention_beside_scalar(kernels, format);
+  }
   test_layer_norm(kernels);
 }
 
