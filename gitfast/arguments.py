@@ -22,7 +22,7 @@ def integer(name: str, value: Any, minimum: int | None = None) -> int:
     if number is None:
         raise ArgumentError(f"{name}: expected an integer, got {shown(value)}")
     if minimum is not None and number < minimum:
-        raise ArgumentError(f"{name}: expected at least {minimum}, got {number}")
+        raise ArgumentError(f"{name}: expected at least {minimum}, got {shown(number)}")
     return number
 
 

@@ -392,6 +392,8 @@ class Model:
 
     def _prompt(self, name: str, text: str | None) -> list[int]:
         """Return the token ids of the argument ``name``, a question or the beginning of a text."""
+        if text is None and self.generation_defaults.bos_token_id is not None:
+            return [self.generation_defaults.bos_token_id]
         return self.processor.tokenizer.prompt(None if text is None else arguments.text(name, text))
 
     def _question_prompts(self, questions: str | Many, num_inputs: int, single: bool) -> list[list[list[int]]]:

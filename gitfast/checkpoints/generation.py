@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ _INTEGERS = {  # least and largest
     "forced_bos_token_id": (0, _MAX_TOKENS),
     "forced_eos_token_id": (0, _MAX_TOKENS),
 }
+_FORCED = ("forced_bos_token_id", "forced_eos_token_id")  # transformers takes lists too
 _NUMBERS = ("length_penalty", "temperature", "top_p", "min_p", "repetition_penalty")
 _TOKEN_LISTS = ("suppress_tokens", "begin_suppress_tokens")
 _MAX_LIST = 100_000  # tokens of a list, or lists of tokens
@@ -39,7 +40,9 @@ _OLD_MAX_LENGTH = 20  # the default that old config.json files spell out
 # Options of transformers that change what is generated and that no engine has, each with the value that is off.
 _UNSUPPORTED = {
     "constraints": None,
+    "custom_generate": None,
     "diversity_penalty": 0.0,
+    "dola_layers": None,
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
     "epsilon_cutoff": 0.0,
@@ -47,15 +50,60 @@ _UNSUPPORTED = {
     "exponential_decay_length_penalty": None,
     "force_words_ids": None,
     "guidance_scale": 1.0,
+    "max_time": None,
     "num_beam_groups": 1,
     "penalty_alpha": 0.0,
+    "remove_invalid_values": False,
     "renormalize_logits": False,
     "sequence_bias": None,
     "stop_strings": None,
+    "token_healing": False,
     "top_h": None,
     "typical_p": 1.0,
     "watermarking_config": None,
 }
+# Options of transformers that leave the text as it is: caches, compilation, drafts of another model, other kinds of
+# models, the file's origin.
+NO_EFFECT = frozenset(
+    {
+        "assistant_confidence_threshold",
+        "assistant_early_exit",
+        "assistant_ensemble_weight",
+        "assistant_lookbehind",
+        "cache_config",
+        "cache_implementation",
+        "compile_config",
+        "continuous_batching_config",
+        "decoder_start_token_id",
+        "disable_compile",
+        "is_assistant",
+        "low_memory",
+        "max_cache_len",
+        "max_matching_ngram_size",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "prefill_chunk_size",
+        "prompt_lookup_num_tokens",
+        "speculation_type",
+        "synced_gpus",
+        "target_lookbehind",
+        "transformers_version",
+        "trust_remote_code",
+        "use_cache",
+        "use_mtp",
+    }
+)
+# Options that add to what ``generate`` of transformers returns beside the text.
+_OUTPUTS = frozenset(
+    {
+        "output_attentions",
+        "output_hidden_states",
+        "output_logits",
+        "output_scores",
+        "return_dict",
+        "return_dict_in_generate",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +113,11 @@ class GenerationDefaults:
     Attributes:
         options: Fields of ``GenerationOptions``.
         max_length, min_length: Lengths that count the prompt's tokens too; new tokens that are limited win.
+        bos_token_id: The token that texts without a prompt begin with; None: the tokenizer's ``[CLS]``.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
+    bos_token_id: int | None = None
     max_length: int | None = None
     min_length: int | None = None
 
@@ -103,16 +153,29 @@ def read_generation(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, 
     values = read_json(path)
     ids = {name: values[name] for name in _TOKEN_IDS if values.get(name) is not None}
     for name, value in ids.items():
-        for token in value if isinstance(value, list) else [value]:
-            if not _is_integer(token) or token < 0:
-                raise ConfigError(f"{path}: {name}: expected a token id, got {_shown(token)}")
+        _check_token_id(value, config.get("vocab_size"), f"{path}: {name}", several=name == "eos_token_id")
+    _warn_ignored(values.keys() - _UNSUPPORTED.keys() - _known(), values, path)
     return {**config, **ids}, _defaults(values, path)
+
+
+def _check_token_id(value: Any, vocabulary: Any, where: str, *, several: bool) -> None:
+    if several and isinstance(value, list):
+        if not value:
+            raise ConfigError(f"{where}: expected a token id or a list of them, got an empty list")
+        for token in value:
+            _check_token_id(token, vocabulary, where, several=False)
+    elif not _is_integer(value) or value < 0:
+        raise ConfigError(f"{where}: expected a token id, got {_shown(value)}")
+    elif _is_integer(vocabulary) and value >= vocabulary:
+        raise ConfigError(f"{where}: {_shown(value)} is outside the vocabulary of {vocabulary}")
 
 
 def _defaults(values: Mapping[str, Any], path: Path) -> GenerationDefaults:
     options: dict[str, Any] = {}
     for name, (least, largest) in _INTEGERS.items():
         if (value := values.get(name)) is not None:
+            if name in _FORCED and isinstance(value, list) and len(value) == 1:
+                (value,) = value
             if not _is_integer(value) or not least <= value <= largest:
                 raise ConfigError(f"{path}: {name}: expected an integer from {least} to {largest}, got {_shown(value)}")
             options[name] = value
@@ -136,10 +199,22 @@ def _defaults(values: Mapping[str, Any], path: Path) -> GenerationDefaults:
         if not isinstance(value, list) or len(value) > _MAX_LIST:
             raise ConfigError(f"{path}: bad_words_ids: expected at most {_MAX_LIST} lists of token ids")
         options["bad_words_ids"] = [_tokens(word, f"{path}: bad_words_ids") for word in value]
+    if options.get("do_sample") and options.get("num_beams", 1) > 1:
+        _warn(f"{path}: do_sample is ignored, because no engine samples beams: num_beams {options['num_beams']}")
+        del options["do_sample"]
     _settle_sampling(options)
-    _warn_unsupported(values, path)
+    _warn_ignored(_UNSUPPORTED.keys(), values, path)
+    if options.get("num_return_sequences", 1) > options.get("num_beams", 1) and not options.get("do_sample"):
+        _warn(f"{path}: num_return_sequences has no effect without as many num_beams, or do_sample")
     lengths = {name: options.pop(name, None) for name in ("max_length", "min_length")}
-    return GenerationDefaults(options=options, **lengths)
+    begin = values.get("bos_token_id")
+    return GenerationDefaults(options=options, bos_token_id=begin if _is_integer(begin) else None, **lengths)
+
+
+def _known() -> Set[str]:
+    """Return the names that are read here, or that may be left out."""
+    read = {*_TOKEN_IDS, *_INTEGERS, *_NUMBERS, *_TOKEN_LISTS, "do_sample", "early_stopping", "bad_words_ids"}
+    return read | NO_EFFECT | _OUTPUTS
 
 
 def _settle_sampling(options: dict[str, Any]) -> None:
@@ -150,10 +225,15 @@ def _settle_sampling(options: dict[str, Any]) -> None:
         del options["temperature"]
 
 
-def _warn_unsupported(values: Mapping[str, Any], path: Path) -> None:
-    ignored = [name for name, off in _UNSUPPORTED.items() if values.get(name) is not None and values[name] != off]
+def _warn_ignored(names: Set[str], values: Mapping[str, Any], path: Path) -> None:
+    """Warn of options that are on and that nothing here follows; names that begin with ``_`` are private."""
+    ignored = [n for n in names if values.get(n) not in (None, False, _UNSUPPORTED.get(n)) and not n.startswith("_")]
     if ignored:
-        warnings.warn(f"{path}: {', '.join(ignored)} cannot be followed and are ignored", stacklevel=2)
+        _warn(f"{path}: ignored, because no engine has such an option: {', '.join(map(ascii, sorted(ignored)))}")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 def _tokens(value: Any, where: str) -> list[int]:
@@ -171,4 +251,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return ascii(value if isinstance(value, (int, float)) else str(value)[:40])
+    return str(value)[:40] if isinstance(value, (int, float)) else ascii(str(value)[:40])

@@ -7,15 +7,18 @@ import dataclasses
 import functools
 import inspect
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gitfast import arguments
+from gitfast.checkpoints.generation import NO_EFFECT
 from gitfast.compat import native
 from gitfast.engines.search import generate_with
-from gitfast.errors import EngineError
+from gitfast.errors import ArgumentError, EngineError
 from gitfast.types import Generation, GenerationOptions
 
 _logger = logging.getLogger("gitfast.compat")
@@ -72,14 +75,9 @@ THEIRS: dict[str, Any] = {
     "renormalize_logits": False,
     "max_time": None,
     "stop_strings": None,
-    "cache_implementation": None,
-    "prompt_lookup_num_tokens": None,
-    "assistant_early_exit": None,
     "dola_layers": None,
-    "low_memory": None,
     "constraints": None,
     "force_words_ids": None,
-    "prefill_chunk_size": None,
     "custom_generate": None,
     "prefix_allowed_tokens_fn": None,
     "logits_processor": None,
@@ -88,27 +86,30 @@ THEIRS: dict[str, Any] = {
     "assistant_model": None,
     "assistant_tokenizer": None,
     "tokenizer": None,
-    "synced_gpus": None,
-    "trust_remote_code": None,
     "negative_prompt_ids": None,
     "negative_prompt_attention_mask": None,
 }
+# Settings that leave the text as it is, which the native search can ignore.
+_IGNORED = NO_EFFECT - DEFAULTS.keys()
 # Options of gitfast.GenerationOptions that transformers does not have.
 OURS = frozenset({"seed", "length_penalty_form", "ban_last_token", "allowed_token_ids"})
+_FORCED = ("forced_bos_token_id", "forced_eos_token_id")  # transformers takes lists of tokens too
+_COUNTS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "num_return_sequences", "top_k")
+_TOO_LARGE = 1 << 31
 # Arguments of ``forward`` that the native engine takes.
 _INPUTS = ("input_ids", "attention_mask", "pixel_values", "interpolate_pos_encoding")
 _DEFAULT_NEW_TOKENS = 20
 
 
-def generate(model: Any, inputs: Tensor | None, config: Any, arguments: dict[str, Any], engine: str) -> Any:
+def generate(model: Any, inputs: Tensor | None, config: Any, passed: dict[str, Any], engine: str) -> Any:
     """Generate with the native engine where it can, else in PyTorch; see ``GitForCausalLM.generate``."""
     if engine not in ("auto", "cpu", "reference"):
         raise ValueError(f"engine: expected 'auto', 'cpu' or 'reference', got {engine!r}")
     if inputs is not None:
-        if arguments.get("input_ids") is not None:
+        if passed.get("input_ids") is not None:
             raise ValueError("inputs, input_ids: expected at most one of them")
-        arguments = {**arguments, "input_ids": inputs}
-    given = {name: value for name, value in arguments.items() if value is not None}
+        passed = {**passed, "input_ids": inputs}
+    given = {name: value for name, value in passed.items() if value is not None}
     settings, tensors = _settings(model, config, given)
     ours = {name: given[name] for name in OURS & given.keys()}
     why = _unusual(settings, given, tensors) or native.obstacle(model)
@@ -119,7 +120,7 @@ def generate(model: Any, inputs: Tensor | None, config: Any, arguments: dict[str
             _say(f"generate runs in PyTorch, not on the native engine: {why}")
         if ours or not hasattr(model, "their_generate"):
             return _generate_with_forward(model, settings, given, tensors, ours)
-        return _generate_theirs(model, config, settings, {**arguments, **tensors})
+        return _generate_theirs(model, config, settings, {**passed, **tensors})
     return _generate_natively(model, settings, tensors, ours)
 
 
@@ -148,7 +149,10 @@ def _settings(model: Any, config: Any, given: Mapping[str, Any]) -> tuple[dict[s
         *inspect.signature(model.forward).parameters,
         *inspect.signature(native.own_class(model).forward).parameters,
     }
-    extra = given.keys() - defaults.keys() - OURS
+    # transformers lets tokens that do not exist stand for "never"
+    ends = [i for i in _ids(settings["eos_token_id"]) if 0 <= i < model.config.vocab_size]
+    settings["eos_token_id"] = ends
+    extra = given.keys() - defaults.keys() - OURS - _IGNORED
     if unknown := sorted(name for name in extra if name not in known and not _is_setting(model, name)):
         raise TypeError(f"generate: unknown options {', '.join(unknown)}")
     return settings, {name: given[name] for name in extra & known}
@@ -166,9 +170,13 @@ def _unusual(settings: dict[str, Any], given: Mapping[str, Any], tensors: Mappin
             return f"{name} is an option of transformers' search"
     if other := sorted(name for name in tensors if name not in _INPUTS):
         return f"{other[0]} is an argument of the model itself"
-    if other := sorted(given.keys() - settings.keys() - OURS - tensors.keys()):
+    if other := sorted(given.keys() - settings.keys() - OURS - _IGNORED - tensors.keys()):
         return f"{other[0]} is an option of transformers' search"
-    if not _ids(settings["eos_token_id"]):
+    if name := next((name for name in _FORCED if isinstance(settings[name], list) and len(settings[name]) != 1), None):
+        return f"{name} is a list of several tokens"
+    if settings["do_sample"] and settings["num_beams"] > 1:
+        return "do_sample with num_beams is transformers' search"
+    if not settings["eos_token_id"]:
         return "no eos_token_id ends a text"
     return None
 
@@ -180,14 +188,14 @@ def _ids(value: Any) -> list[int]:
     return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
-def _generate_theirs(model: Any, config: Any, settings: dict[str, Any], arguments: dict[str, Any]) -> Any:
+def _generate_theirs(model: Any, config: Any, settings: dict[str, Any], passed: dict[str, Any]) -> Any:
     """Run transformers' search; fill rows that have ended with the padding token, after beams too."""
-    output = model.their_generate(generation_config=config, **arguments)
+    output = model.their_generate(generation_config=config, **passed)
     sequences = output if isinstance(output, Tensor) else output.sequences
     if settings["num_beams"] > 1 and settings["pad_token_id"] is not None:
-        ids = arguments.get("input_ids")
-        start = 0 if arguments.get("inputs_embeds") is not None else 1 if ids is None else ids.shape[1]
-        _fill_ended(sequences[:, start:], _ids(settings["eos_token_id"]), settings["pad_token_id"])
+        ids = passed.get("input_ids")
+        start = 0 if passed.get("inputs_embeds") is not None else 1 if ids is None else ids.shape[1]
+        _fill_ended(sequences[:, start:], settings["eos_token_id"], settings["pad_token_id"])
     if not isinstance(output, Tensor):
         output.engine = "reference"
     return output
@@ -201,24 +209,38 @@ def _fill_ended(rows: Tensor, ends: list[int], pad: int) -> None:
 
 def _generate_natively(model: Any, settings: dict[str, Any], tensors: dict[str, Any], ours: dict[str, Any]) -> Any:
     ids, prompts = _prompts(model, settings, tensors)
-    options = _options(settings, ours, ids.shape[1], model.config.max_position_embeddings)
-    engine = native.engine_of(model, _ids(settings["eos_token_id"]))
+    options = _options(model, settings, ours, ids, prompts)
+    engine = native.engine_of(model, settings["eos_token_id"])
     prefixes: list[Any] = [None]
     if (pixels := tensors.get("pixel_values")) is not None:
         interpolate = bool(tensors.get("interpolate_pos_encoding"))
         prefixes = list(engine.encode(pixels.detach().float().contiguous().numpy(), interpolate_positions=interpolate))
     rows = [prefixes[r % len(prefixes)] for r in range(len(prompts))]
     if options.do_sample and options.seed is None:
-        found = [_drawn(engine, *row, options) for row in zip(rows, prompts, strict=True)]
+        found = _drawn(engine, rows, prompts, options)
     else:
         found = engine.generate(rows, prompts, options)
+    _check_room(model, settings, ids, prompts, found)
     return _result(model, settings, ids, found, "cpu", options)
 
 
-def _drawn(engine: Any, prefix: Any, prompt: list[int], options: GenerationOptions) -> list[Generation]:
-    """Draw the samples of one row from a seed of its own, which torch's seed decides: equal rows differ."""
-    seed = int(torch.randint(0, 2**62, ()))
-    return engine.generate([prefix], [prompt], dataclasses.replace(options, seed=seed))[0]
+def _drawn(
+    engine: Any, prefixes: Sequence[Any], prompts: Sequence[list[int]], options: GenerationOptions
+) -> list[list[Generation]]:
+    """Draw samples, each row's from a seed of its own, which torch's seed decides: equal rows differ."""
+    decoding = engine.decoding()
+    handles = []
+    for prefix, prompt in zip(prefixes, prompts, strict=True):
+        seed = int(torch.randint(0, 2**62, ()))
+        handles.append(decoding.add(prefix, prompt, dataclasses.replace(options, seed=seed)))
+    found: dict[int, list[Generation]] = {}
+    while len(decoding):
+        for event in decoding.step():
+            if event.error is not None:
+                raise event.error
+            if event.generations is not None:
+                found[event.handle] = event.generations
+    return [found[handle] for handle in handles]
 
 
 def _generate_with_forward(
@@ -234,7 +256,7 @@ def _generate_with_forward(
         hint = f"not together with {', '.join(sorted(ours))}" if ours else "which needs transformers installed"
         raise ValueError(f"generate: {usual}, {hint}")
     ids, prompts = _prompts(model, settings, tensors)
-    options = _options(settings, ours, ids.shape[1], model.config.max_position_embeddings)
+    options = _options(model, settings, ours, ids, prompts)
     pixels = tensors.get("pixel_values")
     extra = {"interpolate_pos_encoding": True} if tensors.get("interpolate_pos_encoding") else {}
     caches: list[tuple[Any, int]] = []  # the last step's rows: keys and values, and the text tokens in them
@@ -256,11 +278,12 @@ def _generate_with_forward(
         caches = [cache for _, cache in found]
         return torch.stack([logits for logits, _ in found]).float().cpu()
 
-    sizes = {"vocab_size": model.config.vocab_size, "eos_token_id": _ids(settings["eos_token_id"])}
+    sizes = {"vocab_size": model.config.vocab_size, "eos_token_id": settings["eos_token_id"]}
     with torch.no_grad():
         if options.do_sample and options.seed is None:  # torch.manual_seed decides
             options = dataclasses.replace(options, seed=int(torch.randint(0, 2**62, ())))
         found = generate_with(step, prompts, options, **sizes)
+    _check_room(model, settings, ids, prompts, found)
     return _result(model, settings, ids, found, "reference", options)
 
 
@@ -272,6 +295,8 @@ def _prompts(model: Any, settings: dict[str, Any], tensors: dict[str, Any]) -> t
         if settings["bos_token_id"] is None:
             raise ValueError("input_ids: expected prompts, because there is no bos_token_id to begin with")
         ids = torch.full((images, 1), settings["bos_token_id"])
+    if not isinstance(ids, Tensor) or ids.is_floating_point():
+        raise ValueError(f"input_ids: expected a tensor of token ids, got {arguments.shown(ids)}")
     if ids.ndim != 2:
         raise ValueError(f"input_ids: expected (R, L), got {tuple(ids.shape)}")
     if len(ids) % images:
@@ -279,7 +304,7 @@ def _prompts(model: Any, settings: dict[str, Any], tensors: dict[str, Any]) -> t
     pad = settings["pad_token_id"]
     if mask is not None:
         real = mask != 0
-    elif pad is None or pad in _ids(settings["eos_token_id"]):
+    elif pad is None or pad in settings["eos_token_id"]:
         real = torch.ones_like(ids, dtype=torch.bool)
     else:
         real = ids != pad
@@ -291,19 +316,53 @@ def _prompts(model: Any, settings: dict[str, Any], tensors: dict[str, Any]) -> t
     return ids, prompts
 
 
-def _options(settings: dict[str, Any], ours: dict[str, Any], length: int, positions: int) -> GenerationOptions:
-    """Make native options of settings; ``max_length`` and ``min_length`` count prompts as they were passed."""
+def _options(
+    model: Any, settings: dict[str, Any], ours: dict[str, Any], ids: Tensor, prompts: list[list[int]]
+) -> GenerationOptions:
+    """Make native options of settings; ``max_length`` and ``min_length`` count prompts as they were passed.
+
+    As in transformers, more new tokens may be asked for than there are positions (``_check_room``), and a minimum
+    above the maximum is the maximum, with a warning.
+    """
+    settings = dict(settings)
+    for name in _COUNTS:
+        if settings[name] is not None:
+            settings[name] = arguments.integer(name, settings[name])
+            if abs(settings[name]) >= _TOO_LARGE:
+                raise ArgumentError(f"{name}: expected less than {_TOO_LARGE}, got {arguments.shown(settings[name])}")
     values = {name: settings[name] for name in DEFAULTS if name in _FIELDS and settings[name] is not None}
-    values.pop("min_new_tokens", None)
-    values["max_new_tokens"] = _new_tokens(settings, length, positions)
-    if settings["min_new_tokens"] is not None:
-        values["min_new_tokens"] = settings["min_new_tokens"]
-    elif settings["min_length"] is not None:
-        values["min_new_tokens"] = max(0, settings["min_length"] - length)
+    for name in _FORCED:
+        if isinstance(values.get(name), (list, tuple)):
+            (values[name],) = values[name]
+    length = ids.shape[1]
+    most = min(_new_tokens(settings, length, model.config.max_position_embeddings), max(1, _room(model, prompts)))
+    least, name = settings["min_new_tokens"] or 0, "min_new_tokens"
+    if settings["min_new_tokens"] is None and settings["min_length"] is not None:
+        least, name = max(0, settings["min_length"] - length), "min_length"
+    if least > most > 0:
+        warnings.warn(f"{name}: {settings[name]} is more than can be generated; taking {most} new tokens", stacklevel=5)
+        least = most
+    values |= {"max_new_tokens": most, "min_new_tokens": least}
     if not settings["do_sample"]:
         for name in ("temperature", "top_k", "top_p", "min_p"):
             values.pop(name, None)
     return GenerationOptions(**{**values, **ours})
+
+
+def _room(model: Any, prompts: list[list[int]]) -> int:
+    """Return the new tokens there are positions for; the last one is fed to nothing and needs none."""
+    return model.config.max_position_embeddings - max(map(len, prompts)) + 1
+
+
+def _check_room(model: Any, settings: dict[str, Any], ids: Tensor, prompts: list[list[int]], found: Any) -> None:
+    """Check that no text was cut because the model has no more positions, where more tokens were asked for."""
+    positions, room = model.config.max_position_embeddings, _room(model, prompts)
+    asked = _new_tokens(settings, ids.shape[1], positions)
+    if asked > room and any(generation.finish_reason == "length" for row in found for generation in row):
+        raise ArgumentError(
+            f"max_new_tokens: {asked} behind {positions + 1 - room} tokens of a prompt, and a text did not end "
+            f"within the model's {positions} positions; expected at most {room}"
+        )
 
 
 def _new_tokens(settings: dict[str, Any], length: int, positions: int) -> int:
@@ -334,7 +393,7 @@ def _result(
     found = [sequences[: options.num_return_sequences] for sequences in found]
     pad = settings["pad_token_id"]
     if pad is None:
-        pad = _ids(settings["eos_token_id"])[0]
+        pad = settings["eos_token_id"][0]
     rows = [[*p, *generation.token_ids] for p, row in zip(ids.tolist(), found, strict=True) for generation in row]
     sequences = torch.full((len(rows), max(map(len, rows))), pad)
     for i, row in enumerate(rows):

@@ -64,6 +64,7 @@ def captions_of_transformers(folder: Path, seeds: list[int], **options: Any) -> 
         {"max_length": 9, "max_new_tokens": 3},
         {"suppress_tokens": [25], "begin_suppress_tokens": [13], "repetition_penalty": 1.5},
         {"no_repeat_ngram_size": 2, "bad_words_ids": [[13, 25], [3], [21]], "forced_eos_token_id": 3},
+        {"forced_eos_token_id": [3], "max_new_tokens": 6},
         {"temperature": 0.0},
     ],
     ids=str,
@@ -106,11 +107,11 @@ def test_ids_of_config_json_fill_in(folder: Path) -> None:
 
 def test_options_of_config_json_count_without_the_file(folder: Path) -> None:
     change_config(folder, num_beams=3, max_length=20)
-    assert gitfast.load(folder).generation_defaults == GenerationDefaults(options={"num_beams": 3})
+    assert gitfast.load(folder).generation_defaults == GenerationDefaults(options={"num_beams": 3}, bos_token_id=2)
     found = gitfast.load(folder).caption(random_image(1), max_new_tokens=LIMIT)
     assert [list(found.token_ids)] == captions_of_transformers(folder, [1], max_new_tokens=LIMIT)
     save(folder, **IDS)
-    assert gitfast.load(folder).generation_defaults == GenerationDefaults()
+    assert gitfast.load(folder).generation_defaults == GenerationDefaults(bos_token_id=2)
 
 
 def test_arguments_win(folder: Path) -> None:
@@ -131,10 +132,51 @@ def test_arguments_win(folder: Path) -> None:
     assert model.caption(random_image(1), do_sample=False).token_ids == plain[1].token_ids
 
 
-def test_what_cannot_be_followed_is_said(folder: Path) -> None:
-    save(folder, **IDS, typical_p=0.5, num_beam_groups=1, penalty_alpha=0.6, transformers_version="4.40.0")
-    with pytest.warns(UserWarning, match=r"generation_config\.json: penalty_alpha, typical_p cannot be followed"):
-        gitfast.load(folder)
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"typical_p": 0.5, "penalty_alpha": 0.6, "num_beam_groups": 1}, "ignored, .*: 'penalty_alpha', 'typical_p'$"),
+        ({"sequence_bias": [[[5], 10.0]]}, "ignored, .*: 'sequence_bias'"),
+        ({"stop_strings": ["a"], "max_time": 3.0}, "ignored, .*: 'max_time', 'stop_strings'"),
+        ({"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 0.5}, "'diversity_penalty', 'num_beam_groups'"),
+        ({"remove_invalid_values": True}, "ignored, .*: 'remove_invalid_values'"),
+        ({"an_option_of_tomorrow": 3}, "ignored, .*: 'an_option_of_tomorrow'"),
+        ({"num_return_sequences": 2}, "num_return_sequences has no effect"),
+        ({"num_beams": 2, "do_sample": True}, "do_sample is ignored, because no engine samples beams"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_followed_is_said(folder: Path, values: dict[str, Any], message: str) -> None:
+    save(folder, **IDS, **values)
+    with pytest.warns(UserWarning, match=rf"generation_config\.json: {message}") as said:
+        model = gitfast.load(folder)
+    assert len(said) == 1
+    assert model.caption(random_image(1)).token_ids
+
+
+def test_what_changes_no_text_is_left_out(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    values = {"transformers_version": "4.40.0", "use_cache": False, "cache_implementation": "static"}
+    off = {"guidance_scale": 1.0, "penalty_alpha": 0.0, "typical_p": 1.0, "sequence_bias": None, "token_healing": False}
+    outputs = {"return_dict_in_generate": True, "output_scores": True}
+    save(folder, **IDS, **values, **off, **outputs, _from_model_config=True, num_assistant_tokens=20)
+    assert gitfast.load(folder).generation_defaults == GenerationDefaults(bos_token_id=2)
+    assert not recwarn
+
+
+def test_captions_without_a_prompt_begin_with_bos(folder: Path) -> None:
+    save(folder, **{**IDS, "bos_token_id": 9})
+    model = gitfast.load(folder)
+    import torch
+    from transformers import GitForCausalLM
+
+    theirs = GitForCausalLM.from_pretrained(folder)
+    pixels = torch.from_numpy(model.processor.images([random_image(1)]))
+    expected = theirs.generate(pixel_values=pixels, max_new_tokens=LIMIT)[0].tolist()
+    assert expected[0] == 9
+    assert list(model.caption(random_image(1), max_new_tokens=LIMIT).token_ids) == expected[1:]
+    prompted = model.caption(random_image(1), prompt="a red").token_ids
+    save(folder, **IDS)
+    assert gitfast.load(folder).caption(random_image(1), prompt="a red").token_ids == prompted
 
 
 @pytest.mark.parametrize(
@@ -152,7 +194,12 @@ def test_what_cannot_be_followed_is_said(folder: Path) -> None:
         ({"bad_words_ids": [5]}, "bad_words_ids: expected a list"),
         ({"eos_token_id": "3"}, "eos_token_id: expected a token id, got '3'"),
         ({"eos_token_id": [3, None]}, "eos_token_id: expected a token id, got 'None'"),
+        ({"eos_token_id": []}, "eos_token_id: expected a token id or a list of them, got an empty list"),
+        ({"eos_token_id": 999}, "eos_token_id: 999 is outside the vocabulary of 31"),
+        ({"bos_token_id": [2]}, "bos_token_id: expected a token id"),
         ({"pad_token_id": [[0]]}, "pad_token_id: expected a token id"),
+        ({"pad_token_id": 31}, "pad_token_id: 31 is outside the vocabulary"),
+        ({"forced_eos_token_id": [3, 4]}, "forced_eos_token_id: expected an integer"),
     ],
 )
 def test_values_that_cannot_be(folder: Path, values: dict[str, Any], message: str) -> None:

@@ -113,14 +113,70 @@ def test_lengths_count_padded_prompts(kit: Any, tmp_path: Path, side: str) -> No
         assert torch.equal(tokens, theirs.generate(**inputs, max_length=9, min_length=9))
 
 
+MORE = [
+    {"cache_implementation": "dynamic", "max_new_tokens": 6},
+    {"forced_eos_token_id": [3], "max_new_tokens": 4},
+    {"min_new_tokens": 30, "max_new_tokens": 5},
+    {"min_length": 30, "max_length": 6},
+    {"max_new_tokens": 100},  # more than there are positions, and every text ends before
+    {"eos_token_id": [3, -1], "max_new_tokens": 12},
+    {"max_new_tokens": torch.tensor(4)},
+]
+
+
+@pytest.mark.filterwarnings("ignore:min_")
+@pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
+@pytest.mark.parametrize("options", MORE, ids=str)
+def test_values_that_transformers_bears(kit: Any, tmp_path: Path, options: dict[str, Any]) -> None:
+    model = kit.GitForCausalLM.from_pretrained(checkpoint(tmp_path, None))
+    theirs = transformers.GitForCausalLM.from_pretrained(tmp_path)
+    ours = model.generate(pixel_values=pixels(2), return_dict_in_generate=True, **options)
+    assert ours.engine == "cpu"
+    assert torch.equal(ours.sequences, theirs.generate(pixel_values=pixels(2), **options))
+
+
+@pytest.mark.parametrize("engine", ["cpu", "reference"])
+def test_texts_longer_than_the_positions(kit: Any, tmp_path: Path, engine: str) -> None:
+    model = kit.GitForCausalLM.from_pretrained(checkpoint(tmp_path, None))
+    positions = model.config.max_position_embeddings
+    options = {"pixel_values": pixels(1), "eos_token_id": 30, "engine": engine}
+    assert model.generate(max_new_tokens=positions, **options).shape == (1, 1 + positions)
+    if engine == "cpu" or kit.name == "plain":
+        with pytest.raises(ValueError, match=f"max_new_tokens: {positions + 1} .* expected at most {positions}"):
+            model.generate(max_new_tokens=positions + 1, **options)
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "max_length", "num_beams", "min_length"])
+def test_huge_numbers_are_not_printed(kit: Any, tmp_path: Path, name: str) -> None:
+    model = kit.GitForCausalLM.from_pretrained(checkpoint(tmp_path, None))
+    with pytest.raises(ValueError, match=f"^{name}: expected less than") as error:
+        model.generate(pixel_values=pixels(1), **{name: 10**400})
+    assert len(str(error.value)) < 100
+
+
+def test_samples_of_a_batch_are_one_batch(kit: Any, tmp_path: Path) -> None:
+    model = kit.GitForCausalLM.from_pretrained(checkpoint(tmp_path, None))
+    options = {"do_sample": True, "temperature": 2.0, "max_new_tokens": 10, "min_new_tokens": 10}
+    model.generate(pixel_values=pixels(4), **options)
+    engine = model._native[0]
+    before = engine.stats.decode_steps
+    torch.manual_seed(5)
+    together = model.generate(pixel_values=pixels(4), **options)
+    assert engine.stats.decode_steps - before <= 10
+    torch.manual_seed(5)
+    alone = [model.generate(pixel_values=x[None], **options)[0] for x in pixels(4)]
+    assert torch.equal(together, torch.stack(alone))
+
+
 UNUSUAL = [
+    {"num_beams": 2, "do_sample": True},
     {"output_scores": True, "return_dict_in_generate": True},
     {"typical_p": 0.5, "do_sample": True},
     {"stopping_criteria": transformers.StoppingCriteriaList([transformers.MaxLengthCriteria(3)])},
 ]
 
 
-@pytest.mark.parametrize("options", UNUSUAL, ids=["scores", "typical", "criteria"])
+@pytest.mark.parametrize("options", UNUSUAL, ids=["sampled beams", "scores", "typical", "criteria"])
 def test_what_only_transformers_searches(kit: Any, tmp_path: Path, options: dict[str, Any]) -> None:
     model = kit.GitForCausalLM.from_pretrained(checkpoint(tmp_path, None))
     if kit.name == "plain":
