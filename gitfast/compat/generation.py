@@ -109,6 +109,7 @@ def generate(model: Any, inputs: Tensor | None, config: Any, passed: dict[str, A
         if passed.get("input_ids") is not None:
             raise ValueError("inputs, input_ids: expected at most one of them")
         passed = {**passed, "input_ids": inputs}
+    passed.pop("token_type_ids", None)  # of BERT's tokenizer; GIT has none
     given = {name: value for name, value in passed.items() if value is not None}
     settings, tensors = _settings(model, config, given)
     ours = {name: given[name] for name in OURS & given.keys()}

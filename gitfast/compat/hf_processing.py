@@ -98,6 +98,8 @@ class GitProcessor(transformers.GitProcessor):
             raise ValueError("images, videos: expected at most one of them")
         clips = None if videos is None else [load_clip(video, num_frames=self.num_frames or 1) for video in videos]
         if clips is None:
+            if options.get("do_rescale", self.image_processor.do_rescale):
+                _warn_of_fractions(images)
             return super().__call__(images=_pictures(images), text=text, **options)
         names = self.image_processor.valid_kwargs.__annotations__
         settings = {name: value for name, value in options.items() if name in names and name != "return_tensors"}
@@ -108,6 +110,17 @@ class GitProcessor(transformers.GitProcessor):
         tensors = options.get("return_tensors")
         found["pixel_values"] = torch.from_numpy(frames) if tensors == "pt" else frames
         return found
+
+
+def _warn_of_fractions(images: Any) -> None:
+    """Warn of arrays that the division by 255 makes almost black."""
+    first = images[0] if isinstance(images, (list, tuple)) and images else images
+    if isinstance(first, (list, tuple)):
+        _warn_of_fractions(first)
+    elif isinstance(first, (np.ndarray, torch.Tensor)) and "float" in str(first.dtype) and 0 < first.max() <= 1:
+        warnings.warn(
+            "images: numbers from 0 to 1 are divided by 255; pass do_rescale=False to keep them", stacklevel=3
+        )
 
 
 def _pictures(images: Any) -> Any:

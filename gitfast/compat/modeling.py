@@ -28,6 +28,7 @@ class GitVisionModel(PreTrained):
     """The vision encoder of a GIT model. State-dict names as in transformers: ``vision_model...``."""
 
     weights_prefix = "git.image_encoder."
+    main_input_name = "pixel_values"
 
     def __init__(self, config: GitVisionConfig) -> None:
         super().__init__()
@@ -40,6 +41,9 @@ class GitVisionModel(PreTrained):
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.vision_model.embeddings.patch_embedding
+
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        self.vision_model.embeddings.patch_embedding = value
 
     @staticmethod
     def config_of(config: GitConfig) -> GitVisionConfig:
@@ -150,6 +154,9 @@ class GitModel(_Decoder):
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self._whole[0].git.embeddings.word_embeddings
 
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        self._whole[0].git.embeddings.word_embeddings = value
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -200,8 +207,14 @@ class GitForCausalLM(_Decoder, torch_model.GitModel):
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.git.embeddings.word_embeddings
 
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        self.git.embeddings.word_embeddings = value
+
     def get_output_embeddings(self) -> torch.nn.Linear:
         return self.output
+
+    def set_output_embeddings(self, value: torch.nn.Linear) -> None:
+        self.output = value
 
     def forward(  # type: ignore[override]
         self,

@@ -27,6 +27,7 @@ class PreTrained(nn.Module):
     """A module whose ``state_dict`` holds the tensors of a checkpoint below ``weights_prefix``, without it."""
 
     weights_prefix = ""
+    main_input_name = "input_ids"
     config: Any
     gradient_checkpointing = False
 
@@ -139,7 +140,18 @@ class PreTrained(nn.Module):
         """Keep activations again."""
         self.gradient_checkpointing = False
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.gradient_checkpointing
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return hasattr(cls, "generate")
+
     def get_input_embeddings(self) -> nn.Module:
+        raise NotImplementedError
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
         raise NotImplementedError
 
     def get_output_embeddings(self) -> nn.Linear | None:

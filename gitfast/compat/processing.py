@@ -60,8 +60,19 @@ class GitImageProcessor:
     def __init__(self, settings: ImageProcessor) -> None:
         self.settings = settings
 
+    def __getattr__(self, name: str) -> Any:
+        """Return a setting of preprocessor_config.json: ``size``, ``image_mean``, ..."""
+        settings = self.__dict__.get("settings")
+        if settings is None or name not in (values := settings.to_dict()):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return values[name]
+
     def to_dict(self) -> dict[str, Any]:
         return self.settings.to_dict()
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **changes: Any) -> BatchFeature:
+        """Do what a call does."""
+        return self(images, return_tensors, **changes)
 
     def __call__(self, images: Any, return_tensors: str | None = None, **changes: Any) -> BatchFeature:
         """Turn an image or a list into pixel_values (B, 3, H, W); for video, frames of a clip or a list of clips.
@@ -161,13 +172,18 @@ class GitProcessor:
             inputs["pixel_values"] = _tensor(self.processor.clips(videos), return_tensors)
         return inputs
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
-        """Decode one row of token ids."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens)
+    @property
+    def model_input_names(self) -> list[str]:
+        """The names of the inputs that calls return."""
+        return ["pixel_values", *self.tokenizer.model_input_names]
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
-        """Decode rows of token ids."""
-        return [self.decode(row, skip_special_tokens) for row in sequences]
+    def decode(self, token_ids: Any, *arguments: Any, **options: Any) -> Any:
+        """Decode token ids: ``GitTokenizer.decode``."""
+        return self.tokenizer.decode(token_ids, *arguments, **options)
+
+    def batch_decode(self, sequences: Any, *arguments: Any, **options: Any) -> list[str]:
+        """Decode rows of token ids: ``GitTokenizer.batch_decode``."""
+        return self.tokenizer.batch_decode(sequences, *arguments, **options)
 
 
 def _clips(images: Any) -> list[list[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +141,37 @@ class GitTokenizer:
         length = limit if padding == "max_length" and limit is not None else longest
         return -(-length // multiple) * multiple if multiple else length
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
-        """Decode one row of token ids."""
-        ids: Iterable[int] = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+    def tokenize(self, text: str) -> list[str]:
+        """Split one text into tokens."""
+        return self.convert_ids_to_tokens(self.encode(text, add_special_tokens=False))
+
+    def decode(
+        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> Any:
+        """Decode one row of token ids as a text, several as a list of texts.
+
+        Args:
+            token_ids: A list, array or tensor (L,) or (R, L), or one id.
+            skip_special_tokens: Leave ``[CLS]`` and its like out.
+            clean_up_tokenization_spaces: No effect: punctuation is joined to its word, as in transformers.
+        """
+        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         ids = [ids] if isinstance(ids, int) else list(ids)
+        if ids and (hasattr(ids[0], "__len__") or getattr(ids[0], "ndim", 0)):
+            return [self.decode(row, skip_special_tokens) for row in ids]
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
-        """Decode rows of token ids."""
-        return [self.decode(row, skip_special_tokens) for row in sequences]
+    def batch_decode(
+        self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> list[str]:
+        """Decode rows of token ids; a single row is a batch of one. See ``decode``."""
+        found = self.decode(sequences, skip_special_tokens)
+        return [found] if isinstance(found, str) and len(sequences) else list(found)
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        """Look up the texts of token ids; None stands for ids outside the vocabulary."""
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        return self._backend.id_to_token(ids) if isinstance(ids, int) else [self._backend.id_to_token(i) for i in ids]
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """Look up ids of tokens by their text; those outside the vocabulary get the unknown token's id."""

@@ -155,7 +155,6 @@ class CpuEngine(Engine):
         *,
         cancel: CancelToken | None = None,
     ) -> list[np.ndarray]:
-        """Compute the log-probability of every token of ``sequences[r]`` but its first: float32 (len - 1,)."""
         return self._native.score(prefixes, sequences, cancel_flag(cancel))
 
     def logits(
@@ -169,7 +168,6 @@ class CpuEngine(Engine):
         return self._native.logits(prefixes, sequences, cancel_flag(cancel))
 
     def attend(self, prefix: ImagePrefix, sequence: Sequence[int]) -> np.ndarray:
-        """Compute the attention of every token of ``sequence`` to the image tokens: see ``Engine.attend``."""
         return self._native.attend(prefix, sequence)
 
     def decoding(self) -> CpuDecoding:

@@ -115,7 +115,6 @@ class ReferenceEngine(Engine):
         *,
         cancel: CancelToken | None = None,
     ) -> list[np.ndarray]:
-        """Compute the log-probability of every token of ``sequences[r]`` but its first: float32 (len - 1,)."""
         given = check_text(prefixes, sequences, "sequences", self.config, ReferencePrefix)
         scores = []
         for prefix, ids in zip(given, sequences, strict=True):
@@ -128,7 +127,6 @@ class ReferenceEngine(Engine):
 
     @torch.inference_mode()
     def attend(self, prefix: ImagePrefix, sequence: Sequence[int]) -> np.ndarray:
-        """Compute the attention of every token of ``sequence`` to the image tokens: see ``Engine.attend``."""
         (own,) = check_text([prefix], [sequence], "sequences", self.config, ReferencePrefix)
         if own is None:
             raise ValueError("prefix: expected an image's, got None")

@@ -138,7 +138,10 @@ def test_arguments_win(folder: Path) -> None:
         ({"typical_p": 0.5, "penalty_alpha": 0.6, "num_beam_groups": 1}, "ignored, .*: 'penalty_alpha', 'typical_p'$"),
         ({"sequence_bias": [[[5], 10.0]]}, "ignored, .*: 'sequence_bias'"),
         ({"stop_strings": ["a"], "max_time": 3.0}, "ignored, .*: 'max_time', 'stop_strings'"),
-        ({"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 0.5}, "'diversity_penalty', 'num_beam_groups'"),
+        (
+            {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 0.5},
+            "ignored, .*: 'diversity_penalty', 'num_beam_groups'",
+        ),
         ({"remove_invalid_values": True}, "ignored, .*: 'remove_invalid_values'"),
         ({"an_option_of_tomorrow": 3}, "ignored, .*: 'an_option_of_tomorrow'"),
         ({"num_return_sequences": 2}, "num_return_sequences has no effect"),

@@ -253,3 +253,46 @@ def test_a_tokenizer_json_that_gitfast_refuses_reaches_no_library(kit: Any, fold
     )
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: normalizer: expected BertNormalizer"):
         kit.GitProcessor.from_pretrained(tmp_path / "model")
+
+
+def test_recipes_of_text_and_image(kit: Any, folder: Path) -> None:
+    from transformers import BertTokenizer
+
+    processor, theirs = kit.GitProcessor.from_pretrained(folder), BertTokenizer.from_pretrained(folder)
+    rows = [[2, 5, 6, 3], [2, 7, 3, 0]]
+    for given in (rows, np.array(rows), torch.tensor(rows)):
+        assert processor.batch_decode(given, skip_special_tokens=True) == theirs.batch_decode(
+            rows, skip_special_tokens=True
+        )
+        assert processor.decode(given[0], skip_special_tokens=True, clean_up_tokenization_spaces=True) == "a the"
+        assert processor.batch_decode(given[0], skip_special_tokens=True) == ["a the"]
+    assert processor.batch_decode([]) == []
+    tokenizer, text = processor.tokenizer, "a red squareish"
+    assert tokenizer.tokenize(text) == theirs.tokenize(text)
+    ids = theirs(text).input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == theirs.convert_ids_to_tokens(ids)
+    assert tokenizer.convert_tokens_to_ids(theirs.tokenize(text)) == ids[1:-1]
+    images = processor.image_processor
+    assert images.size["shortest_edge"] == 32
+    assert images.preprocess(random_image(0), return_tensors="pt").pixel_values.shape == (1, 3, 32, 32)
+    assert {"pixel_values", "input_ids", "attention_mask"} <= set(processor.model_input_names)
+    model = kit.GitForCausalLM.from_pretrained(folder)
+    inputs = processor(images=random_image(0), text="a red", add_special_tokens=False, return_tensors="pt")
+    expected = model.generate(inputs.input_ids, pixel_values=inputs.pixel_values, max_new_tokens=4)
+    kinds = torch.zeros_like(inputs.input_ids)  # that a BERT tokenizer adds
+    inputs["token_type_ids"] = kinds
+    assert torch.equal(model.generate(**inputs, max_new_tokens=4), expected)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=4, engine="reference"), expected)
+
+
+def test_numbers_from_0_to_1_are_not_divided_again_in_silence(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    from gitfast.compat.hf_processing import GitProcessor
+
+    processor = GitProcessor.from_pretrained(folder)
+    whole = np.asarray(random_image(0)).astype(np.float32)
+    expected = processor(whole, return_tensors="np").pixel_values
+    kept = processor(whole / 255, do_rescale=False, return_tensors="np").pixel_values
+    np.testing.assert_allclose(kept, expected, atol=1e-2)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="do_rescale=False"):
+        processor([whole / 255], return_tensors="np")

@@ -90,10 +90,11 @@ def test_arguments_stand_above_a_config_above_the_file(kit: Any, tmp_path: Path)
 def test_samples_are_of_the_50_best(kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = kit.GitForCausalLM.from_pretrained(checkpoint(tmp_path, None))
     seen: list[GenerationOptions] = []
-    from gitfast.engines.cpu import CpuEngine
+    from gitfast.engines.cpu import CpuDecoding, CpuEngine
 
-    run = CpuEngine.generate
+    run, add = CpuEngine.generate, CpuDecoding.add
     monkeypatch.setattr(CpuEngine, "generate", lambda self, p, q, o, *a: seen.append(o) or run(self, p, q, o, *a))
+    monkeypatch.setattr(CpuDecoding, "add", lambda self, p, q, o: seen.append(o) or add(self, p, q, o))
     model.generate(pixel_values=pixels(1), do_sample=True)
     model.generate(pixel_values=pixels(1), do_sample=True, top_k=5)
     model.generate(pixel_values=pixels(1), top_k=5)  # greedy: nothing is drawn

@@ -212,7 +212,6 @@ class CudaEngine(Engine):
         *,
         cancel: CancelToken | None = None,
     ) -> list[np.ndarray]:
-        """Compute the log-probability of every token of ``sequences[r]`` but its first: float32 (len - 1,) each."""
         check_cancelled(cancel)
         given = self._own(check_text(prefixes, sequences, "sequences", self.config, CudaPrefix))
         with self._lock, _memory_errors():
