@@ -29,6 +29,7 @@ from gitfast.checkpoints.adapter import is_adapter
 from gitfast.checkpoints.checkpoint import WEIGHT_FILES, open_checkpoint, read_tensors
 from gitfast.checkpoints.microsoft_keys import is_microsoft
 from gitfast.checkpoints.names import canonical_name
+from gitfast.checkpoints.state_dict import without_wrappers
 from gitfast.compat import generation
 from gitfast.compat.rows import check_images, check_labels, check_text, visible_keys
 
@@ -80,7 +81,7 @@ def _locate(name: Any, options: dict[str, Any]) -> Any:
 
 
 def _renamed(cls: type, folder: Path) -> bool:
-    """Return whether a folder's tensors have other names than transformers' class."""
+    """Return whether a folder's tensors have other names than transformers' class, or lie in dicts of a script."""
     if not folder.is_dir() or is_adapter(folder):
         return True
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
@@ -88,6 +89,10 @@ def _renamed(cls: type, folder: Path) -> bool:
         open_checkpoint(folder)  # says what is missing
     names = read_tensors(file)
     if any(canonical_name(name) != name for name in names) or is_microsoft(names):
+        return True
+    if without_wrappers(names).keys() != names.keys():
+        return True
+    if "safetensors" not in file.name and any(name.startswith("git.") for name in names):
         return True
     return issubclass(cls, GitVisionModel) and any(name.startswith("git.") for name in names)
 

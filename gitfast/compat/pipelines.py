@@ -101,6 +101,8 @@ def pipeline(
     model: Any = _DEFAULT_MODEL,
     *,
     processor: Any = None,
+    tokenizer: Any = None,
+    image_processor: Any = None,
     device: Any = None,
     dtype: Any = None,
     batch_size: int = 1,
@@ -114,7 +116,9 @@ def pipeline(
         task: "image-to-text".
         model: Any name that ``gitfast.load`` takes, or a ``GitForCausalLM``.
         processor: A ``GitProcessor`` or a name; by default that of the model.
-        device, dtype: The model's device and dtype.
+        tokenizer, image_processor: The parts of a ``GitProcessor``, in place of ``processor``.
+        device: The model's device; -1 is the CPU.
+        dtype: The model's dtype.
         batch_size, max_new_tokens, generate_kwargs: Defaults of the calls.
         **options: ``revision``, ``cache_dir``, ``local_files_only``, ``token``, as in ``gitfast.load``.
 
@@ -124,22 +128,37 @@ def pipeline(
     """
     if task != TASK:
         raise ValueError(f"task: expected {TASK!r}, got {task!r}; transformers has pipelines for others")
-    if processor is None and not isinstance(model, (str, os.PathLike)):
+    parts = (tokenizer, image_processor)
+    if (tokenizer is None) != (image_processor is None) or (processor is not None and parts != (None, None)):
+        raise ValueError("tokenizer, image_processor: expected both, or a processor in their place")
+    if processor is None and tokenizer is None and not isinstance(model, (str, os.PathLike)):
         raise ValueError("processor: expected a GitProcessor or a name, because the model is not given by name")
     from gitfast.compat import GitForCausalLM, GitProcessor  # the import decides between the two families
 
     source = model if processor is None else processor
-    if isinstance(source, (str, os.PathLike)):
+    if isinstance(source, (str, os.PathLike)) and tokenizer is None:
         processor = GitProcessor.from_pretrained(source, **options)
     if isinstance(model, (str, os.PathLike)):
         model = GitForCausalLM.from_pretrained(model, **({} if dtype is None else {"dtype": dtype}), **options)
     elif dtype is not None:
         model = model.to(dtype)
+    if tokenizer is not None:
+        processor = _joined(tokenizer, image_processor, model.config.num_image_with_embedding)
     if device is not None:
-        model = model.to(device)
+        model = model.to("cpu" if device == -1 else device)
     return ImageToTextPipeline(
         model.eval(), processor, batch_size=batch_size, max_new_tokens=max_new_tokens, generate_kwargs=generate_kwargs
     )
+
+
+def _joined(tokenizer: Any, image_processor: Any, num_frames: int | None) -> Any:
+    from gitfast.compat import GitProcessor, has_transformers
+
+    if not has_transformers():
+        raise ValueError("tokenizer, image_processor: need transformers installed; pass processor in their place")
+    joined = GitProcessor(image_processor, tokenizer)
+    joined.num_frames = num_frames
+    return joined
 
 
 def _options(max_new_tokens: int | None, generate_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:

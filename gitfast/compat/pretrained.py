@@ -20,7 +20,16 @@ from gitfast.torch_model import initialize, load_weights
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Options of transformers' from_pretrained that change nothing here, or whose default is what is done.
-_NO_MATTER = ("use_fast", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code", "force_download")
+_NO_MATTER = (
+    "attn_implementation",
+    "force_download",
+    "low_cpu_mem_usage",
+    "trust_remote_code",
+    "use_fast",
+    "use_safetensors",
+)
+# The same of its save_pretrained.
+_NO_MATTER_SAVED = ("is_main_process", "max_shard_size", "safe_serialization", "save_original_format")
 
 
 class PreTrained(nn.Module):
@@ -88,16 +97,29 @@ class PreTrained(nn.Module):
             made.generation_config = GenerationConfig.from_folder(folder) or made.generation_config
         return made.to(device=_device(device_map), dtype=getattr(torch, name)).eval()
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor] | None = None, **options: Any
+    ) -> None:
         """Write config.json, generation_config.json and model.safetensors, in the dtype of the model.
 
         ``GitProcessor.save_pretrained`` writes the tokenizer and the preprocessor's settings.
+
+        Args:
+            folder: Made when it is not there.
+            state_dict: In place of the model's own.
+            **options: ``max_shard_size`` and others of transformers that do not matter: there is one file.
+
+        Raises:
+            TypeError: an option that is not known here.
         """
+        if unknown := sorted(options.keys() - set(_NO_MATTER_SAVED)):
+            raise TypeError(f"save_pretrained: {', '.join(unknown)}: not known, or needs transformers installed")
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        tensors = {name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}
+        state = self.state_dict() if state_dict is None else dict(state_dict)
+        tensors = {name: x.detach().cpu().contiguous() for name, x in state.items()}
         if self._tied():
-            tensors.pop("output.weight")
+            tensors.pop("output.weight", None)
         partial = path / "model.safetensors.partial"
         save_file(tensors, partial, {"format": "pt"})
         partial.replace(path / "model.safetensors")  # whoever finds the file finds all of it

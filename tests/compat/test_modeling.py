@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from gitfast.errors import CheckpointError
 
@@ -270,6 +272,40 @@ def test_an_image_cannot_join_a_cache(kit: Any, folder: Path) -> None:
     cache = model(IDS, pixel_values=pixels(2, 3, 32, 32)).past_key_values
     with pytest.raises(ValueError, match="pixel_values: expected none with past_key_values"):
         model(IDS[:, :1], pixel_values=pixels(2, 3, 32, 32), past_key_values=cache)
+
+
+WRAPPED = {
+    "module": lambda weights: {f"module.{name}": x for name, x in weights.items()},
+    "compiled": lambda weights: {f"_orig_mod.{name}": x for name, x in weights.items()},
+    "attribute": lambda weights: {f"model.{name}": x for name, x in weights.items()},
+}
+NESTED = {
+    "plain": lambda weights: weights,
+    "state_dict": lambda weights: {"state_dict": weights, "epoch": 3},
+    "all": lambda weights: {"model_state_dict": {f"module._orig_mod.{name}": x for name, x in weights.items()}},
+}
+
+
+@pytest.mark.parametrize("case", [*WRAPPED, *NESTED])
+def test_files_of_training_scripts(kit: Any, folder: Path, tmp_path: Path, case: str) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    file.unlink()
+    if case in WRAPPED:
+        save_file(WRAPPED[case](weights), file)
+    else:
+        torch.save(NESTED[case](weights), file.with_name("pytorch_model.bin"))
+    model = kit.GitForCausalLM.from_pretrained(tmp_path / "model")
+    assert all(torch.equal(model.state_dict()[name], x) for name, x in weights.items())
+
+
+def test_a_given_state_dict_is_saved(kit: Any, folder: Path, tmp_path: Path) -> None:
+    model = kit.GitForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    weights = {name: 2 * x for name, x in model.state_dict().items()}
+    model.save_pretrained(tmp_path, state_dict=weights, max_shard_size="1GB")
+    again = kit.GitForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(again[name], x) for name, x in weights.items())
 
 
 def test_unknown_models_and_dtypes(kit: Any, folder: Path, tmp_path: Path) -> None:

@@ -55,11 +55,23 @@ def test_by_name() -> None:
     assert clips([[random_image(i) for i in range(3)]])[0][0]["generated_text"]
 
 
+def test_parts_of_a_processor_and_the_old_name_of_the_cpu(folder: Path) -> None:
+    from gitfast.compat.hf import GitForCausalLM
+    from gitfast.compat.hf_processing import GitProcessor
+
+    processor = GitProcessor.from_pretrained(folder)
+    parts = {"tokenizer": processor.tokenizer, "image_processor": processor.image_processor}
+    expected = compat.pipeline(model=str(folder), max_new_tokens=5)(random_image(0))
+    for model in (str(folder), GitForCausalLM.from_pretrained(folder)):
+        assert compat.pipeline(model=model, device=-1, max_new_tokens=5, **parts)(random_image(0)) == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"task": "text-generation"}, "task: expected 'image-to-text'"),
         ({"model": object()}, "processor: expected a GitProcessor"),
+        ({"tokenizer": object()}, "tokenizer, image_processor: expected both"),
         ({"batch_size": 0}, "batch_size: expected an integer"),
         ({"max_new_tokens": 3, "generate_kwargs": {"max_new_tokens": 4}}, "max_new_tokens: given twice"),
     ],
