@@ -18,10 +18,16 @@ EXPECTED = {
     ],
     "classify.py": ["square.png a large orange square 1.000", "five-red-squares.png five red squares 1.000"],
     "stream.py": ["a| green| cross| to| the| left| of| a| red| triangle|", "a green cross ..."],
+    "txtai_captions.py": [
+        "one:  a green cross to the left of a red triangle",
+        "list: ['a large orange square', 'a purple circle above a yellow diamond']",
+        "row:  five-red-squares.png: five red squares",
+    ],
+    "comfyui_node.py": ["['a picture of five red squares', 'a picture of five red squares']"],
     "batches.py": ["missing.png -> missing.png: No such file", "-> five red squares", "300 captions in"],
 }
 # Each has tests of its own.
-TRIED_ELSEWHERE = ("finetune.py", "service.py", "ray_captions.py", "ray_serve.py")
+TRIED_ELSEWHERE = ("finetune.py", "service.py", "make_captions_by_git.py", "ray_captions.py", "ray_serve.py")
 
 
 def test_every_example_is_listed() -> None:
