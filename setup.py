@@ -1,13 +1,16 @@
 """Build ``gitfast._C`` with CMake and Ninja, and put the bundled checkpoints into the package.
 
 Environment: ``GITFAST_CUDA`` (auto: for ``CMAKE_CUDA_ARCHITECTURES``, else for the GPUs found here; on: for those,
-else for all that are supported; off), ``GITFAST_WERROR`` (on: stop at warnings), and whatever CMake itself reads
-(``CXX``, ``CUDACXX``, ``CMAKE_CXX_COMPILER_LAUNCHER``, ``CMAKE_BUILD_PARALLEL_LEVEL``).
+else for all that are supported; off), ``GITFAST_WERROR`` (on: stop at warnings), ``CMAKE_ARGS`` (more
+arguments for CMake), and whatever CMake itself reads (``CXX``, ``CUDACXX``, ``CMAKE_CXX_COMPILER_LAUNCHER``,
+``CMAKE_BUILD_PARALLEL_LEVEL``).
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import pybind11
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -40,10 +44,9 @@ class BuildExtension(build_ext):
         ]
         if architectures := os.environ.get("CMAKE_CUDA_ARCHITECTURES"):
             configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
+        configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(BUILD), "--target", "_C"], check=True)
-        if sys.platform == "linux":
-            subprocess.run(["strip", "--strip-unneeded", str(library)], check=True)
 
 
 class BuildPython(build_py):
@@ -56,4 +59,46 @@ class BuildPython(build_py):
                 shutil.copytree(folder, Path(self.build_lib, "gitfast", "models", folder.name), dirs_exist_ok=True)
 
 
-setup(ext_modules=[Extension("gitfast._C", [])], cmdclass={"build_ext": BuildExtension, "build_py": BuildPython})
+class BuildWheel(bdist_wheel):
+    """Adds a bill of materials (CycloneDX) of the compiled module to the wheel, as PEP 770 has it."""
+
+    def write_wheelfile(self, folder: str, *args: str) -> None:
+        super().write_wheelfile(folder, *args)
+        made_of = BUILD / "components.tsv"
+        if not made_of.is_file():  # an editable wheel is written before its module is built
+            return
+        name, version = self.distribution.get_name(), self.distribution.get_version()
+        # CMakeLists.txt writes what went into the module.
+        parts = [line.split("\t") for line in made_of.read_text().splitlines()]
+        tools = [{"type": "application", "name": part, "version": of} for kind, part, of, *_ in parts if kind == "tool"]
+        components = [
+            {"type": kind, "name": part, "version": of, "purl": purl, "licenses": [{"license": {"name": licence}}]}
+            for kind, part, of, *rest in parts
+            if kind != "tool"
+            for licence, purl in [rest]
+        ]
+        bill = {
+            "bomFormat": "CycloneDX",
+            "specVersion": "1.6",
+            "version": 1,
+            "metadata": {
+                "component": {
+                    "type": "library",
+                    "name": name,
+                    "version": version,
+                    "purl": f"pkg:pypi/{name}@{version}",
+                    "licenses": [{"license": {"id": "MIT"}}],
+                },
+                "tools": {"components": tools},
+            },
+            "components": components,
+        }
+        sboms = Path(folder, "sboms")
+        sboms.mkdir(exist_ok=True)
+        (sboms / "gitfast.cdx.json").write_text(json.dumps(bill, indent=1) + "\n")
+
+
+setup(
+    ext_modules=[Extension("gitfast._C", [])],
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython, "bdist_wheel": BuildWheel},
+)
