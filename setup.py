@@ -8,12 +8,14 @@ arguments for CMake), and whatever CMake itself reads (``CXX``, ``CUDACXX``, ``C
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pybind11
@@ -21,6 +23,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / "cmake"
@@ -98,7 +101,35 @@ class BuildWheel(bdist_wheel):
         (sboms / "gitfast.cdx.json").write_text(json.dumps(bill, indent=1) + "\n")
 
 
+class SourceDistribution(sdist):
+    """Gives every file the time of ``SOURCE_DATE_EPOCH``, if it is set: equal sources then make equal archives."""
+
+    def make_archive(self, base_name: str, format: str, root_dir=None, base_dir=None, owner=None, group=None) -> str:
+        if "SOURCE_DATE_EPOCH" not in os.environ or format != "gztar":
+            return super().make_archive(base_name, format, root_dir, base_dir, owner, group)
+        time = int(os.environ["SOURCE_DATE_EPOCH"])
+
+        def uniform(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+            entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = time, 0, 0, "", ""
+            entry.mode = 0o755 if entry.isdir() or entry.mode & 0o100 else 0o644
+            return entry
+
+        path = Path(f"{base_name}.tar.gz")
+        with (
+            path.open("wb") as file,
+            gzip.GzipFile("", "wb", fileobj=file, mtime=time) as stream,
+            tarfile.open(fileobj=stream, mode="w") as archive,
+        ):
+            archive.add(base_dir, filter=uniform)  # in the order of names
+        return str(path)
+
+
 setup(
     ext_modules=[Extension("gitfast._C", [])],
-    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython, "bdist_wheel": BuildWheel},
+    cmdclass={
+        "build_ext": BuildExtension,
+        "build_py": BuildPython,
+        "bdist_wheel": BuildWheel,
+        "sdist": SourceDistribution,
+    },
 )
