@@ -21,7 +21,7 @@ from gitfast.checkpoints.unpickler import MAX_OPCODES, MAX_PICKLE_BYTES
 from gitfast.errors import CheckpointError
 
 from support.bounded import outcome
-from support.tiers import examples
+from support.tiers import examples, slow
 
 
 def save(state: Any, path: Path) -> Path:
@@ -357,9 +357,9 @@ COLLIDING = b"}(" + b"".join(
         (repeated(b"](" + b"]" * 400_000 + b"eq\x01", b"ccollections\nOrderedDict\nh\x01\x85R"), "damaged pickle"),
         (repeated(b"](" + b"K\x01K\x02\x86" * 50_000 + b"eq\x01", b"ccollections\nOrderedDict\nh\x01\x85R"), "steps"),
         (repeated(b"", b"]"), "takes too many steps"),
-        (repeated(b"", b"}"), "takes too many steps"),
-        (repeated(b"", b"("), "takes too many steps"),
-        (repeated(b"", b"]\x85"), "takes too many steps"),
+        slow(repeated(b"", b"}"), "takes too many steps"),
+        slow(repeated(b"", b"("), "takes too many steps"),
+        slow(repeated(b"", b"]\x85"), "takes too many steps"),
         (repeated(b"", b"c" + b"a" * 1_000), "damaged pickle"),
         (COLLIDING + b"u.", "damaged pickle"),  # keys of one hash
     ],

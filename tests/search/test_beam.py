@@ -13,7 +13,7 @@ from gitfast import _C
 from gitfast.types import GenerationOptions
 
 from support.language import EOS, Language, transformers_generate
-from support.tiers import examples
+from support.tiers import examples, slow
 
 PROMPTS = [[3, 4], [4, 4], [1, 3]]
 
@@ -31,8 +31,8 @@ def assert_equals_transformers(language, prompts, options, **kwargs):
 
 
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
-@pytest.mark.parametrize("num_beams", [2, 3, 4, 5])
-@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 0.6, 1.0, 2.0])
+@pytest.mark.parametrize("num_beams", [2, 3, slow(4), slow(5)])
+@pytest.mark.parametrize("length_penalty", [-1.0, slow(0.0), 0.6, 1.0, slow(2.0)])
 def test_equals_transformers(num_beams, length_penalty, early_stopping):
     for seed, vocab_size in enumerate([10, 40, 300]):
         language = Language.random(seed, vocab_size, eos_bias=2.0)

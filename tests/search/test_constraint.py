@@ -36,7 +36,7 @@ def allowed_after(labels, prompt_length):
 @pytest.mark.parametrize("num_beams", [1, 2, 4])
 def test_equals_transformers(num_beams):
     rng = random.Random(num_beams)
-    for seed in range(60):
+    for seed in range(examples(60)):
         language = Language.random(seed, V, eos_bias=-2.0)
         labels = [[rng.randrange(3, 8) for _ in range(rng.randrange(1, 5))] for _ in range(rng.choice([12, 40]))]
         kwargs = {"max_new_tokens": 6, "num_beams": num_beams, "early_stopping": rng.choice([False, "never"])}

@@ -9,6 +9,7 @@ from gitfast.engines.search import generate_with
 from gitfast.types import GenerationOptions
 
 from support.language import EOS, Language, transformers_generate
+from support.tiers import examples
 
 
 def chain(*pairs, vocab_size=6) -> np.ndarray:
@@ -33,7 +34,7 @@ def run(table, prompts, on_token=None, **options):
 @pytest.mark.parametrize("eos_bias", [0.0, 2.0])
 @pytest.mark.parametrize("length", [1, 4])
 def test_equals_transformers(eos_bias, length):
-    for seed in range(20):
+    for seed in range(examples(20)):
         vocab_size = [12, 300][seed % 2]
         language = Language.random(seed, vocab_size, eos_bias=eos_bias)
         prompts = np.random.default_rng(seed).integers(3, vocab_size, (3, length)).tolist()

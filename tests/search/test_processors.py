@@ -11,6 +11,7 @@ import pytest
 from gitfast.types import GenerationOptions
 
 from support.language import EOS, Language, transformers_generate
+from support.tiers import examples, slow
 
 V = 24
 LONG = [5, 6, 7, 6, 5]
@@ -61,10 +62,10 @@ def test_equals_transformers(rule, num_beams):
     assert changed, "a rule that changes nothing shows nothing"
 
 
-@pytest.mark.parametrize("num_beams", [1, 2, 4])
+@pytest.mark.parametrize("num_beams", [1, slow(2), 4])
 def test_random_rules_equal_transformers(num_beams):
     rng = random.Random(num_beams)
-    for seed in range(120):
+    for seed in range(examples(120)):
         vocab_size = rng.choice([24, 200])
         language = Language.random(seed, vocab_size, eos_bias=rng.choice([-2.0, 2.0]))
         length = rng.choice([1, 4])
