@@ -71,7 +71,10 @@ class ReferenceEngine(Engine):
             CancelledError, DeadlineError: by ``cancel``, before or after the encoding.
         """
         check_cancelled(cancel)
-        check_pixels(pixel_values, self.config, interpolate_positions=interpolate_positions)
+        given = pixel_values
+        if self.dtype == "float64" and isinstance(given, np.ndarray) and given.dtype == np.float64:
+            given = given.astype(np.float32)  # a model in float64 reads pixels as precise as itself
+        check_pixels(given, self.config, interpolate_positions=interpolate_positions)
         pixels = torch.as_tensor(np.ascontiguousarray(pixel_values), device=self._device)
         layers = self.model.prefix(self.model.image_tokens(pixels, interpolate_positions))
         check_cancelled(cancel)

@@ -9,6 +9,8 @@ import transformers
 from gitfast.engines.search import generate_with
 from gitfast.types import GenerationOptions
 
+from support.tiers import slow
+
 V, EOS = 300, 102
 PROMPTS = [[101], [101, 7, 8, 9]]
 
@@ -57,8 +59,11 @@ CASES = {
 }
 
 
+FAST = ("greedy_rules", "beams_3_short", "beams_forced_end")
+
+
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["caption", "question"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case if case in FAST else slow(case) for case in CASES])
 @torch.inference_mode()
 def test_equals_transformers(model, pixel_values, prompt, case):
     kwargs = {"max_new_tokens": 12} | CASES[case]
