@@ -58,8 +58,8 @@ def encode(
 ) -> Generator[EncodedBatch, None, None]:
     """Encode ``batch_size`` sources at a time, in order; no more of them are held, but those that are read ahead.
 
-    If the engine computes on a device, the next batch is read in a thread meanwhile; with ``workers`` so many threads
-    read two batches ahead of any engine. Closing ends them.
+    If the engine computes on a device, or ``sources`` have a length, the next batch is read in a thread meanwhile; with
+    ``workers`` so many threads read two batches ahead of any engine. Closing ends them.
 
     Raises:
         ImageError: a source is bad and ``on_error`` is "raise": after those before it. The message gives its index.
@@ -111,8 +111,8 @@ def encode(
     def batches() -> Generator[tuple[list[np.ndarray | ImagePrefix | GitfastError], float], None, None]:
         if batching.workers is None:
             groups = grouped(sources, batch_size)
-            # The threads of a CPU engine leave no CPU to spare for reading.
-            ahead = engine.rows_at_once is not None
+            # An iterable of unknown length may be slow: a CPU engine is not to wait for its next batch with results.
+            ahead = engine.rows_at_once is not None or isinstance(sources, Sized)
             yield from prefetch(read, groups) if ahead else map(read, groups)
             return
         single = map_ahead(read_one, map(alone_first, sources), batching.workers, ahead=2 * batch_size)

@@ -33,8 +33,8 @@ class ReadingOptions(TypedDict, total=False):
             once, 64 at most.
         num_frames: Frames taken of a clip; None: as many as the model was trained with.
         sampling, sampling_seed: The choice of frames; see ``gitfast.inputs.video.sample_indices``.
-        workers: Threads that read inputs ahead of the engine. None: one batch ahead of an engine on a device, and none
-            beside one on the CPU, which has work for all CPUs.
+        workers: Threads that read inputs ahead of the engine. None: one batch ahead of an engine on a device, and of
+            one on the CPU if the inputs are a list.
         cancel: Ends the call from another thread, or at a deadline: it raises CancelledError or DeadlineError.
     """
 

@@ -272,9 +272,22 @@ class TestReadingAhead:
         assert found == [[scores[file]] for file in files[:6]]
         assert reading_threads() == []
 
-    def test_not_beside_engines_on_the_cpu(self, processor, files):
+    def test_lists_beside_engines_on_the_cpu(self, processor, files):
         watched = [WatchedFile(file) for file in files[:6]]
         results = generate(FakeEngine(), processor, watched, batch_size=2)
+        for done in range(6):
+            next(results)
+            ahead = done // 2 * 2 + 2
+            if ahead < 6:
+                assert watched[ahead].begun.wait(SOON), "nobody reads meanwhile"
+            assert not any(file.begun.is_set() for file in watched[ahead + 2 :])
+        assert list(results) == []
+        assert reading_threads() == []
+
+    def test_iterables_are_not_waited_for(self, processor, files):
+        """Results come before the next batch is there."""
+        watched = [WatchedFile(file) for file in files[:6]]
+        results = generate(FakeEngine(), processor, iter(watched), batch_size=2)
         for done in range(6):
             next(results)
             assert [file.begun.is_set() for file in watched] == [i < done // 2 * 2 + 2 for i in range(6)]
