@@ -1,3 +1,4 @@
+// Arguments of the CUDA kernels read by name and checked, one kind of array each.
 #include "cuda_arguments.h"
 
 namespace gitfast::bindings {

@@ -1,3 +1,4 @@
+// Bindings of the CUDA kernels of one operation each: keyword arguments to the structs of csrc/cuda.
 #include "cuda_kernels.h"
 
 #include <pybind11/stl.h>

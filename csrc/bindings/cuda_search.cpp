@@ -1,3 +1,4 @@
+// Bindings of the CUDA search kernels: the state of a search, its start and its steps.
 #include "cuda_kernels.h"
 
 namespace gitfast::bindings {

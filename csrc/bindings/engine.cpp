@@ -1,3 +1,4 @@
+// Bindings of the CPU engine: configuration, calls, running batch, cancellation, and the checks other engines share.
 #include "cpu/engine.h"
 
 #include <pybind11/stl.h>

@@ -1,3 +1,4 @@
+// Bindings of the resampling of pictures, from decoded bytes to the pixels of a model.
 #include <pybind11/numpy.h>
 
 #include <string>

@@ -1,3 +1,4 @@
+// The native module gitfast._C.
 #include "bindings.h"
 #include "tensor.h"
 

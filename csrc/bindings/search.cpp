@@ -1,3 +1,4 @@
+// Bindings of the search: options and token lists from Python, results back.
 #include "search/search.h"
 
 #include <pybind11/stl.h>

@@ -1,3 +1,4 @@
+// Checks of pixels and token ids: the error texts of every engine.
 #include "arguments.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// The decoder over image tokens (prefixes) and over text rows (hidden states).
 #include "decoder.h"
 
 #include <algorithm>

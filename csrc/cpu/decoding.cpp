@@ -1,3 +1,4 @@
+// The running batch: sequences joining, sharing steps and leaving.
 #include "decoding.h"
 
 #include <algorithm>

@@ -77,8 +77,6 @@ class Decoding {
 
   bool empty() const { return waiting_.empty() && running_.empty(); }
   int64_t sequences() const { return static_cast<int64_t>(waiting_.size() + running_.size()); }
-  int64_t slots_used() const { return slots_.used(); }
-  int64_t slots_reserved() const { return reserved_slots_; }
   Counts counts() const { return counts_; }
   size_t bytes() const { return text_.bytes() + inputs_.bytes() + logits_.bytes(); }
 
@@ -89,7 +87,6 @@ class Decoding {
     int32_t take();
     void share(const std::vector<int32_t>& slots);
     void drop(const std::vector<int32_t>& slots);
-    int64_t used() const { return static_cast<int64_t>(uses_.size() - free_.size()); }
     int64_t highest() const { return static_cast<int64_t>(uses_.size()); }
     void clear();
 

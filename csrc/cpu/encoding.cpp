@@ -1,3 +1,4 @@
+// Encoding a batch of images in slices of one layer.
 #include "encoding.h"
 
 #include <utility>

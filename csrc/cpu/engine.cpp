@@ -1,3 +1,4 @@
+// The CPU engine: whole calls, divided among its lanes.
 #include "engine.h"
 
 #include <string>

@@ -1,3 +1,4 @@
+// The instruction sets this machine can run, and the choice of one.
 #include "isa.h"
 
 #include <cstdlib>

@@ -1,3 +1,4 @@
+// The kernels compiled for AMX.
 #include "kernels-inl.h"
 
 namespace gitfast::cpu {

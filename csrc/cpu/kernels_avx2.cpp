@@ -1,3 +1,4 @@
+// The kernels compiled for AVX2 and FMA.
 #include "kernels-inl.h"
 
 namespace gitfast::cpu {

@@ -1,3 +1,4 @@
+// The kernels compiled for AVX-512.
 #include "kernels-inl.h"
 
 namespace gitfast::cpu {

@@ -1,3 +1,4 @@
+// The kernels compiled for NEON.
 #include "kernels-inl.h"
 
 namespace gitfast::cpu {

@@ -1,3 +1,4 @@
+// The kernels compiled for NEON with products of bfloat16.
 #include "kernels-inl.h"
 
 namespace gitfast::cpu {

@@ -1,3 +1,4 @@
+// The kernels compiled without SIMD, for any CPU.
 #include "kernels-inl.h"
 
 namespace gitfast::cpu {

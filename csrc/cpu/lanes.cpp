@@ -1,3 +1,4 @@
+// Lanes: crews of threads over one copy of the weights, each with a running batch.
 #include "lanes.h"
 
 #include <algorithm>
@@ -14,7 +15,7 @@
 namespace gitfast::cpu {
 namespace {
 
-// What a row of text costs a lane: its tokens, those to come included.
+// The cost of each row of text to a lane: its tokens, those to come included.
 std::vector<int64_t> row_costs(const TextRows& rows, int64_t new_tokens) {
   std::vector<int64_t> costs;
   for (size_t r = 0; r < rows.count; ++r) costs.push_back(static_cast<int64_t>(rows.ids[r].size()) + new_tokens);

@@ -1,3 +1,4 @@
+// Position embeddings resized to images of other sizes.
 #include "positions.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Keys and values packed for attention, and unpacked.
 #include "prefix.h"
 
 #include <cstring>

@@ -1,3 +1,4 @@
+// Work shared by concurrent calls: whoever waits runs the next step, or slice of an encoding, for all.
 #include "running_batch.h"
 
 #include <algorithm>

@@ -78,7 +78,6 @@ class RunningBatch {
   using Lock = std::unique_lock<std::mutex>;
   using Add = std::function<Decoding::Handle(size_t row)>;
 
-  void run_text(TextCall& call);
   void run(Call& call);
   void wait(Call& call, Lock& lock);
   void poll(Call& call, Lock& lock);

@@ -1,3 +1,4 @@
+// Attention among image tokens.
 #include "self_attention.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// The pool of threads: parts of a loop, spinning, parking, and forks.
 #include "threads.h"
 
 #include <pthread.h>

@@ -1,3 +1,4 @@
+// The largest logits exactly, from int8 scores first.
 #include "two_stage_head.h"
 
 #include <algorithm>

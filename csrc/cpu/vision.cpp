@@ -1,3 +1,4 @@
+// The CLIP vision transformer, temporal embeddings and the projection.
 #include "vision.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Weights packed by name into the layouts that kernels read.
 #include "weights.h"
 
 #include <algorithm>

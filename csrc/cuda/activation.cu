@@ -1,3 +1,4 @@
+// Bias and activation: kernel and launch.
 #include "cuda/activation.cuh"
 #include "cuda/activation.h"
 #include "cuda/platform.h"

@@ -1,3 +1,4 @@
+// Attention over a shared prefix and own text on tensor cores: score, softmax, accumulate; launches.
 #include <cmath>
 #include <cstring>
 #include <type_traits>

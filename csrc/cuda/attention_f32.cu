@@ -1,3 +1,4 @@
+// Attention over a shared prefix and own text in float32, without tensor cores.
 #include "cuda/attention.cuh"
 #include "cuda/ptx.h"
 #include "cuda/warp.cuh"

@@ -1,3 +1,4 @@
+// Checks of a decode step: the widths, rows and clusters that the persistent kernel takes.
 #include "cuda/decode.cuh"
 #include "cuda/decode.h"
 

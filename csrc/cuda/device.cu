@@ -1,3 +1,4 @@
+// Questions to the CUDA runtime about the devices of this machine.
 #include <cuda_runtime.h>
 
 #include "cuda/device.h"

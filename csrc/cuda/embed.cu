@@ -1,3 +1,4 @@
+// Word and position embeddings with LayerNorm: kernel and launch.
 #include "cuda/embed.h"
 #include "cuda/norm.h"
 

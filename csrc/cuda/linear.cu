@@ -1,3 +1,4 @@
+// A linear layer of few rows: kernel and launch.
 #include "cuda/activation.cuh"
 #include "cuda/linear.cuh"
 

@@ -1,3 +1,4 @@
+// Residual, bias and LayerNorm: kernel and launch.
 #include "cuda/norm.h"
 #include "cuda/ptx.h"
 #include "cuda/rows.cuh"

@@ -1,3 +1,4 @@
+// Whole sequences in one kernel: steps, choice of tokens and search between barriers of the grid; launch.
 #include "cuda/decode.cuh"
 #include "cuda/persistent.h"
 #include "cuda/search.cuh"

@@ -1,3 +1,4 @@
+// The search on the device: kernels that start it and advance it by a step.
 #include "cuda/ptx.h"
 #include "cuda/search.cuh"
 #include "tensor.h"

@@ -1,3 +1,4 @@
+// The output head with the choice of tokens: kernels and launch.
 #include "cuda/linear.cuh"
 #include "cuda/select.cuh"
 #include "cuda/select.h"

@@ -1,3 +1,4 @@
+// Resampling of pictures in the arithmetic of Pillow, with cropping and normalising in the same pass.
 #include "resample.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Beam search of one item: candidates, finished beams, and when to stop.
 #include "beam.h"
 
 #include <algorithm>

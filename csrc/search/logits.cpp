@@ -1,3 +1,4 @@
+// Arithmetic over one row of logits: maxima, sums of exponentials, log-probabilities.
 #include "logits.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Checks of search options.
 #include "options.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Rules that change the scores of the next token.
 #include "processors.h"
 
 #include <algorithm>

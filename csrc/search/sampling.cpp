@@ -1,3 +1,4 @@
+// Keys of samples, and the draw of a token among top-k, top-p and min-p.
 #include "sampling.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// The search over all items: logits in, tokens and parents out.
 #include "search.h"
 
 #include <random>

@@ -1,3 +1,4 @@
+// Greedy search or one sample of one item.
 #include "single.h"
 
 #include <algorithm>

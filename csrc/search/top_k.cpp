@@ -1,3 +1,4 @@
+// The k largest values, in the order of torch.topk.
 #include "top_k.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Allowed token sequences as a prefix tree.
 #include "trie.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// A kernel whose block may store to one that has ended: a fault the emulation must report.
 #include "cuda/cluster.h"
 #include "cuda/platform.h"
 #include "tests/late_store.h"

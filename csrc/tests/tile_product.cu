@@ -1,3 +1,4 @@
+// A product of matrices by asynchronous copies and tensor cores, to test their emulation.
 #include "cuda/ptx.h"
 #include "tests/tile_product.h"
 

@@ -1,3 +1,4 @@
+// Every warp operation once, to test their emulation.
 #include "cuda/platform.h"
 #include "tests/warp_operations.h"
 
