@@ -95,7 +95,9 @@ def read_folder(folder: Path) -> TokenizerFiles:
     elif is_there(folder / "vocab.txt"):
         path, read = folder / "vocab.txt", _read_vocab
     else:
-        raise CheckpointError(f"{folder}: holds neither tokenizer.json nor vocab.txt")
+        raise CheckpointError(
+            f"{folder}: holds neither tokenizer.json nor vocab.txt; gitfast.load takes processor=, a model with them"
+        )
     map_file = folder / "special_tokens_map.json"
     if "added_tokens_decoder" not in config and is_there(map_file):  # written by transformers before version 4.34
         config = {**config, **read_json(map_file, CheckpointError)}
