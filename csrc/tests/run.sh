@@ -1,23 +1,59 @@
 #!/bin/sh
-# Builds and runs the native test program under a sanitizer, or its kernels for 64-bit ARM under qemu:
-# csrc/tests/run.sh address|thread|none|aarch64
+# Builds and runs the native test program under a sanitizer, or its kernels for 64-bit ARM under qemu; or the extension
+# itself under both sanitizers, with threads of Python that use one model:
+# csrc/tests/run.sh address|thread|none|aarch64|python
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
-build=$root/build/native-${1:-}
+
+# build FOLDER TARGET OPTION...
+build() {
+  folder=$root/build/native-$1 target=$2
+  shift 2
+  cmake -S "$root" -B "$folder" -G Ninja -DGITFAST_CUDA=off -DGITFAST_WERROR=on "$@" >/dev/null
+  cmake --build "$folder" --target "$target"
+}
+
+# python_under SANITIZER FLAGS: a copy of the package, in links, around an extension of its own.
+python_under() {
+  python=$(command -v python || command -v python3)
+  build "python-$1" _C -DGITFAST_SANITIZE="$2" -DPython_EXECUTABLE="$python" \
+    -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)"
+  package=$folder/package/gitfast
+  rm -rf "$folder/package" && mkdir -p "$package"
+  for entry in "$root"/gitfast/*; do
+    case $entry in */_C.*.so | */__pycache__) ;; *) ln -s "$entry" "$package" ;; esac
+  done
+  ln -s "$folder"/_C.*.so "$package"
+  # The interpreter is not built with the sanitizer, whose runtime has to come first: with it the C++ library, so that
+  # it finds what throws. Leaks are not looked for: CPython and NumPy keep memory to the end, and call all of ours.
+  runtime="$(gcc -print-file-name=lib$1san.so) $(gcc -print-file-name=libstdc++.so)"
+  case $1 in
+    a) set -- env ASAN_OPTIONS=detect_leaks=0:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 ;;
+    t) set -- setarch -R env TSAN_OPTIONS="halt_on_error=1:suppressions=$root/csrc/tests/thread.supp" ;;
+  esac
+  "$@" LD_PRELOAD="$runtime" PYTHONPATH="$folder/package:$root/tests" PYTHONMALLOC=malloc OPENBLAS_NUM_THREADS=1 \
+    "$python" -P "$root/csrc/tests/threads.py"
+}
+
 case ${1:-} in
-  address) options=-DGITFAST_SANITIZE=address,undefined ;;
-  thread) options=-DGITFAST_SANITIZE=thread ;;
-  none) options= ;;
-  aarch64) options=-DCMAKE_TOOLCHAIN_FILE=$root/csrc/tests/aarch64.cmake ;;
-  *) echo "usage: csrc/tests/run.sh address|thread|none|aarch64" >&2; exit 2 ;;
+  address) build address gitfast_native_test -DGITFAST_BINDINGS=OFF -DGITFAST_SANITIZE=address,undefined ;;
+  thread) build thread gitfast_native_test -DGITFAST_BINDINGS=OFF -DGITFAST_SANITIZE=thread ;;
+  none) build none gitfast_native_test -DGITFAST_BINDINGS=OFF ;;
+  aarch64)
+    build aarch64 gitfast_native_test -DGITFAST_BINDINGS=OFF -DCMAKE_TOOLCHAIN_FILE="$root/csrc/tests/aarch64.cmake"
+    ;;
+  python)
+    python_under a address,undefined
+    python_under t thread
+    exit
+    ;;
+  *) echo "usage: csrc/tests/run.sh address|thread|none|aarch64|python" >&2; exit 2 ;;
 esac
-cmake -S "$root" -B "$build" -G Ninja -DGITFAST_BINDINGS=OFF -DGITFAST_CUDA=off -DGITFAST_WERROR=on $options >/dev/null
-cmake --build "$build" --target gitfast_native_test
 if [ "$1" = aarch64 ]; then
   for cpu in cortex-a72 neoverse-n1 max; do
     echo "qemu: $cpu"
-    qemu-aarch64 -cpu "$cpu" -L /usr/aarch64-linux-gnu "$build/gitfast_native_test" kernels
+    qemu-aarch64 -cpu "$cpu" -L /usr/aarch64-linux-gnu "$folder/gitfast_native_test" kernels
   done
 else
-  "$build/gitfast_native_test"
+  "$folder/gitfast_native_test"
 fi
