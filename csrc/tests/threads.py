@@ -23,9 +23,9 @@ from support.fuzz import call_targets
 from support.fuzz.loop import fuzz
 
 THREADS = 6
-ROUNDS = 12
+ROUNDS = 3
 FUZZED = {"ops": call_targets.kernels, "search": call_targets.search}
-EXECUTIONS = 1500
+EXECUTIONS = 500
 
 
 class Scenario:

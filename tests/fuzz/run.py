@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 import resource
 import sys
@@ -74,7 +75,8 @@ def _run(name: str, args: argparse.Namespace) -> int:
 
 def _child(name: str, args: argparse.Namespace, folder: Path, keeper: Keeper) -> int:
     folder.mkdir()
-    if "sanitizer" not in os.environ.get("LD_PRELOAD", "") and "san.so" not in os.environ.get("LD_PRELOAD", ""):
+    logging.disable(logging.WARNING)  # what parsers of forms say of each
+    if "san.so" not in os.environ.get("LD_PRELOAD", ""):  # sanitizers reserve terabytes
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     target = TARGETS[name](folder)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,9 @@ class Refused(Exception):
     """An answer of 4xx."""
 
 
-def requests(folder: Path) -> Target:
-    logging.disable(logging.CRITICAL)
+def requests(_: Path) -> Target:
     image = SQUARES.read_bytes()
-    app = create_app(gitfast.load(folder_of_model()), Settings(served_name="git-tiny", max_new_tokens=4, max_images=2))
+    app = create_app(gitfast.load("git-tiny"), Settings(served_name="git-tiny", max_new_tokens=4, max_images=2))
     loop = asyncio.new_event_loop()
 
     def read(data: bytes) -> object:
@@ -56,10 +54,6 @@ def requests(folder: Path) -> Target:
         b"/v1/score?text=one&normalize=mean application/octet-stream\n" + image,
     ]
     return Target(read, seeds, Refused, [_changed])
-
-
-def folder_of_model() -> str:
-    return "git-tiny"
 
 
 def _changed(data: bytes, rng: random.Random) -> bytes:
