@@ -37,6 +37,7 @@ CASES = ("--json", "{rows}", "--device", "cuda")
 CAPTION = ("caption", *CASES, "--model", "git-base", "--rounds", "7")
 FAST_CAPTION = ("caption", *CASES, "--model", "git-base", "--rounds", "1", "--new-tokens", "3")
 REFILL = ("benchmarks/refill_cuda.py", "--json", "{scratch}/refill.json")
+SMALL_REFILL = ("--images", "4", "--rows", "2", "--new-tokens", "6", "--rounds", "1", "--device", "cpu")
 KERNEL_TESTS = (
     *("device", "arguments", "norm", "activation", "embed", "attention_cuda", "linear_cuda", "select_cuda"),
     *("search_cuda", "functions", "cuda_encoder", "cuda_engine", "persistent_engine", "cuda_refill_engine"),
@@ -144,7 +145,7 @@ def second() -> list[Phase]:
             "refill",
             40,
             (PYTHON, *REFILL),
-            (*EMULATED, *REFILL, "--images", "4", "--rows", "2", "--rounds", "1", "--device", "cpu"),
+            (*EMULATED, *REFILL, *SMALL_REFILL),
         ),
         bench_step("kernels-vqa", 25, (*kernels, "--rounds", "5"), (*kernels, "--rounds", "1")),
         bench_step(

@@ -1,6 +1,6 @@
 """Time captions of many lengths on a GPU: batch after batch, or with each row refilled when its text ends.
 
-    python benchmarks/refill_cuda.py [--model git-base] [--images 256] [--rows 64] [--rounds 7] [--json FILE]
+    python benchmarks/refill_cuda.py [--model git-base] [--images 256] [--rows 64] [--new-tokens 50] [--json FILE]
 
 Random weights, told to end a text with a probability of a tenth at each token: samples, whose keys depend on their
 prompts, so every image has a prompt of its own. Images are encoded before. Both sides give the same tokens, to the bit;
@@ -29,7 +29,7 @@ from gitfast.checkpoints.published import SHAPES
 from gitfast.engines.cuda.engine import CudaEngine
 from gitfast.types import Generation, GenerationOptions
 
-LONGEST, END = 50, 0.1  # new tokens; the probability that a text ends at one
+END = 0.1  # the probability that a text ends at a token
 
 
 class EndingWeights(RandomWeights):
@@ -48,12 +48,12 @@ class EndingWeights(RandomWeights):
         return values
 
 
-def run(config: GitConfig, images: int, rows: int, rounds: int, device: str) -> dict[str, object]:
+def run(config: GitConfig, images: int, rows: int, rounds: int, device: str, new_tokens: int = 50) -> dict[str, object]:
     """Run both ways over the same prefixes."""
     engine = CudaEngine.from_weights(config, EndingWeights(config), device=device, rows_at_once=rows)
     prefixes = engine.encode(random_pixels(config, images).normalised)
     prompts = [[config.bos_token_id, 10 + i % (config.vocab_size - 10)] for i in range(images)]
-    options = GenerationOptions(max_new_tokens=LONGEST, do_sample=True, seed=1)
+    options = GenerationOptions(max_new_tokens=new_tokens, do_sample=True, seed=1)
 
     def refilled() -> list[list[Generation]]:
         return engine.generate(prefixes, prompts, options)
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--model", default="git-base", choices=SHAPES)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=50, help="of the longest text (default: 50)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cuda", help="cpu for emulated kernels")
     parser.add_argument("--json", type=Path)
@@ -97,7 +98,8 @@ def main() -> None:
         sys.exit("torch sees no GPU")
     if arguments.json:
         check_writable("json", arguments.json)
-    result = run(SHAPES[arguments.model], arguments.images, arguments.rows, arguments.rounds, arguments.device)
+    sizes = arguments.images, arguments.rows, arguments.rounds
+    result = run(SHAPES[arguments.model], *sizes, arguments.device, arguments.new_tokens)
     print(json.dumps(result, indent=1))
     if arguments.json:
         report = {"gpu": gpu_facts(torch), "model": arguments.model, "rounds": arguments.rounds, **result}

@@ -26,8 +26,8 @@ class Ceilings:
         return f"{self.stream} {self.gb_per_s:.1f} GB/s; largest product: {products}"
 
     def tflop_per_s(self, dtype: str) -> float:
-        """Return the ceiling of arithmetic; int8 weights are multiplied as bfloat16."""
-        return self.gemm["bfloat16" if dtype == "int8" else dtype].tflop_per_s
+        """Return the ceiling of arithmetic; weights of 8 bits are multiplied as bfloat16."""
+        return self.gemm["bfloat16" if dtype in ("int8", "float8") else dtype].tflop_per_s
 
     def least_seconds(self, flops: float, num_bytes: float, dtype: str) -> tuple[float, str]:
         """Return the least time that the work can take, and the ceiling that bounds it."""

@@ -84,6 +84,7 @@ def test_rows_have_medians_quartiles_ratios_and_shares():
 def test_the_ceiling_that_bounds_depends_on_the_dtype():
     assert CEILINGS.least_seconds(1e12, 1e9, "float32") == (1.0, "compute")
     assert CEILINGS.least_seconds(1e12, 1e9, "int8") == (0.5, "compute")
+    assert CEILINGS.least_seconds(1e12, 1e9, "float8") == (0.5, "compute")
     assert CEILINGS.least_seconds(1e10, 1e9, "bfloat16") == (0.1, "memory")
 
 

@@ -69,9 +69,8 @@ def test_both_ways_through_many_texts_say_the_same(emulated_ops: None, monkeypat
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import refill_cuda
 
-    monkeypatch.setattr(refill_cuda, "LONGEST", 6)
     monkeypatch.setattr(refill_cuda, "END", 0.3)
-    result = refill_cuda.run(TINY, 8, 2, 1, "cpu")
+    result = refill_cuda.run(TINY, 8, 2, 1, "cpu", new_tokens=6)
     assert result["same"]
     assert result["new_tokens"]["longest"] == 6 > result["new_tokens"]["mean"] > 1
     assert result["steps"]["refilled"] < result["steps"]["in parts"]
