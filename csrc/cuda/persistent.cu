@@ -124,9 +124,9 @@ class PersistentBlock {
     cluster_sync();  // the others have begun: their shared memory may be written
     wait_for_previous_kernel();
     if (args_.placement && threadIdx.x == 0) args_.placement[blockIdx.x] = multiprocessor();
-    const auto sequences = static_cast<uint32_t>(args_.search.settings->sequences);
+    const uint32_t sequences = *args_.search.queued;
     for (int step = 0; step < most_steps(args_); ++step) {
-      if (!decode() || !choose(step) || *args_.search.num_ended >= sequences) break;
+      if (!decode() || !choose(step) || *args_.search.num_ended == sequences) break;
     }
     stream_.drain();
     cluster_sync();  // nobody writes to the shared memory of a block that has left

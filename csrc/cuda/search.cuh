@@ -22,9 +22,9 @@ __device__ __forceinline__ T smaller(T a, T b) {
 }
 
 // New tokens of a row at most: what is asked for, as far as there is memory.
-__device__ __forceinline__ int limit_of(const SearchState& s, int prompt_len) {
-  const int64_t room = smaller(s.max_steps, s.max_text - prompt_len);
-  return static_cast<int>(smaller(room, int64_t{s.settings->limit}));
+__device__ __forceinline__ int limit_of(const SearchState& s, int prompt) {
+  const int64_t room = smaller(s.max_steps, s.max_text - s.prompt_len[prompt]);
+  return static_cast<int>(smaller(room, int64_t{s.settings[prompt].limit}));
 }
 
 // For one lane: which prefix a slot's rows see; -1 for none, of rows that are not decoded any more.
@@ -34,7 +34,7 @@ __device__ inline void set_image(const SearchState& s, int slot, int image) {
   if (s.tiles) s.tiles[slot * 3 + 2] = image;
 }
 
-// A slot searches for a sequence from now on: before its first step.
+// A slot searches for the sequence it has taken: before its first step.
 __device__ inline void begin_sequence(const SearchState& s, int slot, int sequence) {
   const int lane = lane_of_warp(), rows = static_cast<int>(s.rows_per_slot), columns = static_cast<int>(s.max_text);
   const int per_prompt = static_cast<int>(s.sequences_per_prompt), prompt = sequence / per_prompt;
@@ -54,32 +54,41 @@ __device__ inline void begin_sequence(const SearchState& s, int slot, int sequen
   }
   if (lane > 0) return;
   set_image(s, slot, s.images[prompt]);
-  s.sequence[slot] = sequence;
-  s.steps[slot] = s.ended[sequence] = 0;
+  s.steps[slot] = 0;
+}
+
+// Lets a slot take the next sequence that waits; -1 for none. Others may take theirs at the same time. Through memory:
+// all lanes know of the slot's sequence before, and of this one after.
+__device__ inline int take_sequence(const SearchState& s, int slot) {
+  __syncwarp();
+  if (lane_of_warp() == 0) {
+    const unsigned queued = *s.queued;
+    unsigned next = queued, found = queued;
+    do {
+      next = found;
+      found = atomicCAS(s.next_sequence, next, next == queued ? queued : next + 1);
+    } while (found != next);
+    s.sequence[slot] = next == queued ? -1 : s.queue[next % static_cast<unsigned>(s.sequences)];
+  }
+  __syncwarp();
+  return s.sequence[slot];
 }
 
 __device__ inline void start_slot(const SearchState& s, int slot) {
-  begin_sequence(s, slot, slot);
-  if (slot > 0 || lane_of_warp() > 0) return;
-  *s.next_sequence = static_cast<uint32_t>(s.slots);
-  *s.num_ended = 0;
+  if (s.sequence[slot] >= 0) return;
+  const int sequence = take_sequence(s, slot);
+  if (sequence >= 0) begin_sequence(s, slot, sequence);
 }
 
 // The next sequence that waits takes the slot, if there is one.
 __device__ inline void end_sequence(const SearchState& s, int slot, Ended how) {
-  int next = 0;
   if (lane_of_warp() == 0) {
-    s.ended[s.sequence[slot]] = static_cast<int32_t>(how);
-    const unsigned ended = atomicInc(s.num_ended, UINT_MAX) + 1;
-    if (s.all_ended && ended == static_cast<unsigned>(s.settings->sequences))
-      *static_cast<volatile int32_t*>(s.all_ended) = 1;
-    next = static_cast<int>(atomicInc(s.next_sequence, UINT_MAX));
+    *static_cast<volatile int32_t*>(s.ended + s.sequence[slot]) = static_cast<int32_t>(how);
+    atomicInc(s.num_ended, UINT_MAX);
   }
-  next = __shfl_sync(kAllLanes, next, 0);
-  if (next < s.settings->sequences) return begin_sequence(s, slot, next);
-  if (lane_of_warp() > 0) return;
-  s.sequence[slot] = -1;
-  set_image(s, slot, -1);
+  const int next = take_sequence(s, slot);
+  if (next >= 0) return begin_sequence(s, slot, next);
+  if (lane_of_warp() == 0) set_image(s, slot, -1);
 }
 
 // A value of each choice of a row: choice i's is that of lane i % 32, the first or the second of its own.
@@ -144,7 +153,7 @@ __device__ inline int index_at_quantile(const OfChoices<int32_t>& tokens, const 
 __device__ inline int draw_choice(const SearchState& s, const Choices& choices, int row, int sequence, int step) {
   const int count = static_cast<int>(choices.count);
   const int64_t first = row * choices.count;
-  const SearchSettings& settings = *s.settings;
+  const SearchSettings& settings = s.settings[sequence / s.sequences_per_prompt];
   OfChoices<float> scores, weights;
   OfChoices<int32_t> tokens;
   for (int j = 0; j < kOfLane; ++j) {
@@ -171,8 +180,8 @@ __device__ __forceinline__ void feed(const SearchState& s, int64_t row, int32_t 
 
 // The next token of a slot of one row; whether its sequence ends, in all lanes.
 __device__ inline Ended advance_row(const SearchState& s, const Choices& choices, int row, int sequence, int step) {
-  const int prompt_len = s.prompt_len[sequence / s.sequences_per_prompt];
-  const bool last_step = step + 1 >= limit_of(s, prompt_len);
+  const auto prompt = static_cast<int>(sequence / s.sequences_per_prompt);
+  const bool last_step = step + 1 >= limit_of(s, prompt);
   const int64_t first = row * choices.count;
   const bool sound = choices.tokens[first] >= 0;
   const int64_t chosen = first + (s.keys && !choices.drawn && sound ? draw_choice(s, choices, row, sequence, step) : 0);
@@ -183,7 +192,7 @@ __device__ inline Ended advance_row(const SearchState& s, const Choices& choices
   const int64_t record = step * s.sequences + sequence;
   s.tokens[record] = token;
   s.log_probs[record] = log_prob;
-  if (how == Ended::no) feed(s, row, token, prompt_len + step);
+  if (how == Ended::no) feed(s, row, token, s.prompt_len[prompt] + step);
   return how;
 }
 
@@ -229,16 +238,16 @@ __device__ inline Candidate find_candidate(const SearchState& s, const Choices& 
   return mine;
 }
 
-// The score of a beam of so many new tokens over its length norm.
-__device__ __forceinline__ float normalized(const SearchState& s, int prompt_len, float score, int new_tokens,
+// The score of a beam of so many new tokens over its length norm. Beams: a sequence is its prompt's only one.
+__device__ __forceinline__ float normalized(const SearchState& s, int sequence, float score, int new_tokens,
                                             bool ends_in_eos) {
-  const int counted = s.settings->count_prompt ? prompt_len + new_tokens - (ends_in_eos ? 1 : 0) : new_tokens;
-  return score / s.length_norms[counted];
+  const int prompt_len = s.prompt_len[sequence];
+  const int counted = s.settings[sequence].count_prompt ? prompt_len + new_tokens - (ends_in_eos ? 1 : 0) : new_tokens;
+  return score / s.length_norms[sequence * (s.max_text + 1) + counted];
 }
 
 // Merges the candidates that finish, which are among the K best, into the finished beams of the sequence.
-__device__ inline void keep_finished(const SearchState& s, int sequence, const Candidate& candidate, int step,
-                                     int prompt_len) {
+__device__ inline void keep_finished(const SearchState& s, int sequence, const Candidate& candidate, int step) {
   const int lane = lane_of_warp(), beams = static_cast<int>(s.rows_per_slot);
   const bool finishes = lane < beams && candidate.ends;
   if (!__any_sync(kAllLanes, finishes)) return;
@@ -246,7 +255,7 @@ __device__ inline void keep_finished(const SearchState& s, int sequence, const C
   FinishedBeam old{-INFINITY, 0, 0, 0, 0}, fresh = old;
   if (lane < beams) old = finished[lane];
   if (finishes)
-    fresh = {normalized(s, prompt_len, candidate.score, step + 1, candidate.token == s.eos), candidate.log_prob,
+    fresh = {normalized(s, sequence, candidate.score, step + 1, candidate.token == s.eos), candidate.log_prob,
              candidate.token, sequence * beams + candidate.row, step + 1};
   // How many are better; of equal ones those that were there, then those of better candidates.
   int old_rank = lane, fresh_rank = 0;
@@ -296,10 +305,10 @@ __device__ inline Ended advance_beams(const SearchState& s, const Choices& choic
   const int64_t row = int64_t{slot} * beams + lane;
   const bool lost = lane < beams && s.scores[row] > -INFINITY && choices.tokens[row * choices.count] < 0;
   if (__any_sync(kAllLanes, lost)) return Ended::not_numbers;
-  const int prompt_len = s.prompt_len[sequence], limit = limit_of(s, prompt_len), new_tokens = step + 1;
-  const auto stopping = static_cast<Stopping>(s.settings->stopping);
+  const int prompt_len = s.prompt_len[sequence], limit = limit_of(s, sequence), new_tokens = step + 1;
+  const auto stopping = static_cast<Stopping>(s.settings[sequence].stopping);
   const Candidate candidate = find_candidate(s, choices, slot, new_tokens >= limit);
-  keep_finished(s, sequence, candidate, step, prompt_len);
+  keep_finished(s, sequence, candidate, step);
 
   // The best that go on are the next beams: beam r in lane r.
   unsigned going = __ballot_sync(kAllLanes, candidate.score > -INFINITY && !candidate.ends);
@@ -318,14 +327,14 @@ __device__ inline Ended advance_beams(const SearchState& s, const Choices& choic
   const int found = __popc(__ballot_sync(kAllLanes, kept.steps > 0));
   if (running == 0 && found == 0 &&
       lane == 0)  // its score is below what is set aside: a slot has a result all the same
-    finished[0] = {normalized(s, prompt_len, candidate.score, new_tokens, candidate.token == s.eos), candidate.log_prob,
+    finished[0] = {normalized(s, sequence, candidate.score, new_tokens, candidate.token == s.eos), candidate.log_prob,
                    candidate.token, sequence * beams + candidate.row, new_tokens};
   const float worst = __shfl_sync(kAllLanes, kept.score, beams - 1);
   const float best = __shfl_sync(kAllLanes, mine.score, 0);
   bool ends = running == 0;
   if (!ends && found == beams) {
     const int length = stopping == Stopping::cannot_improve_at_full_length ? limit : new_tokens;
-    ends = stopping == Stopping::at_once || !(normalized(s, prompt_len, best, length, false) > worst);
+    ends = stopping == Stopping::at_once || !(normalized(s, sequence, best, length, false) > worst);
   }
   if (ends) return Ended::yes;
   const bool exists = lane < running;

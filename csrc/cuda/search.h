@@ -5,7 +5,8 @@
 // Tokens are not copied as sequences grow: every step leaves a record per row, and a beam is read by following parents.
 //
 // Continuous batching: there may be more sequences than rows to decode them. When the sequence of a slot ends, the slot
-// takes the next one that waits, at once and on its own, so a long sequence holds up no other.
+// takes the next one that waits, at once and on its own, so a long sequence holds up no other. The host may let more
+// sequences wait between steps; slots that have nothing to do take them by start_search().
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,7 @@ constexpr int32_t kMaxBeams = 16;  // their candidates, twice as many, are one f
 // judged at its length or at full length, or at once.
 enum class Stopping : int32_t { cannot_improve = 0, at_once = 1, cannot_improve_at_full_length = 2 };
 
-// The options of a call; on the device, so that it may change between launches of one graph.
+// The options of a prompt's searches; on the device, so that they may change between launches of one graph.
 struct SearchSettings {
   int32_t limit;         // new tokens, 1 to L minus the longest prompt
   int32_t stopping;      // a Stopping
@@ -28,7 +29,6 @@ struct SearchSettings {
   int32_t top_k;         // draws are among so many choices, and more of equal score where there are
   float temperature;     // of draws among choices
   float top_p, min_p;    // as in csrc/search/search.h
-  int32_t sequences;     // N to M: how many are searched for
 };
 constexpr int64_t kSettings = sizeof(SearchSettings) / 4;
 
@@ -43,9 +43,9 @@ constexpr int64_t kFinishedBeam = sizeof(FinishedBeam) / 4;
 
 enum class Ended : int32_t { no = 0, yes = 1, not_numbers = 2 };
 
-// A sequence is the result of one sample or of one beam search over a prompt. M sequences are searched for in N slots
-// of K rows each, K beams or one row: slot i has rows i K, i K + 1, ... and R = N K. Sequences of one prompt are
-// neighbours.
+// A sequence is the result of one sample or of one beam search over a prompt. There is memory for M sequences, which
+// are searched for in N slots of K rows each, K beams or one row: slot i has rows i K, i K + 1, ... and R = N K.
+// Sequences of one prompt are neighbours. Those that have ended and were read make room for others.
 //
 // The store of text keys and values has M K L entries; token `position` of row k of sequence t is written to entry
 // (t K + k) L + position and moves no more: beams that fork exchange their `kv_index`, lanes of a warp in place, since
@@ -64,9 +64,11 @@ struct SearchState {
   const int32_t* prompt_len = nullptr;       // (prompts,)
   const int32_t* last_tokens = nullptr;      // (prompts,): of each prompt
   const int32_t* images = nullptr;           // (prompts,): which prefix it sees
-  const SearchSettings* settings = nullptr;  // (1,)
-  const float* length_norms = nullptr;       // (L + 1,): what the score of a beam of a length is divided by
+  const SearchSettings* settings = nullptr;  // (prompts,)
+  const float* length_norms = nullptr;       // (prompts, L + 1), of beams only: what scores of a length are divided by
   const int64_t* keys = nullptr;             // (M,) or null: of random numbers (random.h), for draws
+  const int32_t* queue = nullptr;            // (M,): the n-th sequence that waits is number n % M
+  const uint32_t* queued = nullptr;          // (1,): how many have waited so far
 
   // Read by the decoder: each row's next token.
   int32_t* ids = nullptr;        // (R,)
@@ -77,13 +79,12 @@ struct SearchState {
   int32_t* tiles = nullptr;      // (N, 3) or null: of attention.h, where each slot is one; their images are these
   int64_t* row_keys = nullptr;   // (R,) or null: for draws by the head
 
-  float* scores = nullptr;       // (R,): beams' sums of log-probabilities, -inf where there is no such beam
-  int32_t* sequence = nullptr;   // (N,): which is searched for; -1 when no more wait
-  int32_t* steps = nullptr;      // (N,): done of it; the counter of draws
-  int32_t* all_ended = nullptr;  // (1,) or null, memory that the host reads meanwhile: 1 once all sequences have ended
-  uint32_t* next_sequence = nullptr;  // (1,): the first that waits
-  uint32_t* num_ended = nullptr;      // (1,): sequences
-  int32_t* ended = nullptr;           // (M,): an Ended
+  float* scores = nullptr;            // (R,): beams' sums of log-probabilities, -inf where there is no such beam
+  int32_t* sequence = nullptr;        // (N,): which is searched for; -1 when none waited
+  int32_t* steps = nullptr;           // (N,): done of it; the counter of draws
+  uint32_t* next_sequence = nullptr;  // (1,): how many of those queued have begun
+  uint32_t* num_ended = nullptr;      // (1,): and have ended
+  int32_t* ended = nullptr;           // (M,): an Ended; memory that the host reads meanwhile, `no` before they begin
   FinishedBeam* finished = nullptr;   // (M, K), best first; of beams only
 
   // Records of step s and row k of sequence t; of no meaning for steps after its end.
@@ -108,8 +109,9 @@ struct SearchCall {
   bool overlap = false;  // as in Linear
 };
 
-// The first sequences in all slots, before their first step: rows hold their prompts and are fed the last token. Keys
-// and values of the tokens before it are to be stored by then, those of sequences that wait as well.
+// Slots that have no sequence take those that wait, before their first step: rows hold their prompts and are fed the
+// last token. Keys and values of the tokens before it are to be stored by then, those of sequences that go on waiting
+// as well. At first no slot has a sequence, and nothing is counted.
 void start_search(const SearchCall& call, CUstream_st* stream);
 
 // One step of every slot. In the first of a sequence, all of its rows have the choices of its prompt; of beams only the

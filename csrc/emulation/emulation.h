@@ -77,6 +77,14 @@ GITFAST_UNCHECKED inline unsigned atomic_increment(unsigned* address, unsigned l
   return before;
 }
 
+GITFAST_UNCHECKED inline unsigned atomic_exchange_if(unsigned* address, unsigned expected, unsigned desired) {
+  check_alignment(address, alignof(unsigned));
+  running->meet_others(address);
+  const unsigned before = *address;
+  if (before == expected) *address = desired;
+  return before;
+}
+
 inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
 inline int first_bit(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 inline int leading_zeros(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }
@@ -99,6 +107,7 @@ inline int leading_zeros(unsigned bits) { return bits ? __builtin_clz(bits) : 32
 #define __threadfence_system() ::gitfast::emulation::thread_fence()
 #define __threadfence() ::gitfast::emulation::thread_fence()
 #define atomicInc(address, last) ::gitfast::emulation::atomic_increment(address, last)
+#define atomicCAS(address, expected, desired) ::gitfast::emulation::atomic_exchange_if(address, expected, desired)
 #define __popc(bits) ::gitfast::emulation::count_bits(bits)
 #define __ffs(bits) ::gitfast::emulation::first_bit(bits)
 #define __clz(bits) ::gitfast::emulation::leading_zeros(bits)

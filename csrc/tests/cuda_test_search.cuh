@@ -43,20 +43,23 @@ struct SearchMemory {
         prompt_len(lengths_of(prompts)),
         last_tokens(last_of(prompts)),
         images(turns(sequences, num_images)),
-        settings({{limit, static_cast<int32_t>(Stopping::cannot_improve), 0, 0, 1, 1, 0, sequences}}),
-        length_norms(counting(max_text + 1)),
+        settings(std::vector<SearchSettings>(sequences,
+                                             {limit, static_cast<int32_t>(Stopping::cannot_improve), 0, 0, 1, 1, 0})),
+        length_norms(counting(sequences, max_text + 1)),
+        queue(turns(sequences, sequences)),
+        queued({static_cast<uint32_t>(sequences)}),
         ids(ints(rows)),
         positions(ints(rows)),
         text_len(ints(rows)),
         kv_index(ints(rows * max_text)),
         image(ints(rows)),
-        sequence(ints(slots)),
+        sequence(Tokens(slots, -1)),
         steps(ints(slots)),
         ended(ints(sequences)),
         tokens(ints(max_steps * records)),
         parents(ints(max_steps * records)),
-        next_sequence({9}),
-        num_ended({9}),
+        next_sequence({0}),
+        num_ended({0}),
         scores(std::vector<float>(rows, NAN)),
         log_probs(std::vector<float>(max_steps * records, NAN)),
         finished(std::vector<FinishedBeam>(records)) {}
@@ -74,6 +77,8 @@ struct SearchMemory {
     s.images = images.data();
     s.settings = settings.data();
     s.length_norms = length_norms.data();
+    s.queue = queue.data();
+    s.queued = queued.data();
     s.ids = ids.data();
     s.positions = positions.data();
     s.text_len = text_len.data();
@@ -97,6 +102,8 @@ struct SearchMemory {
   const DeviceArray<int32_t> prompt_len, last_tokens, images;
   const DeviceArray<SearchSettings> settings;
   const DeviceArray<float> length_norms;
+  const DeviceArray<int32_t> queue;
+  const DeviceArray<uint32_t> queued;
   const DeviceArray<int32_t> ids, positions, text_len, kv_index, image, sequence, steps, ended, tokens, parents;
   const DeviceArray<uint32_t> next_sequence, num_ended;
   const DeviceArray<float> scores, log_probs;
@@ -109,9 +116,9 @@ struct SearchMemory {
     for (int i = 0; i < n; ++i) values.push_back(i % of);
     return values;
   }
-  static std::vector<float> counting(int n) {
-    std::vector<float> values(n);
-    std::iota(values.begin(), values.end(), 0.0f);
+  static std::vector<float> counting(int rows, int n) {
+    std::vector<float> values(rows * n);
+    for (int i = 0; i < rows; ++i) std::iota(values.begin() + i * n, values.begin() + (i + 1) * n, 0.0f);
     return values;
   }
 };

@@ -1,7 +1,7 @@
 """Hold the state of a search on a device, for ``ops.cuda.start_search`` and ``advance_search``.
 
-Shapes: N slots of K rows each (K beams, or one row), R = N K rows, which search for M sequences of at most L tokens,
-prompt included.
+Shapes: N slots of K rows each (K beams, or one row), R = N K rows, which search for the sequences of at most L tokens,
+prompt included, for which M places are in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gitfast import _C
 _LIMITS = _C.cuda_limits
 # csrc/cuda/search.h: Stopping, Ended, and FinishedBeam: score, log-probability, token, row, steps
 _STOPPING: dict[object, int] = {False: 0, True: 1, "never": 2}
-_NOT_NUMBERS = 2
+_RUNNING, _NOT_NUMBERS = 0, 2
 
 Shapes = Mapping[str, tuple[torch.dtype, Sequence[int]]]
 Found = tuple[list[int], list[float], float, str]  # token ids, log-probabilities, score, finish reason
@@ -55,6 +55,10 @@ def _views(memory: Tensor, begins: Sequence[int], shapes: Shapes) -> dict[str, T
     return views
 
 
+class NotNumbersError(Exception):
+    """The logits of a row were NaN or infinite, or all were -inf."""
+
+
 class SearchSize(NamedTuple):
     """The sizes that the memory of a search depends on."""
 
@@ -73,18 +77,19 @@ class SearchSize(NamedTuple):
 
 _STATE = (
     "rows_per_slot", "sequences_per_prompt", "eos", "tiles", "ids", "positions", "text_len", "kv_index", "image",
-    "row_keys", "scores", "sequence", "steps", "next_sequence", "num_ended", "all_ended",
+    "row_keys", "scores", "sequence", "steps", "next_sequence", "num_ended", "ended",
 )  # fmt: skip
 
 
 class SearchState:
     """The arrays of csrc/cuda/search.h, by its names, at addresses that stay.
 
-    ``given`` are the host's arrays; ``found`` are those it reads when all sequences have ended.
+    ``given`` are the host's arrays; ``found`` are those it reads when sequences have ended. A prompt has a place there,
+    and its sequences have as many as there are samples of it.
     """
 
     def __init__(self, size: SearchSize, eos: int, device: torch.device, tiles: Tensor | None = None) -> None:
-        """Make memory. ``tiles``: ``ops.cuda.attention_tiles``, one a slot; images are set as sequences begin."""
+        """Make memory. ``tiles``: one a slot, of image -1: the images are set as sequences begin."""
         i32, f32 = torch.int32, torch.float32
         rows, length, prompts = size.rows, size.max_text, size.sequences // size.sequences_per_prompt
         records = size.sequences * size.rows_per_slot
@@ -94,13 +99,15 @@ class SearchState:
             "prompt_len": (i32, (prompts,)),
             "last_tokens": (i32, (prompts,)),
             "images": (i32, (prompts,)),
-            "settings": (i32, (_LIMITS.SETTINGS_WORDS,)),
-            "length_norms": (f32, (length + 1,)),
+            "settings": (i32, (prompts, _LIMITS.SETTINGS_WORDS)),
+            "queue": (i32, (size.sequences,)),
+            "queued": (i32, (1,)),
         }
+        if size.rows_per_slot > 1:
+            given = {"length_norms": (f32, (prompts, length + 1)), **given}
         if size.draws:
             given = {"keys": (torch.int64, (size.sequences,)), **given}
         found: Shapes = {
-            "ended": (i32, (size.sequences,)),
             "finished": (i32, (size.sequences, size.rows_per_slot, _LIMITS.FINISHED_BEAM_WORDS)),
             "tokens": (i32, (length, records)),
             "log_probs": (f32, (length, records)),
@@ -110,82 +117,125 @@ class SearchState:
         self.keys: Tensor | None = None
         for name, array in (self.given.device | self.found.device).items():
             setattr(self, name, array)
-        self.ids, self.positions, self.text_len, self.image = (
-            torch.zeros(rows, dtype=i32, device=device) for _ in range(4)
-        )
+        self.ids, self.positions, self.text_len = (torch.zeros(rows, dtype=i32, device=device) for _ in range(3))
+        self.image = torch.full((rows,), -1, dtype=i32, device=device)
         self.row_keys = torch.zeros(rows, dtype=torch.int64, device=device) if size.draws else None
         self.kv_index = torch.zeros((rows, length), dtype=i32, device=device)
         self.scores = torch.zeros(rows, dtype=f32, device=device)
-        self.sequence, self.steps = (torch.zeros(size.slots, dtype=i32, device=device) for _ in range(2))
+        self.sequence = torch.full((size.slots,), -1, dtype=i32, device=device)
+        self.steps = torch.zeros(size.slots, dtype=i32, device=device)
         self.next_sequence, self.num_ended = (torch.zeros(1, dtype=i32, device=device) for _ in range(2))
-        # In host memory, which the device writes to: 1 once all sequences have ended.
-        self._all_ended = torch.zeros(1, dtype=i32, pin_memory=device.type == "cuda")
-        self.all_ended = self._all_ended.numpy()
+        # In host memory, which the device writes to.
+        self._ended = torch.zeros(size.sequences, dtype=i32, pin_memory=device.type == "cuda")
+        self.ended = self._ended.numpy()
+
+    @property
+    def prompts(self) -> int:
+        """Count the places of prompts."""
+        return self.size.sequences // self.sequences_per_prompt
 
     def arguments(self) -> dict[str, Any]:
         """Return the arrays and sizes by name, as kernels take them."""
         return {name: getattr(self, name) for name in (*_STATE, *self.given.device, *self.found.device)}
 
-    def ask(self, prompts: Sequence[Sequence[int]], images: Sequence[int], options: Mapping[str, Any]) -> None:
-        """Write a call with native options to the host's copy of ``given``.
+    def ask(
+        self,
+        prompts: Sequence[Sequence[int]],
+        images: Sequence[int],
+        options: Mapping[str, Any],
+        places: Sequence[int] | None = None,
+    ) -> None:
+        """Let sequences of prompts with native options wait, in the host's copy of ``given``.
 
-        ``images[i]``: the prefix that ``prompts[i]`` sees.
+        ``images[i]``: the prefix that ``prompts[i]`` sees; ``places[i]``: the place it takes, where no sequence is that
+        has not been read. None: the first places.
 
         Raises:
-            ValueError: the prompts are too few or more than there is memory for, or too long with the new tokens.
+            ValueError: there are more prompts than places, or they are too long with the new tokens.
         """
-        limit, count = options["max_new_tokens"], len(prompts)
-        sequences = count * self.sequences_per_prompt
-        if not self.size.slots <= sequences <= self.size.sequences:
-            expected = f"{self.size.slots} to {self.size.sequences}"
-            raise ValueError(f"prompts: expected {expected} sequences, got {sequences}")
+        limit, each = options["max_new_tokens"], self.sequences_per_prompt
+        if len(prompts) > self.prompts:
+            raise ValueError(f"prompts: expected at most {self.prompts}, got {len(prompts)}")
         for i, prompt in enumerate(prompts):
             if len(prompt) + limit > self.size.max_text:
                 what = f"{len(prompt)} tokens and {limit} new ones"
                 raise ValueError(f"prompts[{i}]: expected at most {self.size.max_text} tokens in all, got {what}")
-        self.all_ended[0] = 0
-        host = self.given.host
-        host["prompt_len"][:count] = [len(prompt) for prompt in prompts]
-        host["last_tokens"][:count] = [prompt[-1] for prompt in prompts]
-        host["images"][:count] = images
+        host, own = self.given.host, list(range(len(prompts)) if places is None else places)
+        host["prompt_len"][own] = [len(prompt) for prompt in prompts]
+        host["last_tokens"][own] = [prompt[-1] for prompt in prompts]
+        host["images"][own] = images
         stopping = _STOPPING[options["early_stopping"]]
         if stopping == 2 and options["length_penalty"] <= 0:
             stopping = 0  # no beam gains by growing
-        paper = options["length_penalty_form"] == "paper"
-        host["settings"][:4] = limit, stopping, paper, options["top_k"]
-        host["settings"][4:7].view(np.float32)[:] = options["temperature"], options["top_p"], options["min_p"]
-        host["settings"][7] = sequences
+        settings = np.zeros(_LIMITS.SETTINGS_WORDS, np.int32)
+        settings[:4] = limit, stopping, options["length_penalty_form"] == "paper", options["top_k"]
+        settings[4:].view(np.float32)[:] = options["temperature"], options["top_p"], options["min_p"]
+        host["settings"][own] = settings
         if self.size.rows_per_slot > 1:
-            host["length_norms"][:] = _C.length_norms(options, self.size.max_text)
+            host["length_norms"][own] = _C.length_norms(options, self.size.max_text)
+        sequences = self.sequences_of(own)
         if self.size.draws:
-            host["keys"][:sequences] = _C.sample_keys(options, prompts)
+            host["keys"][sequences] = _C.sample_keys(options, prompts)
+        self.ended[sequences] = _RUNNING
+        queued = int(host["queued"][0])
+        host["queue"][[(queued + i) % self.size.sequences for i in range(len(own) * each)]] = sequences
+        host["queued"][0] = queued + len(own) * each
 
-    def results(self, options: Mapping[str, Any]) -> list[list[Found]]:
-        """Read the best sequences of every prompt from the host's copy of ``found``, as ``_C.Search.results`` does.
+    def sequences_of(self, places: Sequence[int]) -> list[int]:
+        """List the sequences of the prompts at these places."""
+        each = self.sequences_per_prompt
+        return [place * each + i for place in places for i in range(each)]
+
+    def ended_prompts(self) -> list[int]:
+        """List the places of prompts whose sequences have all ended, and have not been let go."""
+        return np.flatnonzero((self.ended.reshape(self.prompts, -1) != _RUNNING).all(1)).tolist()
+
+    def let_go(self, place: int) -> None:
+        """Make room for another prompt where one has ended."""
+        self.ended[self.sequences_of([place])] = _RUNNING
+
+    def stop(self, places: Sequence[int]) -> None:
+        """Let the sequences of these prompts end at their next step, in the host's copy of ``given``."""
+        self.given.host["settings"][list(places), 0] = 1
+
+    def result(self, place: int, options: Mapping[str, Any]) -> list[Found]:
+        """Read the best sequences of a prompt from the host's copy of ``found``, as ``_C.Search.results`` does.
+
+        Raises:
+            NotNumbersError: the logits of a row were not numbers.
+        """
+        limit, count = options["max_new_tokens"], options["num_return_sequences"]
+        sequences, beams = self.sequences_of([place]), self.rows_per_slot
+        if (self.ended[sequences] == _NOT_NUMBERS).any():
+            raise NotNumbersError
+        first = sequences[0] * beams
+        records = slice(first, first + len(sequences) * beams)
+        host = self.found.host
+        tokens, log_probs = (host[name][:limit, records].T.tolist() for name in ("tokens", "log_probs"))
+        if beams == 1:
+            return [self._row(*row) for row in zip(tokens, log_probs, strict=True)][:count]
+        parents, finished = (host["parents"][:limit, records].T - first).tolist(), host["finished"][sequences[0]]
+        scores, ends = finished.view(np.float32)[:, :2].tolist(), finished[:, 2:].tolist()
+        found = [
+            self._beam(tokens, log_probs, parents, score, log_prob, token, row - first, steps)
+            for (score, log_prob), (token, row, steps) in zip(scores, ends, strict=True)
+            if steps > 0
+        ]
+        return found[:count]
+
+    def results(self, options: Mapping[str, Any], places: Sequence[int]) -> list[list[Found]]:
+        """Read the results of the prompts of a call.
 
         Raises:
             ValueError: the logits of a row were not numbers.
         """
-        limit, count = options["max_new_tokens"], options["num_return_sequences"]
-        host, sequences, beams = self.found.host, int(self.given.host["settings"][7]), self.rows_per_slot
-        for sequence in np.flatnonzero(host["ended"][:sequences] == _NOT_NUMBERS):
-            raise ValueError(f"logits: NaN in row {sequence * beams}")
-        tokens, log_probs, parents = (
-            host[name][:limit, : sequences * beams].T.tolist() for name in ("tokens", "log_probs", "parents")
-        )
-        if beams == 1:
-            rows = [self._row(*row) for row in zip(tokens, log_probs, strict=True)]
-            return [rows[first : first + count] for first in range(0, sequences, self.sequences_per_prompt)]
-        finished = host["finished"][:sequences]
-        scores, ends = finished.view(np.float32)[:, :, :2].tolist(), finished[:, :, 2:].tolist()
-        return [
-            [
-                self._beam(tokens, log_probs, parents, *score, *end)
-                for score, end in zip(*sequence, strict=True)
-                if end[2] > 0
-            ][:count]
-            for sequence in zip(scores, ends, strict=True)
-        ]
+        found = []
+        for i, place in enumerate(places):
+            try:
+                found.append(self.result(place, options))
+            except NotNumbersError:
+                raise ValueError(f"logits: NaN in row {i * self.sequences_per_prompt * self.rows_per_slot}") from None
+        return found
 
     def _row(self, ids: list[int], values: list[float]) -> Found:
         if self.eos in ids:

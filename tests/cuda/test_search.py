@@ -267,7 +267,7 @@ def test_memory_bounds_a_limit_beyond_it(kernels: Kernels, monkeypatch: pytest.M
 
     def ask_for_more(state: SearchState, *given: object) -> None:
         asked(state, *given)
-        state.given.host["settings"][0] = 1000
+        state.given.host["settings"][:, 0] = 1000
 
     monkeypatch.setattr(SearchState, "ask", ask_for_more)
     assert beams_error(case, kernels) <= 1
@@ -276,8 +276,8 @@ def test_memory_bounds_a_limit_beyond_it(kernels: Kernels, monkeypatch: pytest.M
 def test_what_cannot_be_is_named(emulation: ModuleType) -> None:
     case = make_case(20, num_beams=3)
     state = case.state("cpu")
-    with pytest.raises(ValueError, match=r"prompts: expected 3 to 3 sequences, got 1"):
-        state.ask([[3]], [0], case.options)
+    with pytest.raises(ValueError, match=r"prompts: expected at most 3, got 4"):
+        state.ask([[3]] * 4, [0] * 4, case.options)
     with pytest.raises(ValueError, match=r"prompts\[1\]: expected at most 12 tokens in all, got 4 tokens and 9 new"):
         state.ask([[3], [3, 3, 3, 3], [3]], [0, 0, 0], case.options)
     tokens, log_probs = torch.zeros(9, 6, dtype=torch.int32), torch.zeros(9, 6)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -19,8 +18,9 @@ from gitfast.engines.cuda.decoder import Decoder, WeightFormat
 from gitfast.engines.cuda.encoder import Encoder, ImageKind, PrefixDtype
 from gitfast.engines.cuda.images import EncodePlan, ImageEncoder
 from gitfast.engines.cuda.persistent import DECODE_MODES, DecodeMode, PersistentDecoder
-from gitfast.engines.cuda.search import DeviceSearch, SearchKey, SearchMode
-from gitfast.engines.cuda.sequences import CudaPrefix, SequenceBatch, group_prefixes, wait_until_ready
+from gitfast.engines.cuda.running_batch import FairLock, RunningBatch, TextCall
+from gitfast.engines.cuda.search import REFILLS, DeviceSearch, SearchKey, SearchMode
+from gitfast.engines.cuda.sequences import CudaPrefix, SequenceBatch, wait_until_ready
 from gitfast.engines.search import generate_with, generations, native_options
 from gitfast.errors import EngineError
 from gitfast.torch_model import GitModel, build_model
@@ -28,7 +28,6 @@ from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefi
 
 _MAX_SEARCHES, _MAX_SEARCH_BYTES = 8, 4 << 30  # whose memory is kept for the next calls
 _ROWS_AT_ONCE = 64
-_REFILLS = 4  # times the rows decoded at once are searched for in one go: so many prefixes and texts are in memory
 
 DTYPES: dict[str, tuple[torch.dtype, WeightFormat]] = {
     "bfloat16": (torch.bfloat16, None),
@@ -40,7 +39,11 @@ PREFIX_DTYPES: tuple[PrefixDtype, ...] = ("auto", "int8")
 
 
 class CudaEngine(Engine):
-    """An engine on one CUDA device. Calls from several threads run one after another.
+    """An engine on one CUDA device.
+
+    Calls from several threads that are at work at the same time share the device: rows of greedy search, samples and
+    beams without rules share every step, whatever their options, where their prefixes have one length; other work takes
+    turns with them, a step or a batch of images at a time. Searches by the persistent kernel run one after another.
 
     A row's text is bitwise independent of the other rows of its call, as long as they take the same kernels: see
     ``decode`` of ``from_weights``. An image's prefix may depend on its batch, through the matrix products that cuBLAS
@@ -65,7 +68,7 @@ class CudaEngine(Engine):
         self.config = model.config
         self.stats = EngineStats()
         self._id = next(self._ids)
-        self._lock = threading.Lock()
+        self._lock = FairLock()
         self._searches: dict[SearchKey, DeviceSearch] = {}  # the last used is last
         self._format = weights
         model.eval().requires_grad_(False)
@@ -73,6 +76,14 @@ class CudaEngine(Engine):
         self._images = ImageEncoder(encoder)
         self._decoder = Decoder(model, weights, encoder.prefix_dtype)
         self._persistent = PersistentDecoder.create(self._decoder) if decode == "persistent" else None
+        self._running = RunningBatch(
+            self._open_search,
+            self._keep_search,
+            self._decoder.like.device,
+            self._lock,
+            self.stats,
+            rows_at_once=lambda: self.rows_at_once,
+        )
 
     @classmethod
     def from_weights(
@@ -185,23 +196,30 @@ class CudaEngine(Engine):
         """
         config = self.config
         given = self._own(check_generate(prefixes, prompts, options, on_token, config, CudaPrefix))
-        with self._lock, _memory_errors():
-            self._wait_for(given)
-            self.stats.prefill_tokens += sum(map(len, prompts))
-            native = native_options(options, config.eos_token_ids)
-            # The search on the device ends at one token only.
-            mode = SearchMode.of(options, config.vocab_size) if len(config.eos_token_ids) == 1 else None
+        check_cancelled(cancel)
+        if not given:
+            return []
+        native = native_options(options, config.eos_token_ids)
+        self.stats.prefill_tokens += sum(map(len, prompts))
+        # The search on the device ends at one token only.
+        mode = SearchMode.of(options, config.vocab_size) if len(config.eos_token_ids) == 1 else None
+        with _memory_errors():
             if on_token is not None and not (mode and self._can_stream(mode, given)):
                 return self._search_on_host(given, prompts, options, on_token, cancel)
+            if mode and len(_lengths(given)) == 1 and not self._is_persistent(mode, given):
+                return generations(self._running.run(TextCall(mode, given, prompts, native, cancel)))
             rows = max(options.num_beams, options.num_return_sequences)
-            at_once = self.rows_at_once * (_REFILLS if mode and len(_lengths(given)) == 1 else 1)
+            at_once = self.rows_at_once * (REFILLS if mode and len(_lengths(given)) == 1 else 1)
             results = []
             for part in _parts(len(prompts), max(1, at_once // rows)):
-                check_cancelled(cancel)
                 if mode is None:
                     results += self._search_on_host(given[part], prompts[part], options, None, cancel)
+                elif self._is_persistent(mode, given[part]):
+                    check_cancelled(cancel)
+                    results += self._search_persistently(mode, given[part], prompts[part], native, on_token)
                 else:
-                    results += self._search(mode, given[part], prompts[part], native, on_token)
+                    call = TextCall(mode, given[part], prompts[part], native, cancel)
+                    results += generations(self._running.run(call))
             return results
 
     @torch.inference_mode()
@@ -243,12 +261,19 @@ class CudaEngine(Engine):
         rows, columns = (size // self.config.vision_config.patch_size for size in pixels.shape[-2:])
         return ImageKind(pixels.shape[1] if pixels.ndim == 5 else None, rows, columns)
 
+    def _is_persistent(self, mode: SearchMode, prefixes: Sequence[CudaPrefix | None]) -> bool:
+        """Return whether one kernel takes all steps of these prompts; the head draws by a kernel of its own."""
+        if self._persistent is None or mode.temperature is not None:
+            return False
+        rows = min(
+            len(prefixes) * mode.rows, max(1, self.rows_at_once // mode.rows_per_sequence) * mode.rows_per_sequence
+        )
+        return self._persistent.takes(rows, len(_lengths(prefixes)))
+
     def _can_stream(self, mode: SearchMode, prefixes: Sequence[CudaPrefix | None]) -> bool:
         """Return whether tokens can be reported while the search runs on the device."""
-        if self._persistent is None or mode.rows > 1 or mode.temperature is not None:
-            return False
-        rows, groups = len(prefixes), len(_lengths(prefixes))
-        return self._persistent.takes(rows, groups) and rows <= self.rows_at_once
+        greedy = mode.rows == 1 and mode.temperature is None
+        return greedy and len(prefixes) <= self.rows_at_once and self._is_persistent(mode, prefixes)
 
     def _search_on_host(
         self,
@@ -260,19 +285,22 @@ class CudaEngine(Engine):
     ) -> list[list[Generation]]:
         """Run the C++ search on the device's logits."""
         rows = len(prompts) * max(options.num_beams, options.num_return_sequences)
-        batch = SequenceBatch(self._decoder, prefixes, prompts, rows, options.max_new_tokens)
+        with self._lock:
+            self._wait_for(prefixes)
+            batch = SequenceBatch(self._decoder, prefixes, prompts, rows, options.max_new_tokens)
 
         def step(ids: Sequence[Sequence[int]], parents: Sequence[int] | None, of_rows: Sequence[int]) -> Tensor:
-            self.stats.decode_steps += parents is not None
-            hidden = batch.prefill(ids) if parents is None else batch.step([i for (i,) in ids], parents, of_rows)
-            return self._decoder.logits(hidden).cpu()
+            with self._lock:  # others have their turn between steps
+                self.stats.decode_steps += parents is not None
+                hidden = batch.prefill(ids) if parents is None else batch.step([i for (i,) in ids], parents, of_rows)
+                return self._decoder.logits(hidden).cpu()
 
         vocab_size, eos = self.config.vocab_size, self.config.eos_token_ids
         return generate_with(
             step, prompts, options, vocab_size=vocab_size, eos_token_id=eos, on_token=on_token, cancel=cancel
         )
 
-    def _search(
+    def _search_persistently(
         self,
         mode: SearchMode,
         prefixes: Sequence[CudaPrefix | None],
@@ -280,20 +308,29 @@ class CudaEngine(Engine):
         options: dict[str, Any],
         on_token: TokenCallback | None,
     ) -> list[list[Generation]]:
-        """Search on the device."""
-        groups, where = group_prefixes(prefixes)
+        """Search by one kernel."""
         tokens = max(map(len, prompts)) + options["max_new_tokens"]
-        key = SearchKey.of(mode, where, groups, tokens, self.rows_at_once)
-        search = self._searches.pop(key, None) or self._new_search(key)
-        results, steps = search.run(groups, where, prompts, options, on_token)
-        self.stats.decode_steps += steps - 1
-        self.stats.persistent_searches += search.is_persistent
-        self._searches[key] = search  # one that fails is gone
+        key = SearchKey.of(mode, prefixes, tokens, self.rows_at_once)
+        with self._lock:
+            self._wait_for(prefixes)
+            search = self._open_search(key)  # one that fails is gone
+            results, steps = search.run_persistent(search.join(prefixes, prompts, options), options, on_token)
+            self.stats.decode_steps += steps - 1
+            self.stats.persistent_searches += 1
+            self._keep_search(key, search)
+        return generations(results)
+
+    def _keep_search(self, key: SearchKey, search: DeviceSearch) -> None:
+        """Keep the memory of a search for the next, as far as it is worth it. Called with the lock."""
         kept = self._searches
+        kept[key] = search
         while len(kept) > _MAX_SEARCHES or sum(each.nbytes for each in kept.values()) > _MAX_SEARCH_BYTES:
             if kept.pop(next(iter(kept))) is search:
                 break
-        return generations(results)
+
+    def _open_search(self, key: SearchKey) -> DeviceSearch:
+        """Take the memory that is kept for such a search, or make it. Called with the lock."""
+        return self._searches.pop(key, None) or self._new_search(key)
 
     def _new_search(self, key: SearchKey) -> DeviceSearch:
         """Make memory for a search, freeing that of kept searches if need be."""

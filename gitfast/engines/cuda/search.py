@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +14,24 @@ from gitfast import _C
 from gitfast.engines.cuda.decoder import Decoder, TextRows, TextStore
 from gitfast.engines.cuda.graphs import CapturedStep, capture
 from gitfast.engines.cuda.persistent import PersistentDecoder, PersistentRows, TokenStream, persistent_rows
-from gitfast.engines.cuda.sequences import CudaPrefix, PrefixIndex, empty_group, group_tiles, stack
+from gitfast.engines.cuda.sequences import (
+    CudaPrefix,
+    PrefixIndex,
+    empty_group,
+    group_prefixes,
+    group_tiles,
+    put,
+    stack,
+)
 from gitfast.ops import cuda
 from gitfast.ops.cuda_search import Found, SearchSize, SearchState
 from gitfast.types import GenerationOptions, TokenCallback
 
 _LENGTH_BUCKET = 16  # tokens: sequences whose most tokens round up to the same multiple share a search
 _MAX_STEPS_AHEAD = 3  # steps the device has enqueued while the host learns whether there are more
+_SHARED_SLOTS = 16  # of searches that calls join: as many rows as products of weights take at the price of one
+_SHARED_LENGTH_BUCKET = 64  # tokens, there
+REFILLS = 4  # times the slots: so many sequences have a place in memory
 _MIN_TEMPERATURE = 1e-30  # logits over it must be numbers
 
 _SEARCHED_ON_DEVICE = (
@@ -82,27 +94,45 @@ class SearchKey(NamedTuple):
     def of(
         cls,
         mode: SearchMode,
-        prefixes: Sequence[PrefixIndex],
-        groups: Sequence[Sequence[CudaPrefix | None]],
+        prefixes: Sequence[CudaPrefix | None],
         tokens: int,
         rows_at_once: int,
+        *,
+        shared: bool = False,
     ) -> SearchKey:
-        """Return the key for sequences of at most so many tokens, prompts included.
+        """Return the key for prompts with these prefixes and sequences of at most so many tokens, prompts included.
 
-        If they need more rows than ``rows_at_once`` there is one group, and calls of other numbers of sequences and
-        images share the search, as far as that is worth its memory. Without ``prefixes`` any sequence may see any
-        prefix, which is read for each slot, and no more when nothing is left to do.
+        If they need more rows than ``rows_at_once``, or are ``shared``, and the prefixes have one length, other
+        prompts can join: without ``prefixes`` any sequence may see any prefix, which is read for each slot, and no more
+        when nothing is left to do. There is memory for some times as many sequences as slots.
         """
-        max_text = -(-tokens // _LENGTH_BUCKET) * _LENGTH_BUCKET
-        sequences, most = len(prefixes) * mode.sequences_per_prompt, max(1, rows_at_once // mode.rows_per_sequence)
+        groups, where = group_prefixes(prefixes)
+        sequences, most = len(where) * mode.sequences_per_prompt, max(1, rows_at_once // mode.rows_per_sequence)
         sizes = tuple((len(images), 0 if images[0] is None else images[0].num_tokens) for images in groups)
-        if sequences <= most:
+        if len(sizes) > 1 or (sequences <= most and not shared):
+            max_text = _rounded_up(tokens, _LENGTH_BUCKET)
             one_each = len(sizes) == 1 and sizes[0][0] == sequences
-            return cls(mode, sequences, sequences, None if one_each else tuple(prefixes), sizes, max_text)
+            return cls(mode, sequences, sequences, None if one_each else tuple(where), sizes, max_text)
         ((images, length),) = sizes
-        images, sequences = (-(-count // most) * most for count in (images, sequences))
-        sequences = -(-sequences // mode.sequences_per_prompt) * mode.sequences_per_prompt
-        return cls(mode, most, sequences, None, ((images, length),), max_text)
+        if shared:
+            slots = min(most, max(_SHARED_SLOTS // mode.rows_per_sequence, 1))
+            images = sequences = REFILLS * slots
+        else:
+            slots = most
+            images, sequences = (min(_rounded_up(count, most), REFILLS * most) for count in (images, sequences))
+        sequences = _rounded_up(sequences, mode.sequences_per_prompt)
+        max_text = _rounded_up(tokens, _SHARED_LENGTH_BUCKET if shared else _LENGTH_BUCKET)
+        return cls(mode, slots, sequences, None, ((images, length),), max_text)
+
+    def takes(self, mode: SearchMode, prefix_tokens: int | None, tokens: int) -> bool:
+        """Return whether prompts whose prefixes have so many tokens each, None for several lengths, can join."""
+        if self.prefixes is not None or prefix_tokens is None:
+            return False
+        return self.mode == mode and self.groups[0][1] == prefix_tokens and tokens <= self.max_text
+
+
+def _rounded_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 class DeviceSearch:
@@ -112,12 +142,12 @@ class DeviceSearch:
     """
 
     def __init__(self, decoder: Decoder, persistent: PersistentDecoder | None, key: SearchKey, eos: int) -> None:
-        self._decoder, self._mode = decoder, key.mode
+        self._decoder, self._mode, self._slots = decoder, key.mode, key.slots
         self._groups = [empty_group(decoder, *sizes) for sizes in key.groups]
         self._device, rows_per_slot = decoder.like.device, key.mode.rows_per_sequence
         slot_tiles: Tensor | None = None
         if key.prefixes is None:  # a slot's rows see one prefix, which changes with its sequence
-            of_slots = [[slot * rows_per_slot, rows_per_slot, 0] for slot in range(key.slots)]
+            of_slots = [[slot * rows_per_slot, rows_per_slot, -1] for slot in range(key.slots)]
             slot_tiles = torch.tensor(of_slots, dtype=torch.int32, device=self._device)
             tiles = [slot_tiles]
         else:
@@ -135,6 +165,17 @@ class DeviceSearch:
         self._start, self._step = CapturedStep(), CapturedStep()
         self._capture = functools.partial(_capture_on, self._device) if self._device.type == "cuda" else None
         self._events: list[torch.cuda.Event] = []
+        self._sent: torch.cuda.Event | None = None  # the host's arrays may change after it
+        self._refills = key.prefixes is None  # prompts take any place, and others join
+        self._free = list(range(state.prompts))[::-1]  # places of prompts
+        self._free_images = list(range(key.groups[0][0]))[::-1] if self._refills else []
+        self._images: dict[int, _Image] = {}  # by id
+        self._image_of: dict[int, _Image] = {}  # by place of a prompt
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no prompt has a place."""
+        return len(self._free) == self._state.prompts
 
     @property
     def is_persistent(self) -> bool:
@@ -147,78 +188,163 @@ class DeviceSearch:
         arrays = [x for group in self._groups for x in (group.keys, group.values, group.k_scale, group.v_scale)]
         return sum(x.nbytes for x in (*arrays, self._store.keys, self._store.values) if x is not None)
 
-    def run(
+    def room(self, prefixes: Sequence[CudaPrefix | None]) -> int:
+        """Count how many prompts, of the first, can join now: none while enough others wait for slots."""
+        if not self._refills:
+            return len(prefixes) if self.is_idle else 0
+        going_on = (self._state.prompts - len(self._free)) - len(self._state.ended_prompts())
+        if going_on * self._mode.sequences_per_prompt >= 2 * self._slots:
+            return 0
+        fresh: set[int] = set()
+        for count, prefix in enumerate(prefixes[: len(self._free)]):
+            if id(prefix) not in self._images:
+                fresh.add(id(prefix))
+            if len(fresh) > len(self._free_images):
+                return count
+        return min(len(prefixes), len(self._free))
+
+    def join(
         self,
-        groups: Sequence[Sequence[CudaPrefix | None]],
-        prefixes: Sequence[PrefixIndex],
+        prefixes: Sequence[CudaPrefix | None],
         prompts: Sequence[Sequence[int]],
         options: Mapping[str, Any],
-        on_token: TokenCallback | None = None,
-    ) -> tuple[list[list[Found]], int]:
-        """Search with native ``options``; return results as ``_C.Search.results`` does, and the number of steps.
+    ) -> list[int]:
+        """Let prompts join at the next step, as many as there is room for; return their places.
 
-        ``prompts[i]`` is continued on the prefix at ``prefixes[i]`` of ``groups``. ``on_token`` is for greedy search by
-        the persistent kernel, all rows together: see ``Engine.generate``.
+        An error leaves the search as it was, but for one in the last of its kernels.
+        """
+        if self._refills:
+            places = [self._free.pop() for _ in prompts]
+            where = [(0, image) for image in self._place_images(prefixes, places)]
+        else:
+            groups, where = group_prefixes(prefixes)
+            for kept, images in zip(self._groups, groups, strict=True):
+                stack(images, out=kept)
+            places, self._free = list(range(len(prompts))), []
+        try:
+            self._store_prompts(prompts, where, places)
+        except BaseException:
+            for place in places:
+                self.leave(place)
+            raise
+        self._change(lambda: self._state.ask(prompts, [image for _, image in where], options, places))
+        self._start(self._begin, self._capture)
+        self._note_sent()
+        return places
+
+    def leave(self, place: int) -> None:
+        """Make room where a prompt has ended and was read."""
+        self._state.let_go(place)
+        self._free.append(place)
+        if not self._refills:
+            return
+        image = self._image_of.pop(place)
+        image.prompts -= 1
+        if not image.prompts:
+            del self._images[id(image.prefix)]
+            self._free_images.append(image.number)
+
+    def stop(self, places: Sequence[int]) -> None:
+        """Let prompts end at their next step."""
+        self._change(lambda: self._state.stop(places))
+        self._state.given.to_device()
+        self._note_sent()
+
+    def advance(self) -> None:
+        """Enqueue a step, when no more than a few others are."""
+        if len(self._events) >= _MAX_STEPS_AHEAD:
+            self._events.pop(0).synchronize()
+        self._step(lambda: self._choose(self._decoder.hidden(self._rows, self._groups, self._store)), self._capture)
+        if self._device.type == "cuda":
+            self._events.append(torch.cuda.Event())
+            self._events[-1].record(torch.cuda.current_stream(self._device))
+
+    def ended(self) -> list[int]:
+        """List the places of prompts that have ended, as far as the host knows."""
+        return self._state.ended_prompts()
+
+    def fetch(self) -> None:
+        """Copy the results of prompts that have ended to the host."""
+        self._state.found.to_host()
+
+    def result(self, place: int, options: Mapping[str, Any]) -> list[Found]:
+        """Read the results of a prompt that were fetched. See ``SearchState.result``."""
+        return self._state.result(place, options)
+
+    def settle(self) -> None:
+        """Wait for the device: its memory on the host may be freed afterwards."""
+        for event in self._events:
+            event.synchronize()
+
+    def run_persistent(
+        self, places: Sequence[int], options: Mapping[str, Any], on_token: TokenCallback | None = None
+    ) -> tuple[list[list[Found]], int]:
+        """Run prompts that have joined to their end, by one kernel; return their results and the number of steps.
+
+        ``on_token`` is for greedy search, all rows together: see ``Engine.generate``.
 
         Raises:
             ValueError: the logits of a row were not numbers.
             EngineError: the blocks of the persistent kernel could not run together.
         """
-        for kept, images in zip(self._groups, groups, strict=True):
-            stack(images, out=kept)
-        state, limit = self._state, options["max_new_tokens"]
-        state.ask(prompts, [image for _, image in prefixes], options)
-        self._start(self._begin, self._capture)
-        self._store_prompts(prompts, prefixes)
-        if self._persistent is not None:
-            return self._run_persistent(self._persistent, options, on_token)
-        self._events.clear()
-        sequences, steps = len(prompts) * self._mode.sequences_per_prompt, 0
-        rounds = -(-sequences // state.size.slots)  # sequences in a slot, if all are as long as they may be
-        while steps < rounds * limit and not self._has_ended():
-            self._advance()
-            steps += 1
-        state.found.to_host()
-        return state.results(options), steps
-
-    def _run_persistent(
-        self, persistent: PersistentRows, options: Mapping[str, Any], on_token: TokenCallback | None
-    ) -> tuple[list[list[Found]], int]:
-        state = self._state
+        state, persistent = self._state, self._persistent
+        assert persistent is not None
         stream = TokenStream(state) if on_token else None
         persistent.enqueue(state, stream)
         steps = stream.report(on_token) if stream and on_token else options["max_new_tokens"]
         state.found.to_host()
         persistent.check()
-        results = state.results(options)
+        results = state.results(options, places)
+        for place in places:
+            self.leave(place)
         if on_token:
             results = [[_first(found, steps, state.eos) for found in sequences] for sequences in results]
         return results, max(len(ids) for sequences in results for ids, *_ in sequences)
+
+    def _change(self, change: Callable[[], None]) -> None:
+        """Change what the host gives, once the device has what was sent before."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        change()
+
+    def _note_sent(self) -> None:
+        if self._device.type == "cuda":
+            self._sent = torch.cuda.Event()
+            self._sent.record(torch.cuda.current_stream(self._device))
 
     def _begin(self) -> None:
         self._state.given.to_device()
         cuda.start_search(self._state)
 
-    def _store_prompts(self, prompts: Sequence[Sequence[int]], prefixes: Sequence[PrefixIndex]) -> None:
+    def _place_images(self, prefixes: Sequence[CudaPrefix | None], places: Sequence[int]) -> list[int]:
+        """Copy the prefixes of prompts that are not there yet; return where in the group each is."""
+        fresh: list[_Image] = []
+        for prefix, place in zip(prefixes, places, strict=True):
+            image = self._images.get(id(prefix))
+            if image is None:
+                image = self._images[id(prefix)] = _Image(prefix, self._free_images.pop())
+                fresh.append(image)
+            image.prompts += 1
+            self._image_of[place] = image
+        put([image.prefix for image in fresh], [image.number for image in fresh], self._groups[0])
+        return [self._image_of[place].number for place in places]
+
+    def _store_prompts(
+        self, prompts: Sequence[Sequence[int]], prefixes: Sequence[PrefixIndex], places: Sequence[int]
+    ) -> None:
         """Store keys and values of all prompt tokens but the last ones, which are fed in the first steps."""
         length, mode = self._state.size.max_text, self._mode
         each = mode.sequences_per_prompt * mode.rows_per_sequence * length  # entries of a prompt
         tokens = [(p, i, token) for p, ids in enumerate(prompts) for i, token in enumerate(ids[:-1])]
         if not tokens:
             return
-        fed = [[token, i, i + 1, p * each] for p, i, token in tokens]
+        fed = [[token, i, i + 1, places[p] * each] for p, i, token in tokens]
         ids, positions, text_len, first = torch.tensor(fed, dtype=torch.int32).T.contiguous().to(self._device)
         kv_index = first[:, None] + torch.arange(length, dtype=torch.int32, device=self._device)
         tiles = group_tiles([prefixes[p] for p, *_ in tokens], len(self._groups), self._device)
         independent = all(len(ids) <= 2 for ids in prompts)
         store = self._store if len(tokens) <= len(self._rows.ids) else self._store.for_rows(len(tokens))
         self._decoder.hidden(TextRows(ids, positions, kv_index, text_len, tiles, independent), self._groups, store)
-
-    def _advance(self) -> None:
-        self._step(lambda: self._choose(self._decoder.hidden(self._rows, self._groups, self._store)), self._capture)
-        if self._device.type == "cuda":
-            self._events.append(torch.cuda.Event())
-            self._events[-1].record(torch.cuda.current_stream(self._device))
 
     def _choose(self, hidden: Tensor) -> None:
         """Choose the next token of every row, and advance the search by it."""
@@ -229,11 +355,14 @@ class DeviceSearch:
             chosen = self._decoder.select(hidden, temperature=mode.temperature, keys=state.row_keys, step=state.steps)
         cuda.advance_search(state, chosen, overlap=True)
 
-    def _has_ended(self) -> bool:
-        """Return whether all sequences have ended, once no more than a few steps are still enqueued."""
-        if len(self._events) >= _MAX_STEPS_AHEAD:
-            self._events.pop(0).synchronize()
-        return bool(self._state.all_ended[0])
+
+@dataclass
+class _Image:
+    """A prefix in the memory of a search, and how many prompts see it."""
+
+    prefix: CudaPrefix | None
+    number: int
+    prompts: int = 0
 
 
 def _capture_on(device: torch.device, enqueue: Any) -> torch.cuda.CUDAGraph:

@@ -40,6 +40,12 @@ class CudaPrefix:
         k_scale, v_scale = (None, None) if image.scales is None else image.scales
         return cls(keys, values, engine, k_scale, v_scale, ready)
 
+    def note_use(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory, once it is freed, until ``stream`` has done what is enqueued by then."""
+        for x in (self.keys, self.values, self.k_scale, self.v_scale):
+            if x is not None and x.is_cuda:
+                x.record_stream(stream)
+
     @property
     def num_tokens(self) -> int:
         """P, the number of image tokens."""
@@ -122,6 +128,9 @@ def wait_until_ready(prefixes: Sequence[CudaPrefix | None], stream: torch.cuda.S
     events = {id(prefix.ready): prefix.ready for prefix in prefixes if prefix is not None and prefix.ready is not None}
     for event in events.values():
         stream.wait_event(event)
+    for prefix in prefixes:
+        if prefix is not None:
+            prefix.note_use(stream)
 
 
 def group_prefixes(prefixes: Sequence[CudaPrefix | None]) -> tuple[list[list[CudaPrefix | None]], list[PrefixIndex]]:
@@ -155,6 +164,16 @@ def stack(images: Sequence[CudaPrefix | None], out: PrefixGroup) -> None:
     if present:  # the others have no tokens
         for name in ("keys", "values", *(("k_scale", "v_scale") if out.k_scale is not None else ())):
             torch.stack([getattr(prefix, name) for prefix in present], 1, out=getattr(out, name)[:, : len(present)])
+
+
+def put(images: Sequence[CudaPrefix | None], places: Sequence[int], out: PrefixGroup) -> None:
+    """Copy prefixes to their places in a group."""
+    present = [(prefix, place) for prefix, place in zip(images, places, strict=True) if prefix is not None]
+    if present:
+        for name in ("keys", "values", *(("k_scale", "v_scale") if out.k_scale is not None else ())):
+            memory = getattr(out, name)
+            to, given = ([memory[:, place] for _, place in present], [getattr(prefix, name) for prefix, _ in present])
+            torch._foreach_copy_(to, given)
 
 
 def _stacked(images: Sequence[CudaPrefix | None], decoder: Decoder) -> PrefixGroup:

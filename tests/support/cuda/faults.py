@@ -422,23 +422,24 @@ FAULTS |= {
         "search", "column < length - 1 ? first : own", "own + 0 * first", "KeyError"
     ),
     "search: a sequence beyond the last": Fault(
-        "search", "next < s.settings->sequences", "next <= s.settings->sequences", OUT_OF_BOUNDS
+        "search", "const unsigned queued = *s.queued;", "const unsigned queued = *s.queued + 1;", "AssertionError"
     ),
     "search: nobody takes the next sequence": Fault(
-        "search", "next < s.settings->sequences", "next < 0", "AssertionError"
+        "search", "if (next >= 0) return begin_sequence", "if (next >= 1 << 30) return begin_sequence", "AssertionError"
     ),
     "search: the image of the sequence before": Fault(
         "search", "  set_image(s, slot, s.images[prompt]);\n", "", "AssertionError"
     ),
     "search: an image for rows that do nothing": Fault("search", "  set_image(s, slot, -1);\n", "", "AssertionError"),
-    "search: steps of the sequence before": Fault(
-        "search", "s.steps[slot] = s.ended[sequence]", "s.ended[sequence]", "AssertionError"
-    ),
+    "search: steps of the sequence before": Fault("search", "  s.steps[slot] = 0;\n", "", "AssertionError"),
     "search: a next sequence of every lane": Fault(
-        "search", "  next = __shfl_sync(kAllLanes, next, 0);\n", "", "AssertionError"
+        "search", "  __syncwarp();\n  return s.sequence[slot];", "  return s.sequence[slot];", RACE, "thread"
     ),
     "search: the host not told of the end": Fault(
-        "search", "*static_cast<volatile int32_t*>(s.all_ended) = 1;", ";", "AssertionError"
+        "search",
+        "*static_cast<volatile int32_t*>(s.ended + s.sequence[slot]) = static_cast<int32_t>(how);",
+        "",
+        "AssertionError",
     ),
     "search: one more token than asked for": Fault(
         "search", "step + 1 >= limit_of", "step >= limit_of", "AssertionError"

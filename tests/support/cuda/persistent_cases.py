@@ -60,7 +60,7 @@ class PersistentCase:
         if self.barrier[1]:
             return []
         state.found.to_host()
-        return state.results(self.options)
+        return state.results(self.options, range(self.images))
 
     def expected(self) -> list[list[Found]]:
         """Results of decoding step by step."""

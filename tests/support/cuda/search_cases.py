@@ -87,20 +87,21 @@ class Case:
             for i, prompt in enumerate(self.prompts)
             for place, token in enumerate(prompt[:-1])
         }
-        steps, state.all_ended[0] = 0, 0
+        steps = 0
         while int(state.num_ended) < state.size.sequences:
             contexts = self._contexts(state, text)
             chosen = choose(contexts, state)
             choices = {"tokens": chosen.tokens, "log_probs": chosen.log_probs}
             draws = {"drawn": chosen.drawn, "drawn_log_probs": chosen.drawn_log_probs}
             kernels.advance_search(state=state.arguments(), **choices, **draws)
-            assert bool(state.all_ended[0]) == (int(state.num_ended) == state.size.sequences)
+            num_ended = int(state.num_ended)  # which waits for a device
+            assert int((state.ended != 0).sum()) == num_ended
             steps += 1
             assert steps <= state.size.sequences * self.limit, "no sequence goes on"
         for name, array in state.found.device.items():
             array.copy_(getattr(state, name))
         state.found.to_host()
-        found = state.results(self.options)
+        found = state.results(self.options, range(len(self.prompts)))
         if state.rows_per_slot == 1:
             lengths = [len(ids) for prompt in found for ids, *_ in prompt]
             assert steps == rounds(lengths, state.size.slots), "a slot was idle"
@@ -137,7 +138,7 @@ class Case:
         if slots:
             tiles = torch.tensor([[i * beams, beams, -9] for i in range(slots)], dtype=torch.int32, device=device)
         state = SearchState(size, EOS, torch.device(device), tiles)
-        for name in ("ids", "positions", "text_len", "kv_index", "image", "sequence", "steps", *state.found.device):
+        for name in ("ids", "positions", "text_len", "kv_index", "image", "steps", *state.found.device):
             getattr(state, name).fill_(-9)
         state.scores.fill_(torch.nan)
         return state
