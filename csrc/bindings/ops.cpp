@@ -132,11 +132,11 @@ py::array linear(const py::object& x, const PackedWeight& weight, const py::obje
   if (M.value > 0 && N.value > 0) {
     const WithoutGil released;
     Buffer rounded;
-    if (kernels.round_rows && w.format != cpu::WeightFormat::f32) {
-      rounded = float_buffer((M.value + cpu::kRoundedPadding) * cpu::rounded_words(K.value));
-      auto* pairs = static_cast<uint32_t*>(rounded.data());
-      kernels.round_rows(args.x, args.x_stride, M.value, K.value, pairs);
-      args.rounded = pairs;
+    if (const cpu::Kernels::Rounding rounding = kernels.rounding(w.format)) {
+      rounded = float_buffer((M.value + cpu::kRoundedPadding) * kernels.words_of_row(w.format, K.value));
+      auto* words = static_cast<uint32_t*>(rounded.data());
+      rounding(args.x, args.x_stride, M.value, K.value, words);
+      args.rounded = words;
     }
     for_each_part(pool, w.num_panels(), [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
   }

@@ -57,17 +57,17 @@ class Compute {
 
  private:
   void prepare(LinearArgs& args) {
-    if (args.w->format != WeightFormat::f32 && kernels.round_rows) args.rounded = round_rows(args);
+    if (const Kernels::Rounding rounding = kernels.rounding(args.w->format)) args.rounded = rounded(args, rounding);
   }
 
-  const uint32_t* round_rows(const LinearArgs& args) {
+  const uint32_t* rounded(const LinearArgs& args, Kernels::Rounding rounding) {
     constexpr int64_t kRowsPerPart = 16;
-    const int64_t k = args.w->k, words = rounded_words(k);
+    const int64_t k = args.w->k, words = kernels.words_of_row(args.w->format, k);
     const auto bytes = static_cast<size_t>((args.m + kRoundedPadding) * words) * sizeof(uint32_t);
     if (rounded_.bytes() < bytes) rounded_ = Buffer(bytes);
     auto* pairs = static_cast<uint32_t*>(rounded_.data());
     parallel(args.m, kRowsPerPart, [&](int64_t begin, int64_t end, int) {
-      kernels.round_rows(args.x + begin * args.x_stride, args.x_stride, end - begin, k, pairs + begin * words);
+      rounding(args.x + begin * args.x_stride, args.x_stride, end - begin, k, pairs + begin * words);
     });
     return pairs;
   }

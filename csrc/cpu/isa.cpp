@@ -49,15 +49,33 @@ bool has_amx() {
 #endif
 
 #if defined(__aarch64__)
-// Products of pairs of bfloat16 (FEAT_BF16). Every 64-bit ARM has NEON.
+#if defined(__APPLE__)
+bool has_feature(const char* name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value;
+}
+#endif
+
+// Every 64-bit ARM has NEON. Products of fours of int8 (FEAT_DotProd):
+bool has_neon_dot() {
+#if defined(__linux__)
+  constexpr unsigned long kDot = 1ul << 20;  // HWCAP_ASIMDDP
+  return getauxval(AT_HWCAP) & kDot;
+#elif defined(__APPLE__)
+  return has_feature("hw.optional.arm.FEAT_DotProd");
+#else
+  return false;
+#endif
+}
+
+// And of pairs of bfloat16 (FEAT_BF16). All CPUs with these have the others.
 bool has_neon_bf16() {
 #if defined(__linux__)
   constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16
   return getauxval(AT_HWCAP2) & kBf16;
 #elif defined(__APPLE__)
-  int value = 0;
-  size_t size = sizeof value;
-  return sysctlbyname("hw.optional.arm.FEAT_BF16", &value, &size, nullptr, 0) == 0 && value;
+  return has_feature("hw.optional.arm.FEAT_BF16");
 #else
   return false;
 #endif
@@ -74,7 +92,8 @@ std::vector<Isa> detect() {
   if (found.back() == Isa::avx512_bf16 && has_amx()) found.push_back(Isa::amx);
 #elif defined(__aarch64__)
   found.push_back(Isa::neon);
-  if (has_neon_bf16()) found.push_back(Isa::neon_bf16);
+  if (has_neon_dot()) found.push_back(Isa::neon_dot);
+  if (found.back() == Isa::neon_dot && has_neon_bf16()) found.push_back(Isa::neon_bf16);
 #endif
   return found;
 }
@@ -82,7 +101,8 @@ std::vector<Isa> detect() {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-  static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_bf16"};
+  static constexpr const char* kNames[] = {"scalar", "avx2", "avx512",   "avx512_bf16",
+                                           "amx",    "neon", "neon_dot", "neon_bf16"};
   return kNames[static_cast<int>(isa)];
 }
 

@@ -7,7 +7,7 @@
 
 namespace gitfast::cpu {
 
-enum class Isa : uint8_t { scalar, avx2, avx512, avx512_bf16, amx, neon, neon_bf16 };
+enum class Isa : uint8_t { scalar, avx2, avx512, avx512_bf16, amx, neon, neon_dot, neon_bf16 };
 
 const char* isa_name(Isa isa);
 

@@ -13,6 +13,7 @@ extern const Kernels kAvx512Bf16Kernels;
 extern const Kernels kAmxKernels;
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels;
+extern const Kernels kNeonDotKernels;
 extern const Kernels kNeonBf16Kernels;
 #endif
 

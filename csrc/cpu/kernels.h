@@ -52,11 +52,14 @@ struct PackedLinear {
 // Pairs of bfloat16 in a row of K of them, up to a whole tile.
 constexpr int64_t rounded_words(int64_t k) { return (k + 31) / 32 * 16; }
 
+// Words in a row of K values as two rows of int8, high and low: 64 words of four for every kSumBlock, and their unit.
+constexpr int64_t quantized_words(int64_t k) { return (k + kSumBlock - 1) / kSumBlock * (kSumBlock / 4 + 1) * 2; }
+
 // y[m, j] = act(x[m, :] . W[j, :] + bias[j]) + residual[m, j]
 struct LinearArgs {
   const float* x = nullptr;  // (M, K), row stride x_stride
   int64_t x_stride = 0;
-  // x by Kernels::round_rows, where there is one and the weights are not float32; memory for kRoundedPadding more rows.
+  // x by Kernels::rounding(w->format), where there is one; memory for kRoundedPadding more rows.
   const uint32_t* rounded = nullptr;
   int64_t m = 0;
   const PackedLinear* w = nullptr;
@@ -122,6 +125,23 @@ struct Kernels {
   // multiplied with weights of bf16 and int8, the latter being whole numbers that bfloat16 holds exactly. Null where
   // the instruction set has no such product: then weights are widened to float32, and x stays as it is.
   void (*round_rows)(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs);
+
+  // x (rows, K) as (rows, quantized_words(K)): the rows of int8 that are multiplied with weights of int8, each value
+  // being 256 times its high part plus its low part, in the units that stand behind every kSumBlock of them, high and
+  // low. A block with a value that is not finite has NaN for units. Null where the instruction set has no such product.
+  void (*quantize_rows)(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* out) = nullptr;
+
+  // How x is handed to `linear`, by the format of the weights; null: as it is.
+  using Rounding = void (*)(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* out);
+  Rounding rounding(WeightFormat format) const {
+    if (format == WeightFormat::f32) return nullptr;
+    return format == WeightFormat::int8 && quantize_rows ? quantize_rows : round_rows;
+  }
+
+  // Words of one row of K, so handed.
+  int64_t words_of_row(WeightFormat format, int64_t k) const {
+    return format == WeightFormat::int8 && quantize_rows ? quantized_words(k) : rounded_words(k);
+  }
 };
 
 // The table of an instruction set this machine can run; throws Error when it cannot.

@@ -3,6 +3,6 @@
 
 namespace gitfast::cpu {
 
-const Kernels kNeonBf16Kernels = {Isa::neon_bf16, linear, attention, layer_norm, pack_head, kRoundRows};
+const Kernels kNeonBf16Kernels = {Isa::neon_bf16, linear, attention, layer_norm, pack_head, kRoundRows, quantize_rows};
 
 }  // namespace gitfast::cpu

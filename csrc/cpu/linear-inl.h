@@ -33,6 +33,26 @@ inline void finish(const LinearArgs& args, F32x16 sum, int64_t row, int64_t colu
   }
 }
 
+// Finish the sums (rows, kStride) of the panels from `panel` on: rows [row, row + rows) of y.
+template <int64_t kStride>
+void finish_panels(const LinearArgs& args, const float* sums, int64_t row, int64_t rows, int64_t panel,
+                   int64_t panels) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t v = 0; v < panels * kPanelVectors; ++v) {
+      const int64_t column = panel * kPanel + v * kWidth;
+      const int64_t n = smaller(kWidth, args.w->n - column);
+      if (n > 0) finish(args, load(sums + r * kStride + v * kWidth), row + r, column, n);
+    }
+}
+
+}  // namespace
+}  // namespace gitfast::cpu
+
+#include "linear-int8-inl.h"
+
+namespace gitfast::cpu {
+namespace {
+
 // x as the product reads it: rows of terms.
 template <class Term>
 struct Rows {
@@ -51,18 +71,6 @@ void product_of_block(Product<Source> p, int64_t rows) {
     tile.c += r * p.c_stride;
     product_of_rows(tile, tiles.split(t + 1) - r);
   }
-}
-
-// Finish the sums (rows, kStride) of the panels from `panel` on: rows [row, row + rows) of y.
-template <int64_t kStride>
-void finish_panels(const LinearArgs& args, const float* sums, int64_t row, int64_t rows, int64_t panel,
-                   int64_t panels) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t v = 0; v < panels * kPanelVectors; ++v) {
-      const int64_t column = panel * kPanel + v * kWidth;
-      const int64_t n = smaller(kWidth, args.w->n - column);
-      if (n > 0) finish(args, load(sums + r * kStride + v * kWidth), row + r, column, n);
-    }
 }
 
 // Rows [row, row + rows) of the panels [panel, panel + panels). Where many rows read a panel, it is widened once.
@@ -164,13 +172,18 @@ void linear_of(const LinearArgs& args, Rows<typename Source::Term> x, int64_t pa
 void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {
   const Rows<float> x{args.x, args.x_stride};
   if (args.w->format == WeightFormat::f32) return linear_of<Floats>(args, x, panel_begin, panel_end);
+#if defined(GITFAST_INT8_PRODUCTS)
+  if (args.w->format == WeightFormat::int8) return linear_of_int8(args, panel_begin, panel_end);
+#endif
 #if defined(GITFAST_BF16_PRODUCTS)
   const Rows<Bf16Pair> terms{reinterpret_cast<const Bf16Pair*>(args.rounded), rounded_words(args.w->k)};
 #else
   const Rows<float> terms = x;
 #endif
-  if (args.w->format == WeightFormat::bf16) return linear_of<Bf16Weights>(args, terms, panel_begin, panel_end);
-  linear_of<Int8Weights>(args, terms, panel_begin, panel_end);
+#if !defined(GITFAST_INT8_PRODUCTS)
+  if (args.w->format == WeightFormat::int8) return linear_of<Int8Weights>(args, terms, panel_begin, panel_end);
+#endif
+  linear_of<Bf16Weights>(args, terms, panel_begin, panel_end);
 }
 
 }  // namespace

@@ -21,6 +21,7 @@ const Kernels& kernels_for(Isa isa) {
     if (isa == Isa::amx) return kAmxKernels;
 #elif defined(__aarch64__)
     if (isa == Isa::neon) return kNeonKernels;
+    if (isa == Isa::neon_dot) return kNeonDotKernels;
     if (isa == Isa::neon_bf16) return kNeonBf16Kernels;
 #endif
     return kScalarKernels;

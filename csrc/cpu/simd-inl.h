@@ -16,6 +16,10 @@
 #if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define GITFAST_BF16_PRODUCTS
 #endif
+// Fours of int8, their products added in an int32.
+#if defined(__ARM_FEATURE_DOTPROD)
+#define GITFAST_INT8_PRODUCTS
+#endif
 
 namespace gitfast::cpu {
 namespace {
@@ -57,6 +61,16 @@ inline Vec multiply_add(Bf16Pair a, Vec b, Vec sum) {
 #elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 inline Vec multiply_add(Bf16Pair a, Vec b, Vec sum) {
   return vbfdotq_f32(sum, vreinterpretq_bf16_u32(vdupq_n_u32(a)), vreinterpretq_bf16_f32(b));
+}
+#endif
+
+#if defined(GITFAST_INT8_PRODUCTS)
+// Four int8. Their sums are int32 in the lanes of a Vec, and begin with its zeros.
+enum Int8Quad : uint32_t {};
+
+inline Vec multiply_add(Int8Quad a, Vec b, Vec sum) {
+  const int8x16_t factor = vreinterpretq_s8_u32(vdupq_n_u32(a));
+  return vreinterpretq_f32_s32(vdotq_s32(vreinterpretq_s32_f32(sum), vreinterpretq_s8_f32(b), factor));
 }
 #endif
 

@@ -187,6 +187,19 @@ using ShortTerms = Floats;
 
 #endif
 
+#if defined(GITFAST_INT8_PRODUCTS)
+struct Int8Quads {
+  using Term = Int8Quad;
+  using Word = uint32_t;
+  static constexpr int kTerms = 1;
+  // The four terms of each column side by side; stored are, per 4 columns, two terms of each and then two.
+  static void load(const uint32_t* words, Vec* x) {
+    constexpr uint8x16_t kOrder = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
+    x[0] = vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(vld1q_u32(words)), kOrder));
+  }
+};
+#endif
+
 // `rows` rows of a panel, kPanel words each, as kTerms times as many rows of terms.
 template <class Source>
 void widen(const typename Source::Word* from, int64_t rows, typename Source::Term* to) {

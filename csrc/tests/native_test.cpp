@@ -72,7 +72,7 @@ struct Linear {
         y(static_cast<size_t>(m * n), kNan),
         panels(static_cast<size_t>(PackedLinear{n, k, format}.num_panels() * PackedLinear{n, k, format}.panel_words()),
                0),
-        rounded(static_cast<size_t>((m + kRoundedPadding) * rounded_words(k)), kNanWord) {
+        rounded(static_cast<size_t>((m + kRoundedPadding) * std::max(rounded_words(k), quantized_words(k))), kNanWord) {
     for (int64_t c = 0; c < n; ++c) w[static_cast<size_t>(c * k)] = 127;  // the scale of int8 is 1
     const int64_t half = n / 2;  // in two calls, as fused projections are packed
     pack_linear_rows(w.data(), false, half, k, 0, format, panels.data(), scales.data());
@@ -84,7 +84,7 @@ struct Linear {
   }
 
   void run(const Kernels& kernels, ThreadPool& pool) {
-    if (kernels.round_rows) kernels.round_rows(x.data(), k, m, k, rounded.data());
+    if (const Kernels::Rounding rounding = kernels.rounding(format)) rounding(x.data(), k, m, k, rounded.data());
     const PackedLinear weights = packed();
     const LinearArgs args{x.data(), k, rounded.data(), m, &weights, Activation::none, residual.data(), y.data(), n};
     pool.parallel_for(weights.num_panels(), 1,

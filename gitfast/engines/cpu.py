@@ -84,7 +84,7 @@ class CpuEngine(Engine):
 
     @property
     def isa(self) -> str:
-        """The instruction set in use: ``scalar``, or one of ``avx2`` to ``amx``, or of ``neon`` and ``neon_bf16``."""
+        """The instruction set in use: ``scalar``, or one of ``avx2`` to ``amx``, or of ``neon`` to ``neon_bf16``."""
         return self._native.isa
 
     @property

@@ -1,0 +1,7 @@
+#include "kernels-inl.h"
+
+namespace gitfast::cpu {
+
+const Kernels kNeonDotKernels = {Isa::neon_dot, linear, attention, layer_norm, pack_head, kRoundRows, quantize_rows};
+
+}  // namespace gitfast::cpu
