@@ -1,8 +1,8 @@
 """Ways to caption, side by side: gitfast's engines and others, over one model and the same images.
 
 A way is named ``ENGINE:DTYPE``, as in "transformers:bfloat16"; options of a gitfast engine follow, as in
-"gitfast:bfloat16,decode=persistent", or "gitfast:int8,lanes=2", where two lanes share the threads. Ways that need
-packages of their own are in ``exported.py``.
+"gitfast:bfloat16,decode=persistent"; "gitfast:int8,lanes=2", where two lanes share the threads; or
+"gitfast:float32,head=two_stage". Ways that need packages of their own are in ``exported.py``.
 """
 
 from __future__ import annotations
@@ -122,14 +122,21 @@ def make_gitfast(workload: Workload, dtype: str, device: str, threads: int, **op
     if device == "cpu":
         from gitfast.engines.cpu import CpuEngine
 
-        if unknown := options.keys() - {"lanes"}:
-            raise ValueError(f"way: gitfast on the CPU takes lanes, got {', '.join(unknown)}")
+        if unknown := options.keys() - {"lanes", "head"}:
+            raise ValueError(f"way: gitfast on the CPU takes lanes and head, got {', '.join(unknown)}")
+        if (head := options.get("head", "full")) not in ("full", "two_stage"):
+            raise ValueError(f"way: expected head=full or head=two_stage, got {head}")
         wanted = options.get("lanes", "1")
         lanes = int(wanted) if wanted.isdecimal() else 0
         if lanes < 1 or threads % lanes:
             raise ValueError(f"way: expected lanes that divide {threads} threads evenly, got {wanted}")
         cpu = CpuEngine.from_weights(
-            workload.config, workload.weights, dtype=dtype, num_threads=threads // lanes, num_lanes=lanes
+            workload.config,
+            workload.weights,
+            dtype=dtype,
+            num_threads=threads // lanes,
+            num_lanes=lanes,
+            two_stage_head=head == "two_stage",
         )
         captioner = EngineCaptioner(cpu, workload)
         captioner.lanes = lanes

@@ -61,6 +61,17 @@ def test_captions_beside_transformers(caption, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_two_heads_say_the_same(caption, tmp_path):
+    file = tmp_path / "heads.json"
+    ways = ["gitfast:float32,head=full", "gitfast:float32,head=two_stage"]
+    code, _, errors = caption("--way", *ways, "--json", file)
+    assert (code, errors) == (0, "")
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["way"], row["equal_tokens"]) for row in rows] == [
+        (way, row["checked_tokens"]) for way, row in zip(ways, rows, strict=True)
+    ]
+
+
 def test_lanes_side_by_side(caption, tmp_path):
     file, picture = tmp_path / "lanes.json", tmp_path / "lanes.png"
     ways = ["transformers:float32", "gitfast:float32"]
@@ -153,10 +164,11 @@ def test_a_way_that_is_wrong_is_not_timed(caption, monkeypatch, tmp_path):
         (["--way", "tensorflow:float32"], "way: expected one of gitfast, transformers, compiled, openvino"),
         (["--way", "gitfast:int8,decode"], "way: expected options as NAME=VALUE after the dtype"),
         (["--way", "transformers:float32,decode=x"], "way: only gitfast takes options"),
-        (["--way", "gitfast:int8,decode=x"], "way: gitfast on the CPU takes lanes, got decode"),
+        (["--way", "gitfast:int8,decode=x"], "way: gitfast on the CPU takes lanes and head, got decode"),
         (["--way", "gitfast:int4"], "dtype: expected 'float32', 'bfloat16', 'int8', got 'int4'"),
         (["--dtype", "int4"], "dtype: expected float32, bfloat16, int8, got 'int4'"),
         (["--way", "gitfast:int8,lanes=two"], "way: expected lanes that divide 2 threads evenly, got two"),
+        (["--way", "gitfast:int8,head=one"], "way: expected head=full or head=two_stage, got one"),
         (["--lanes", "1", "3"], "lanes: expected lanes that divide 2 threads evenly, got 3"),
         (["--device", "cuda", "--lanes", "2"], "lanes: only the cpu has lanes"),
         (["--model", "git-huge"], "git-huge"),
