@@ -36,10 +36,9 @@ MAX_RESIZED_PIXELS = 1 << 26  # before the crop: 51200 x 1024, the thinnest pict
 MAX_TARGET_PIXELS = 1 << 22  # the model's input
 
 # Where the native resampling is known to give Pillow's bytes: elsewhere compilers may fuse the multiply-adds that
-# compute weights; and from 13 on Pillow resizes along columns first if the picture is twice as tall as wide.
+# compute weights.
 _NATIVE = platform.machine() in ("x86_64", "AMD64")
 _NATIVE_FILTERS = ("bicubic", "bilinear", "box")
-_TALLEST = 1.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,13 +258,14 @@ class ImageProcessor:
         keeps_aspect = isinstance(self.size, int) and self.max_size is None
         if not (_NATIVE and keeps_aspect and self.resample in _NATIVE_FILTERS and image.mode == "RGB"):
             return None
-        if image.height > _TALLEST * image.width:
+        width, height = resized
+        fewer_rows, fewer_columns = image.height - height, image.width - width
+        if fewer_rows > max(0, 2 * fewer_columns):  # Pillow 13 then resizes along columns first
             return None
         try:
             _, pixels = image.__arrow_c_array__()
         except ValueError:  # a large picture, whose rows are in several blocks
             return None
-        width, height = resized
         crop = self.crop_size or (height, width)
         start = self._margin(height, crop[0]), self._margin(width, crop[1])
         values = self._values if normalize else None
