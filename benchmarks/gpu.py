@@ -39,8 +39,8 @@ FAST_CAPTION = ("caption", *CASES, "--model", "git-base", "--rounds", "1", "--ne
 REFILL = ("benchmarks/refill_cuda.py", "--json", "{scratch}/refill.json")
 SMALL_REFILL = ("--images", "4", "--rows", "2", "--new-tokens", "6", "--rounds", "1", "--device", "cpu")
 KERNEL_TESTS = (
-    *("device", "arguments", "norm", "activation", "embed", "attention_cuda", "linear_cuda", "select_cuda"),
-    *("search_cuda", "functions", "cuda_encoder", "cuda_engine", "persistent_engine", "cuda_refill_engine"),
+    *("device", "arguments", "norm", "activation", "embed", "attention", "linear", "select", "search", "functions"),
+    *("encoder", "engine", "persistent_engine", "refill", "concurrent_calls"),
 )
 
 

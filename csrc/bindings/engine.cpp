@@ -332,7 +332,10 @@ py::dict stats(const Engine& engine) {
 static void check_pixels(const py::object& pixel_values, bool take_bytes, bool interpolate_positions,
                          int64_t image_size, int64_t patch_size, int64_t num_frames) {
   const Array pixels(pixel_values, "pixel_values");
-  if (!take_bytes || pixels.view().dtype != DType::u8) pixels.floats();
+  const DType got = pixels.view().dtype;
+  if (take_bytes && got != DType::u8 && got != DType::f32)
+    throw Error(std::string("pixel_values: expected float32 or uint8, got ") + dtype_name(got));
+  if (got != DType::u8 || !take_bytes) pixels.floats();
   cpu::check_pixels(pixel_batch(pixels.view(), pixels.check(), interpolate_positions),
                     {image_size, patch_size, num_frames});
 }

@@ -192,7 +192,7 @@ def test_errors_name_the_file(tmp_path):
     [
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
-        (b"[" * 100_000, "not valid JSON"),
+        (b"[" * 100_000, "JSON that is nested too deeply"),
         (b"\xff\xfe\xff", "not valid JSON"),
         (b"[]", "expected a JSON object, got list"),
         (b'{"a": "' + b" " * (1 << 20) + b'"}', "at most 1048576 bytes"),

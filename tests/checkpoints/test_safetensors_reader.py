@@ -88,7 +88,7 @@ BIG = 1 << 62
         (b"{", b"", "not valid JSON"),
         (b'{"a": 1, "a": 2}', b"", "has a name twice"),
         (b"\xff\xfe{}", b"", "not valid JSON"),
-        (b"[" * 60_000, b"", "not valid JSON"),
+        (b"[" * 60_000, b"", "nested too deeply"),
         (b"[" * 100_000, b"", "more than 65536 objects and lists"),
         (b'{"a": ' + b"9" * 4_000 + b"}", b"", "a: expected dtype, shape and data_offsets, got inf"),
         (

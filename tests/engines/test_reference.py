@@ -181,7 +181,7 @@ def test_prefix_reports_its_contents():
     ours, _ = make_pair(**{"num_image_with_embedding": 3})
     engine: Engine = ReferenceEngine(ours.float())
     pixels, _ = random_inputs(CLIPS["pixels"])
-    prefix = engine.encode(pixels.numpy())[1]
+    prefix = engine.encode(pixels.float().numpy())[1]
     assert isinstance(prefix, ImagePrefix)
     assert prefix.num_tokens == 3 * 17
     assert prefix.nbytes == 3 * 2 * 51 * 32 * 4  # layers, K and V, tokens, width, float32

@@ -257,7 +257,8 @@ class CudaEngine(Engine):
             if pixels.ndim not in (4, 5) or pixels.shape[-1] != 3:
                 raise ValueError(f"pixel_values: expected bytes (B, H, W, 3) or (B, T, H, W, 3), got {pixels.shape}")
             pixels = np.moveaxis(pixels, -1, -3)
-        check_pixels(pixels, self.config, interpolate_positions=interpolate_positions, take_bytes=as_bytes)
+        take_bytes = self.normalization is not None
+        check_pixels(pixels, self.config, interpolate_positions=interpolate_positions, take_bytes=take_bytes)
         rows, columns = (size // self.config.vision_config.patch_size for size in pixels.shape[-2:])
         return ImageKind(pixels.shape[1] if pixels.ndim == 5 else None, rows, columns)
 

@@ -240,7 +240,10 @@ class RunningBatch:
         """Let rows of a call that wait join searches, as many as there is room for."""
         while call.waiting and not call.ended:
             try:
-                running = next((each for each in self._active if self._room(each, call)), None) or self._begin(call)
+                running = next((each for each in self._active if self._room(each, call)), None)
+                if running is None and any(call in each.counts for each in self._active):
+                    return  # its rows will end, and make room for the others
+                running = running or self._begin(call)
                 if running is None:
                     return
                 rows = call.waiting[: self._room(running, call)]
