@@ -65,6 +65,7 @@ struct RunningBatch::TextCall : Call {
   struct Row {
     Decoding::Handle handle = 0;
     bool stopped = false;  // by its callback
+    bool refused = false;  // the same, before `settle`; it and `told` are the calling thread's
     size_t told = 0;       // tokens
     Decoding::Event last;
   };
@@ -79,16 +80,18 @@ struct RunningBatch::TextCall : Call {
   void tell() override {
     for (; !telling.empty(); telling.pop_front()) {
       Row& row = rows[telling.front().row];
-      if (row.stopped) continue;
+      if (row.refused) continue;
       const std::vector<int32_t>& tokens = telling.front().tokens;
       row.told += tokens.size();
-      if (!on_tokens(static_cast<int32_t>(telling.front().row), tokens)) row.stopped = true;
+      if (!on_tokens(static_cast<int32_t>(telling.front().row), tokens)) row.refused = true;
     }
   }
 
   void settle(RunningBatch& batch) override {
-    for (Row& row : rows)
+    for (Row& row : rows) {
+      row.stopped = row.refused;
       if (row.stopped && row.handle) batch.stops_.push_back(row.handle);
+    }
   }
 
   const char* name;    // of the argument that holds the rows
