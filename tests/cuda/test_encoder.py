@@ -192,8 +192,8 @@ def test_pixels_that_cannot_be(device: str, tmp_path: Path) -> None:
     for engine, pixels, message in (
         (untold, as_bytes, r"expected float32; this engine was not told how to normalise bytes"),
         (told, as_bytes.astype(np.int64), r"expected float32 or uint8, got int64"),
-        (told, as_bytes[0], r"expected \(B, H, W, 3\) or \(B, T, H, W, 3\), got \(32, 32, 3\)"),
-        (told, as_bytes.transpose(0, 3, 1, 2), r"expected \(B, H, W, 3\) .* got \(1, 3, 32, 32\)"),
+        (told, as_bytes[0], r"expected bytes \(B, H, W, 3\) or \(B, T, H, W, 3\), got \(32, 32, 3\)"),
+        (told, as_bytes.transpose(0, 3, 1, 2), r"expected bytes \(B, H, W, 3\) .* got \(1, 3, 32, 32\)"),
         (told, as_bytes.astype(np.float32), r"expected shape \(B, 3, H, W\), got \(1, 32, 32, 3\)"),
         (told, as_bytes[:, :24], r"expected images of 32x32, got 24x32"),
         (told, np.zeros((1, 3, 32, 32, 3), np.uint8), r"expected clips of at most 2 frames, got 3"),

@@ -255,7 +255,7 @@ class CudaEngine(Engine):
             if self.normalization is None:
                 raise ValueError("pixel_values: expected float32; this engine was not told how to normalise bytes")
             if pixels.ndim not in (4, 5) or pixels.shape[-1] != 3:
-                raise ValueError(f"pixel_values: expected (B, H, W, 3) or (B, T, H, W, 3), got {pixels.shape}")
+                raise ValueError(f"pixel_values: expected bytes (B, H, W, 3) or (B, T, H, W, 3), got {pixels.shape}")
             pixels = np.moveaxis(pixels, -1, -3)
         take_bytes = self.normalization is not None
         check_pixels(pixels, self.config, interpolate_positions=interpolate_positions, take_bytes=take_bytes)
