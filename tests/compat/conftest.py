@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from gitfast.compat import configuration, hf, hf_processing, modeling, processing
+
+from support.tiny_checkpoint import write_checkpoint
 
 
 def make_kit(name: str) -> SimpleNamespace:
@@ -30,3 +34,13 @@ def make_kit(name: str) -> SimpleNamespace:
 def kit(request: pytest.FixtureRequest) -> SimpleNamespace:
     """The classes of ``gitfast.compat`` without and with transformers."""
     return make_kit(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def model(kit: Any, folder: Path) -> Any:
+    return kit.GitForCausalLM.from_pretrained(folder)

@@ -17,18 +17,6 @@ from torch import nn
 from gitfast.compat import generation, native
 from gitfast.errors import EngineError
 
-from support.tiny_checkpoint import write_checkpoint
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def model(kit: Any, folder: Path) -> Any:
-    return kit.GitForCausalLM.from_pretrained(folder)
-
 
 def pixels(count: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(1).standard_normal((count, 3, 32, 32)).astype(np.float32))

@@ -19,11 +19,6 @@ from gitfast.errors import CheckpointError, EngineError
 from support.tiny_checkpoint import random_image, write_checkpoint
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model"))
-
-
 def pixels(count: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(1).standard_normal((count, 3, 32, 32)).astype(np.float32))
 

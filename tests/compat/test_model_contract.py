@@ -16,22 +16,10 @@ from torch import nn
 
 from gitfast.compat import hf
 
-from support.tiny_checkpoint import write_checkpoint
-
 IDS = torch.tensor([[2, 5, 6, 7, 9], [2, 8, 11, 5, 3]])
 LAYERS, HEADS, WIDTH, WORDS = 2, 2, 32, 31
 IMAGE = 17  # tokens
 EVERYTHING = {"output_hidden_states": True, "output_attentions": True}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def model(kit: Any, folder: Path) -> Any:
-    return kit.GitForCausalLM.from_pretrained(folder)
 
 
 @pytest.fixture

@@ -22,11 +22,6 @@ IDS = torch.tensor([[2, 5, 6, 7, 9], [2, 8, 11, 5, 3]])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("video"), num_image_with_embedding=3)
 

@@ -10,12 +10,7 @@ import pytest
 from gitfast import compat
 from gitfast.compat.pipelines import ImageToTextPipeline
 
-from support.tiny_checkpoint import random_image, write_checkpoint
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model"))
+from support.tiny_checkpoint import random_image
 
 
 def test_one_many_and_streams(kit: Any, folder: Path, tmp_path: Path) -> None:

@@ -11,15 +11,10 @@ import pytest
 import torch
 import transformers
 
-from support.tiny_checkpoint import random_image, write_checkpoint
+from support.tiny_checkpoint import random_image
 
 STEPS = 20
 CAPTIONS = ["a red square", "how many ?", "the green circle on a blue square", "two squares"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model"))
 
 
 def examples(processor: Any) -> list[dict[str, torch.Tensor]]:

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gitfast.ops import cuda, reference
@@ -14,7 +14,7 @@ from gitfast.ops import cuda, reference
 from support.cuda import emulated
 from support.cuda.attention_cases import COUNTERS, ROUNDING, Case, make_case
 from support.cuda.kernels import Kernels, device_only, every_order
-from support.tiers import examples, slow
+from support.tiers import slow, tries
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -62,7 +62,7 @@ def test_every_width_of_a_head_in_float32(kernels: Kernels, head_dim: int, tile_
     assert case.error() <= 1
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tries(60)
 @given(
     rows=st.lists(st.integers(1, 20), min_size=1, max_size=3),
     prefix=st.integers(0, 140),

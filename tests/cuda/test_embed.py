@@ -6,13 +6,13 @@ from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from support.cuda import emulated
 from support.cuda.embed_cases import make_case
 from support.cuda.kernels import Kernels, every_order
-from support.tiers import examples, slow
+from support.tiers import slow, tries
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -28,7 +28,7 @@ def test_equals_float64(kernels: Kernels, dtype: torch.dtype, width: int) -> Non
         assert case.error() <= 1
 
 
-@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tries(30)
 @given(
     rows=st.integers(1, 6),
     width=st.integers(1, 300),

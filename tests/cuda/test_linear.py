@@ -7,13 +7,13 @@ from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from support.cuda import emulated
 from support.cuda.kernels import Kernels, device_only, every_order
 from support.cuda.linear_cases import ACTIVATIONS, FORMATS, make_case
-from support.tiers import examples
+from support.tiers import tries
 
 DTYPES = [torch.float16, torch.bfloat16]
 
@@ -38,7 +38,7 @@ def test_many_columns(kernels: Kernels, columns: int) -> None:
     assert case.error() <= 1
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tries(60)
 @given(
     rows=st.integers(1, 40),
     columns=st.integers(1, 40),

@@ -6,13 +6,13 @@ from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from support.cuda import emulated
 from support.cuda.kernels import Kernels, device_only, every_order
 from support.cuda.norm_cases import make_case
-from support.tiers import examples, slow
+from support.tiers import slow, tries
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -27,7 +27,7 @@ def test_equals_float64(kernels: Kernels, dtype: torch.dtype, width: int) -> Non
         assert case.error() <= 1
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tries(60)
 @given(
     rows=st.integers(1, 5),
     width=st.integers(1, 600),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gitfast.ops.cuda import SearchState, Selection
@@ -16,7 +16,7 @@ from gitfast.ops.cuda_weights import TiledWeight
 from support.cuda import emulated
 from support.cuda.kernels import Kernels, device_only, every_order
 from support.cuda.search_cases import CONTEXTS, Case, equal_choices, make_case
-from support.tiers import examples, slow
+from support.tiers import slow, tries
 
 
 def beams_error(case: Case, kernels: Kernels) -> float:
@@ -39,7 +39,7 @@ def test_beams(kernels: Kernels, num_beams: int, early_stopping: bool | str) -> 
         assert beams_error(case, kernels) <= 1
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tries(60)
 @given(
     seed=st.integers(0, 10**6),
     vocab_size=st.integers(3, 50),
@@ -127,7 +127,7 @@ def test_draws_among_choices(kernels: Kernels, options: dict[str, float]) -> Non
     assert len(lengths) > 2
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tries(60)
 @given(
     seed=st.integers(0, 10**6),
     vocab_size=st.integers(3, 64),

@@ -7,14 +7,14 @@ from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from support.cuda import emulated
 from support.cuda.kernels import Kernels, device_only, every_order
 from support.cuda.linear_cases import FORMATS
 from support.cuda.select_cases import Case, make_case
-from support.tiers import examples
+from support.tiers import tries
 
 DTYPES = [torch.float16, torch.bfloat16]
 
@@ -60,7 +60,7 @@ def test_a_vocabulary_of_30522(
         assert case.error() <= 1
 
 
-@settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tries(50)
 @given(
     rows=st.integers(1, 18),
     vocab=st.integers(1, 700),
