@@ -20,7 +20,7 @@ from gitfast.engines.cuda.images import EncodePlan, ImageEncoder
 from gitfast.engines.cuda.persistent import DECODE_MODES, DecodeMode, PersistentDecoder
 from gitfast.engines.cuda.running_batch import FairLock, RunningBatch, TextCall
 from gitfast.engines.cuda.search import REFILLS, DeviceSearch, SearchKey, SearchMode
-from gitfast.engines.cuda.sequences import CudaPrefix, SequenceBatch, wait_until_ready
+from gitfast.engines.cuda.sequences import CudaPrefix, SequenceBatch, tokens_of, wait_until_ready
 from gitfast.engines.search import generate_with, generations, native_options
 from gitfast.errors import EngineError
 from gitfast.torch_model import GitModel, build_model
@@ -206,10 +206,10 @@ class CudaEngine(Engine):
         with _memory_errors():
             if on_token is not None and not (mode and self._can_stream(mode, given)):
                 return self._search_on_host(given, prompts, options, on_token, cancel)
-            if mode and len(_lengths(given)) == 1 and not self._is_persistent(mode, given):
-                return generations(self._running.run(TextCall(mode, given, prompts, native, cancel)))
             rows = max(options.num_beams, options.num_return_sequences)
-            at_once = self.rows_at_once * (REFILLS if mode and len(_lengths(given)) == 1 else 1)
+            at_once = self.rows_at_once
+            if mode and len(set(map(tokens_of, given))) == 1:  # whole, or as many as the persistent kernel refills from
+                at_once = REFILLS * at_once if self._is_persistent(mode, given) else rows * len(prompts)
             results = []
             for part in _parts(len(prompts), max(1, at_once // rows)):
                 if mode is None:
@@ -269,7 +269,7 @@ class CudaEngine(Engine):
         rows = min(
             len(prefixes) * mode.rows, max(1, self.rows_at_once // mode.rows_per_sequence) * mode.rows_per_sequence
         )
-        return self._persistent.takes(rows, len(_lengths(prefixes)))
+        return self._persistent.takes(rows, len(set(map(tokens_of, prefixes))))
 
     def _can_stream(self, mode: SearchMode, prefixes: Sequence[CudaPrefix | None]) -> bool:
         """Return whether tokens can be reported while the search runs on the device."""
@@ -356,10 +356,6 @@ class CudaEngine(Engine):
 def _parts(count: int, size: int) -> Iterator[slice]:
     for first in range(0, count, size):
         yield slice(first, first + size)
-
-
-def _lengths(prefixes: Sequence[CudaPrefix | None]) -> set[int]:
-    return {0 if prefix is None else prefix.num_tokens for prefix in prefixes}
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import torch
 
 from gitfast.engines.base import EngineStats
 from gitfast.engines.cuda.search import DeviceSearch, SearchKey, SearchMode
-from gitfast.engines.cuda.sequences import CudaPrefix, wait_until_ready
+from gitfast.engines.cuda.sequences import CudaPrefix, tokens_of, wait_until_ready
 from gitfast.ops.cuda_search import Found, NotNumbersError
 from gitfast.types import CancelToken
 
@@ -82,7 +82,7 @@ class TextCall:
         self.found: dict[int, list[Found]] = {}  # by row
         self.error: BaseException | None = None
         self.tokens = max(map(len, prompts)) + int(options["max_new_tokens"])  # of a row at most
-        lengths = {0 if prefix is None else prefix.num_tokens for prefix in prefixes}
+        lengths = set(map(tokens_of, prefixes))
         self.prefix_tokens = lengths.pop() if len(lengths) == 1 else None  # None: of several lengths
 
     @property

@@ -22,6 +22,7 @@ from gitfast.engines.cuda.sequences import (
     group_tiles,
     put,
     stack,
+    tokens_of,
 )
 from gitfast.ops import cuda
 from gitfast.ops.cuda_search import Found, SearchSize, SearchState
@@ -108,7 +109,7 @@ class SearchKey(NamedTuple):
         """
         groups, where = group_prefixes(prefixes)
         sequences, most = len(where) * mode.sequences_per_prompt, max(1, rows_at_once // mode.rows_per_sequence)
-        sizes = tuple((len(images), 0 if images[0] is None else images[0].num_tokens) for images in groups)
+        sizes = tuple((len(images), tokens_of(images[0])) for images in groups)
         if len(sizes) > 1 or (sequences <= most and not shared):
             max_text = _rounded_up(tokens, _LENGTH_BUCKET)
             one_each = len(sizes) == 1 and sizes[0][0] == sequences

@@ -133,15 +133,20 @@ def wait_until_ready(prefixes: Sequence[CudaPrefix | None], stream: torch.cuda.S
             prefix.note_use(stream)
 
 
+def tokens_of(prefix: CudaPrefix | None) -> int:
+    """Count the image tokens of a prefix; of text without an image, none."""
+    return 0 if prefix is None else prefix.num_tokens
+
+
 def group_prefixes(prefixes: Sequence[CudaPrefix | None]) -> tuple[list[list[CudaPrefix | None]], list[PrefixIndex]]:
     """Group prefixes by length, each object once; return the groups and where each given prefix is among them."""
     members: dict[int, dict[int, CudaPrefix | None]] = {}
     for prefix in prefixes:
-        members.setdefault(0 if prefix is None else prefix.num_tokens, {}).setdefault(id(prefix), prefix)
+        members.setdefault(tokens_of(prefix), {}).setdefault(id(prefix), prefix)
     order = {length: (group, list(images)) for group, (length, images) in enumerate(members.items())}
     where = []
     for prefix in prefixes:
-        group, images = order[0 if prefix is None else prefix.num_tokens]
+        group, images = order[tokens_of(prefix)]
         where.append((group, images.index(id(prefix))))
     return [list(images.values()) for images in members.values()], where
 
@@ -182,7 +187,7 @@ def _stacked(images: Sequence[CudaPrefix | None], decoder: Decoder) -> PrefixGro
     if first is not None and len(images) == 1:
         given = (first.keys, first.values, first.k_scale, first.v_scale)
         return PrefixGroup(*(x[:, None] for x in given if x is not None))
-    group = empty_group(decoder, len(images), 0 if first is None else first.num_tokens)
+    group = empty_group(decoder, len(images), tokens_of(first))
     stack(images, out=group)
     return group
 
