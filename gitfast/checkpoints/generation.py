@@ -31,7 +31,7 @@ _INTEGERS = {  # least and largest
     "forced_bos_token_id": (0, _MAX_TOKENS),
     "forced_eos_token_id": (0, _MAX_TOKENS),
 }
-_FORCED = ("forced_bos_token_id", "forced_eos_token_id")  # transformers takes lists too
+FORCED = ("forced_bos_token_id", "forced_eos_token_id")  # transformers takes lists too
 _NUMBERS = ("length_penalty", "temperature", "top_p", "min_p", "repetition_penalty")
 _TOKEN_LISTS = ("suppress_tokens", "begin_suppress_tokens")
 _MAX_LIST = 100_000  # tokens of a list, or lists of tokens
@@ -174,7 +174,7 @@ def _defaults(values: Mapping[str, Any], path: Path) -> GenerationDefaults:
     options: dict[str, Any] = {}
     for name, (least, largest) in _INTEGERS.items():
         if (value := values.get(name)) is not None:
-            if name in _FORCED and isinstance(value, list) and len(value) == 1:
+            if name in FORCED and isinstance(value, list) and len(value) == 1:
                 (value,) = value
             if not _is_integer(value) or not least <= value <= largest:
                 raise ConfigError(f"{path}: {name}: expected an integer from {least} to {largest}, got {_shown(value)}")

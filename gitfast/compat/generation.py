@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gitfast import arguments
-from gitfast.checkpoints.generation import NO_EFFECT
+from gitfast.checkpoints.generation import FORCED, NO_EFFECT
 from gitfast.compat import native
 from gitfast.engines.search import generate_with
 from gitfast.errors import ArgumentError, EngineError
@@ -93,7 +93,6 @@ THEIRS: dict[str, Any] = {
 _IGNORED = NO_EFFECT - DEFAULTS.keys()
 # Options of gitfast.GenerationOptions that transformers does not have.
 OURS = frozenset({"seed", "length_penalty_form", "ban_last_token", "allowed_token_ids"})
-_FORCED = ("forced_bos_token_id", "forced_eos_token_id")  # transformers takes lists of tokens too
 _COUNTS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "num_return_sequences", "top_k")
 _TOO_LARGE = 1 << 31
 # Arguments of ``forward`` that the native engine takes.
@@ -173,7 +172,7 @@ def _unusual(settings: dict[str, Any], given: Mapping[str, Any], tensors: Mappin
         return f"{other[0]} is an argument of the model itself"
     if other := sorted(given.keys() - settings.keys() - OURS - _IGNORED - tensors.keys()):
         return f"{other[0]} is an option of transformers' search"
-    if name := next((name for name in _FORCED if isinstance(settings[name], list) and len(settings[name]) != 1), None):
+    if name := next((name for name in FORCED if isinstance(settings[name], list) and len(settings[name]) != 1), None):
         return f"{name} is a list of several tokens"
     if settings["do_sample"] and settings["num_beams"] > 1:
         return "do_sample with num_beams is transformers' search"
@@ -332,7 +331,7 @@ def _options(
             if abs(settings[name]) >= _TOO_LARGE:
                 raise ArgumentError(f"{name}: expected less than {_TOO_LARGE}, got {arguments.shown(settings[name])}")
     values = {name: settings[name] for name in DEFAULTS if name in _FIELDS and settings[name] is not None}
-    for name in _FORCED:
+    for name in FORCED:
         if isinstance(values.get(name), (list, tuple)):
             (values[name],) = values[name]
     length = ids.shape[1]
