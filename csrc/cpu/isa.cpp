@@ -33,6 +33,7 @@ bool has_avx512() {
 
 // All CPUs with the first have the second, but for one (Cooper Lake).
 bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"); }
+
 // True if the CPU has bfloat16 tiles and Linux lets this process use them: their state is large, so a process must ask
 // for permission, once, and threads made later have it too.
 bool has_amx() {
