@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.paths import ROOT
+from support.processes import ENVIRONMENT, PYTHON
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
@@ -44,7 +45,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         script.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     paths = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
-    return os.environ | {"PATH": paths, "HF_HUB_OFFLINE": "1"}
+    return ENVIRONMENT | {"PATH": paths, "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.mark.slow
@@ -52,7 +53,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def test_python_blocks_of_a_page_run_in_order(page, environment):
     program = "\n".join(blocks(page, "python"))
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
+        [*PYTHON, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
