@@ -98,6 +98,7 @@ void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t
   p.vectors = panels * kPanelVectors;
   p.c = sums;
   p.c_stride = kStride;
+  p.cached = kWiden;
   for (int64_t k = 0; k < w.k; k += kSumBlock, words += kSumBlock / (kTermWeights * Source::kTerms) * kPanel) {
     const int64_t n = smaller(kSumBlock, w.k - k);
     if constexpr (kWiden && !kTiled<Source>) {
