@@ -22,9 +22,7 @@ namespace {
 #if defined(__x86_64__)
 // These builtins of GCC and clang read CPUID and, by XGETBV, which registers the operating system saves: a feature
 // whose registers it does not save is reported as absent.
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
