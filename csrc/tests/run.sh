@@ -5,11 +5,12 @@
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 
-# build FOLDER TARGET OPTION...
+# build FOLDER TARGET OPTION... Each source by itself: it has to include what it uses.
 build() {
   folder=$root/build/native-$1 target=$2
   shift 2
-  cmake -S "$root" -B "$folder" -G Ninja -DGITFAST_CUDA=off -DGITFAST_WERROR=on "$@" >/dev/null
+  cmake -S "$root" -B "$folder" -G Ninja -DGITFAST_CUDA=off -DGITFAST_UNITY=OFF -DGITFAST_WERROR=on "$@" \
+    >/dev/null
   cmake --build "$folder" --target "$target"
 }
 
