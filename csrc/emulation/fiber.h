@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <new>
+#include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -51,19 +52,57 @@ struct Meeting {
   char address = 0;
 };
 
-class Fiber {
+// The stack of a fiber. Below it lies a page that cannot be touched, so that running out of stack is seen.
+//
+// Some are kept for fibers to come: a launch needs one per thread, and new memory costs more than most threads do.
+class StackMemory {
  public:
-  Fiber() {
-    // Below the stack lies a page that cannot be touched, so that running out of stack is seen.
-    memory_ =
-        mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  static constexpr size_t kStack = 128 * 1024;
+
+  StackMemory() {
+    if (!kept.stacks.empty()) {
+      memory_ = kept.stacks.back();
+      kept.stacks.pop_back();
+      return;
+    }
+    memory_ = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory_ == MAP_FAILED) throw std::bad_alloc();
     mprotect(memory_, kGuard, PROT_NONE);
   }
-  ~Fiber() {
-    forget();
-    munmap(memory_, kGuard + kStack);
+  ~StackMemory() {
+    if (kReuse && kept.stacks.size() < kMostKept) {
+      kept.stacks.push_back(memory_);
+    } else {
+      munmap(memory_, kBytes);
+    }
   }
+  StackMemory(const StackMemory&) = delete;
+  StackMemory& operator=(const StackMemory&) = delete;
+  void* stack() const { return static_cast<char*>(memory_) + kGuard; }
+
+ private:
+#ifdef GITFAST_SANITIZED
+  static constexpr bool kReuse = false;  // the memory of a thread would order it after the one before
+#else
+  static constexpr bool kReuse = true;
+#endif
+  static constexpr size_t kGuard = 4096, kBytes = kGuard + kStack, kMostKept = 2048;
+
+  struct Kept {
+    std::vector<void*> stacks;
+    ~Kept() {
+      for (void* memory : stacks) munmap(memory, kBytes);
+    }
+  };
+  static inline thread_local Kept kept;
+
+  void* memory_;
+};
+
+class Fiber {
+ public:
+  Fiber() = default;
+  ~Fiber() { forget(); }
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
@@ -120,10 +159,10 @@ class Fiber {
   void join() { end_.acquire(); }
 
  private:
-  static constexpr size_t kGuard = 4096, kStack = 128 * 1024;
+  static constexpr size_t kStack = StackMemory::kStack;
   static constexpr unsigned kNoOrder = 1;
 
-  void* stack() const { return static_cast<char*>(memory_) + kGuard; }
+  void* stack() const { return memory_.stack(); }
 
   void forget() {
 #ifdef __SANITIZE_ADDRESS__
@@ -173,7 +212,7 @@ class Fiber {
   ucontext_t outside_;
 #endif
 
-  void* memory_;
+  StackMemory memory_;
   std::function<void()> body_;
   ucontext_t inside_;
 #ifndef GITFAST_SANITIZED

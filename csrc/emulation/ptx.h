@@ -101,32 +101,37 @@ struct MatrixRows {
   }
 }
 
+// The two numbers of a register, widened.
 template <class T>
-float half_of(uint32_t pair, int which) {
-  const auto bits = static_cast<uint16_t>(pair >> 16 * which);
-  T value;
-  std::memcpy(static_cast<void*>(&value), &bits, sizeof value);
-  return static_cast<float>(value);
+void widen(uint32_t pair, float* to) {
+  for (int which = 0; which < 2; ++which) {
+    const auto bits = static_cast<uint16_t>(pair >> 16 * which);
+    T value;
+    std::memcpy(static_cast<void*>(&value), &bits, sizeof value);
+    to[which] = static_cast<float>(value);
+  }
 }
 
 template <class T>
 [[gnu::noinline]] void mma_m16n8k16(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  const emulation::Slot* slots = emulation::running->exchange(~0u, mine, sizeof mine, __builtin_return_address(0));
-  // Register `which` of the lane that holds pair `pair` of row (or column) `line`.
+  float widened[12];
+  for (int i = 0; i < 6; ++i) widen<T>(mine[i], widened + 2 * i);
+  const emulation::Slot* slots =
+      emulation::running->exchange(~0u, widened, sizeof widened, __builtin_return_address(0));
+  // Numbers `which` of the lane that holds pair `pair` of row (or column) `line`.
   const auto of_lane = [&](int line, int pair, int which) {
-    uint32_t registers[6];
-    std::memcpy(registers, slots[4 * line + pair].bytes, sizeof registers);
-    return registers[which];
+    return reinterpret_cast<const float*>(slots[4 * line + pair].bytes) + 2 * which;
   };
   const int lane = emulation::running->current().lane, g = lane / 4, t = lane % 4;
   for (int i = 0; i < 4; ++i) {
     const int lower = i / 2, column = 2 * t + i % 2;
     double sum = sums[i];
-    for (int k = 0; k < 16; ++k) {
+    for (int k = 0; k < 16; k += 2) {
       const int right = k / 8, pair = k % 8 / 2;
-      sum += double{half_of<T>(of_lane(g, pair, lower + 2 * right), k % 2)} *
-             half_of<T>(of_lane(column, pair, 4 + right), k % 2);
+      const float *x = of_lane(g, pair, lower + 2 * right), *y = of_lane(column, pair, 4 + right);
+      sum += double{x[0]} * y[0];
+      sum += double{x[1]} * y[1];
     }
     sums[i] = static_cast<float>(sum);
   }
