@@ -77,7 +77,7 @@ def pool() -> ThreadPoolExecutor:
 
 @pytest.fixture
 def scene(device: str, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    return Scene(make_engine(device), processor, monkeypatch)
+    return Scene(make_engine(device, shallow=True), processor, monkeypatch)
 
 
 def test_calls_share_steps_whatever_their_options(scene: Scene, pool: ThreadPoolExecutor) -> None:
@@ -180,7 +180,7 @@ def test_an_interrupt_ends_the_call_of_its_thread_alone(scene: Scene, pool: Thre
 def test_calls_with_more_rows_than_there_is_room_for(
     device: str, processor: Processor, monkeypatch: pytest.MonkeyPatch, pool: ThreadPoolExecutor
 ) -> None:
-    scene = Scene(make_engine(device, rows_at_once=2), processor, monkeypatch)
+    scene = Scene(make_engine(device, shallow=True, rows_at_once=2), processor, monkeypatch)
     prompts = [processor.tokenizer.prompt(text) for text in ("", "what ?", "how many ?", "what color ?")] * 3
     prefixes = [scene.prefixes[i % 3] for i in range(len(prompts))]
     one = scene.generate((0, "", GREEDY))

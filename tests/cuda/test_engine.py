@@ -129,7 +129,7 @@ def test_a_plan_serves_calls_of_one_shape(
 
 
 def test_the_search_on_the_host_agrees_with_the_device(device: str, processor: Processor, pixels: np.ndarray) -> None:
-    engine, told = make_engine(device), []
+    engine, told = make_engine(device, shallow=True), []
     prefix, prompt = engine.encode(pixels[:1]), [processor.tokenizer.prompt()]
     options = GenerationOptions(max_new_tokens=4)
     alone = engine.generate(prefix, prompt, options)
@@ -220,7 +220,7 @@ def test_scores(device: str, cpu: CpuEngine, processor: Processor, pixels: np.nd
 
 
 def test_a_row_does_not_depend_on_the_others(device: str, processor: Processor, pixels: np.ndarray) -> None:
-    engine, prompt = make_engine(device, "bfloat16"), processor.tokenizer.prompt
+    engine, prompt = make_engine(device, "bfloat16", shallow=True), processor.tokenizer.prompt
     first, second = engine.encode(pixels[:2])
     options = GenerationOptions(max_new_tokens=3)
     together = engine.generate([first, second, first], [prompt(), prompt(), prompt("what color ?")], options)
@@ -229,7 +229,7 @@ def test_a_row_does_not_depend_on_the_others(device: str, processor: Processor, 
 
 
 def test_prefixes_of_another_engine(device: str, processor: Processor, pixels: np.ndarray) -> None:
-    engine, prompt = make_engine(device), processor.tokenizer.prompt()
+    engine, prompt = make_engine(device, shallow=True), processor.tokenizer.prompt()
     (prefix,) = engine.encode(pixels[:1])
     other = CudaPrefix(prefix.keys, prefix.values, engine=-1)
     for call in (
@@ -246,7 +246,7 @@ def test_a_dtype_there_is_not(device: str) -> None:
 
 
 def test_bytes_that_do_not_suit(device: str, processor: Processor) -> None:
-    engine = make_engine(device, normalization=processor.image_processor.normalization)
+    engine = make_engine(device, shallow=True, normalization=processor.image_processor.normalization)
     for shape, message in (
         ((1, 3, 64, 64), r"expected bytes \(B, H, W, 3\) or \(B, T, H, W, 3\), got \(1, 3, 64, 64\)"),
         ((64, 64, 3), r"expected bytes \(B, H, W, 3\) or"),
@@ -257,12 +257,12 @@ def test_bytes_that_do_not_suit(device: str, processor: Processor) -> None:
         with pytest.raises(ValueError, match=f"pixel_values: .*{message}"):
             engine.encode(np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match="pixel_values: expected float32; this engine was not told how to normalise"):
-        make_engine(device).encode(np.zeros((1, 64, 64, 3), np.uint8))
+        make_engine(device, shallow=True).encode(np.zeros((1, 64, 64, 3), np.uint8))
 
 
 @pytest.mark.parametrize("name", ["greedy", "beams", "samples", "samples of a few"])
 def test_logits_that_are_no_numbers(device: str, name: str, processor: Processor, pixels: np.ndarray) -> None:
-    engine = make_engine(device)
+    engine = make_engine(device, shallow=True)
     prefix = engine.encode(pixels[:1])[0]
     broken = CudaPrefix(prefix.keys, torch.full_like(prefix.values, torch.nan), prefix.engine)
     with pytest.raises(ValueError, match="logits: NaN in row 0"):
@@ -272,7 +272,7 @@ def test_logits_that_are_no_numbers(device: str, name: str, processor: Processor
 def test_memory_that_does_not_suffice(
     device: str, processor: Processor, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(device)
+    engine = make_engine(device, shallow=True)
 
     def fail(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("tried to allocate 9 GiB")

@@ -90,7 +90,7 @@ def test_weights_and_prefixes(
 
 def test_tokens_are_streamed_while_the_kernel_runs(device: str, processor: Processor, ran: list[str]) -> None:
     engine, pixels, prompt = (
-        make_engine(device, decode="persistent"),
+        make_engine(device, shallow=True, decode="persistent"),
         processor.images(TWO),
         processor.tokenizer.prompt(),
     )
@@ -115,7 +115,7 @@ def test_tokens_are_streamed_while_the_kernel_runs(device: str, processor: Proce
 def test_what_few_rows_are_not(device: str, processor: Processor, ran: list[str]) -> None:
     """More rows, prefixes of several lengths, and rules take the kernels of operations."""
     engine, pixels, prompt = (
-        make_engine(device, decode="persistent"),
+        make_engine(device, shallow=True, decode="persistent"),
         processor.images(TWO),
         processor.tokenizer.prompt(),
     )
@@ -132,7 +132,7 @@ def test_what_few_rows_are_not(device: str, processor: Processor, ran: list[str]
 
 
 def test_rows_of_one_call_do_not_depend_on_each_other(device: str, processor: Processor) -> None:
-    engine, prompt = make_engine(device, "bfloat16", decode="persistent"), processor.tokenizer.prompt()
+    engine, prompt = make_engine(device, "bfloat16", shallow=True, decode="persistent"), processor.tokenizer.prompt()
     first, second = engine.encode(processor.images(TWO))
     options = GenerationOptions(max_new_tokens=3)
     together = engine.generate([first, second], [prompt] * 2, options)
@@ -143,7 +143,7 @@ def test_blocks_that_waited_in_vain(
     device: str, processor: Processor, ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error is clear, and the engine goes on with the kernels of operations."""
-    engine, prompt = make_engine(device, decode="persistent"), processor.tokenizer.prompt()
+    engine, prompt = make_engine(device, shallow=True, decode="persistent"), processor.tokenizer.prompt()
     prefix, options = engine.encode(processor.images(IMAGES[:1])), GenerationOptions(max_new_tokens=2)
     expected = engine.generate(prefix, [prompt], options)
     (search,) = engine._searches.values()

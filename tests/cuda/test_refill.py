@@ -56,7 +56,7 @@ def test_rows_are_what_they_are_all_at_once(
     device: str, decode: str, name: str, processor: Processor, prompts: list[list[int]]
 ) -> None:
     """Bit-identical with two rows at once, which have other neighbours and begin at other steps."""
-    engine, options = make_engine(device, "bfloat16", decode=decode), SEARCHES[name]
+    engine, options = make_engine(device, "bfloat16", shallow=True, decode=decode), SEARCHES[name]
     prefixes = encode(engine, processor)[: len(QUESTIONS) // options.num_return_sequences + 1]
     some = prompts[: len(prefixes)]
     expected = engine.generate(prefixes, some, options)
@@ -92,7 +92,7 @@ def test_long_texts_do_not_hold_short_ones(device: str, processor: Processor) ->
 
 
 def test_what_has_ended_reads_no_prefix(device: str, processor: Processor) -> None:
-    engine, options = make_engine(device), GenerationOptions(max_new_tokens=3)
+    engine, options = make_engine(device, shallow=True), GenerationOptions(max_new_tokens=3)
     prefixes, prompt = encode(engine, processor), processor.tokenizer.prompt()
     engine.generate(prefixes, [prompt] * 5, options)
     (search,) = engine._searches.values()
@@ -101,7 +101,7 @@ def test_what_has_ended_reads_no_prefix(device: str, processor: Processor) -> No
 
 
 def test_rows_may_share_prefixes(device: str, processor: Processor, prompts: list[list[int]]) -> None:
-    engine = make_engine(device)
+    engine = make_engine(device, shallow=True)
     first, second, *_ = encode(engine, processor)
     prefixes = [first, second, second, first, first]
     expected = engine.generate(prefixes, prompts, SEARCHES["greedy"])
@@ -112,7 +112,7 @@ def test_rows_may_share_prefixes(device: str, processor: Processor, prompts: lis
 
 def test_memory_is_shared(device: str, processor: Processor, prompts: list[list[int]]) -> None:
     """Calls of equal rows and prefixes (rounded up) share memory; no call has more than some times those at once."""
-    engine, options = make_engine(device, rows_at_once=2), GenerationOptions(max_new_tokens=2)
+    engine, options = make_engine(device, shallow=True, rows_at_once=2), GenerationOptions(max_new_tokens=2)
     prefixes = encode(engine, processor)
     alone = [engine.generate([prefix], [prompt], options)[0] for prefix, prompt in zip(prefixes, prompts, strict=True)]
     engine._searches.clear()
@@ -126,7 +126,7 @@ def test_memory_is_shared(device: str, processor: Processor, prompts: list[list[
 def test_memory_of_searches_is_bounded(
     device: str, processor: Processor, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(device)
+    engine = make_engine(device, shallow=True)
     prefixes, options = encode(engine, processor), GenerationOptions(max_new_tokens=2)
     engine.generate(prefixes[:1], prompts[:1], options)
     (search,) = engine._searches.values()
@@ -144,7 +144,7 @@ def test_memory_of_searches_is_bounded(
 def test_searches_that_are_kept_make_room(
     device: str, processor: Processor, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, make = make_engine(device), DeviceSearch.__init__
+    engine, make = make_engine(device, shallow=True), DeviceSearch.__init__
     prefixes, options = encode(engine, processor), GenerationOptions(max_new_tokens=2)
     (alone,) = engine.generate(prefixes[:1], prompts[:1], options)
 
@@ -171,7 +171,7 @@ def test_what_is_done_in_parts(
     device: str, processor: Processor, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calls with rules decode no more rows at once either."""
-    engine, prefixes, sizes, start = make_engine(device), [], [], SequenceBatch.__init__
+    engine, prefixes, sizes, start = make_engine(device, shallow=True), [], [], SequenceBatch.__init__
     options = replace(SEARCHES["greedy"], max_new_tokens=4, repetition_penalty=1.1)
     prefixes = encode(engine, processor)
     expected = engine.generate(prefixes, prompts, options)
@@ -187,14 +187,14 @@ def test_what_is_done_in_parts(
 
 
 def test_tokens_are_streamed_of_all_rows(device: str, processor: Processor, prompts: list[list[int]]) -> None:
-    engine, streamed = make_engine(device, decode="persistent", rows_at_once=2), [[] for _ in QUESTIONS]
+    engine, streamed = make_engine(device, shallow=True, decode="persistent", rows_at_once=2), [[] for _ in QUESTIONS]
     options = GenerationOptions(max_new_tokens=3)
     results = engine.generate(encode(engine, processor), prompts, options, lambda row, ids: streamed[row].extend(ids))
     assert streamed == [item[0].token_ids for item in results]
 
 
 def test_logits_that_are_no_numbers_name_their_row(device: str, processor: Processor, prompts: list[list[int]]) -> None:
-    engine = make_engine(device, rows_at_once=2)
+    engine = make_engine(device, shallow=True, rows_at_once=2)
     prefixes = encode(engine, processor)
     bad = CudaPrefix(prefixes[3].keys, torch.full_like(prefixes[3].values, torch.nan), prefixes[3].engine)
     with pytest.raises(ValueError, match="logits: NaN in row 3"):
