@@ -38,6 +38,9 @@ CAPTION = ("caption", *CASES, "--model", "git-base", "--rounds", "7")
 FAST_CAPTION = ("caption", *CASES, "--model", "git-base", "--rounds", "1", "--new-tokens", "3")
 REFILL = ("benchmarks/refill_cuda.py", "--json", "{scratch}/refill.json")
 SMALL_REFILL = ("--images", "4", "--rows", "2", "--new-tokens", "6", "--rounds", "1", "--device", "cpu")
+CHECK_ARGUMENTS = (PYTHON, "-c", "import sys; from gitfast import cli; cli._parser().parse_args(sys.argv[1:])")
+# The tests of a device by name: those of the emulation would build it first, for minutes.
+ON_DEVICE = "device and not emulated"
 KERNEL_TESTS = (
     *("device", "arguments", "norm", "activation", "embed", "attention", "linear", "select", "search", "functions"),
     *("encoder", "engine", "persistent_engine", "refill", "concurrent_calls"),
@@ -46,8 +49,9 @@ KERNEL_TESTS = (
 
 @dataclass(frozen=True)
 class Step:
-    """A command, its seconds at most, and what stands for it in a rehearsal: nothing where only a GPU can do it.
+    """A command, its seconds at most, and what stands for it in a rehearsal and in a dry run.
 
+    A rehearsal does the same work on the emulation, where that can; a dry run only sees that the command can be run.
     In commands {rows} is the file of rows, {scratch} a folder whose files go into the tar, and {program:NAME} a
     program that was carried or is built by a step before.
     """
@@ -56,6 +60,7 @@ class Step:
     limit_s: int
     command: Sequence[str]
     rehearsal: Sequence[str] | None = None
+    dry: Sequence[str] | None = None
 
 
 def shell(text: str) -> tuple[str, ...]:
@@ -63,7 +68,8 @@ def shell(text: str) -> tuple[str, ...]:
 
 
 def bench_step(name: str, limit_s: int, arguments: Sequence[str], rehearsal: Sequence[str]) -> Step:
-    return Step(name, limit_s, (*BENCH, *arguments), (*EMULATED, "bench", *rehearsal))
+    dry = (*CHECK_ARGUMENTS, "bench", *arguments)
+    return Step(name, limit_s, (*BENCH, *arguments), (*EMULATED, "bench", *rehearsal), dry)
 
 
 def caption_step(name: str, limit_s: int, *arguments: str, rehearsal: Sequence[str] | None = None) -> Step:
@@ -74,7 +80,8 @@ def caption_step(name: str, limit_s: int, *arguments: str, rehearsal: Sequence[s
 def build() -> Step:
     command = f"CMAKE_CUDA_ARCHITECTURES={ARCHITECTURE}-real GITFAST_CUDA=on {PYTHON} setup.py build_ext --inplace"
     skip = f"{PYTHON} -c 'from gitfast import _C; assert _C.cuda.devices()[\"devices\"]' 2>/dev/null"
-    return Step("build", 80, shell(f"{skip} && echo built before || {command}"), (*EMULATED, "--build"))
+    needs = f"{PYTHON} -c 'import pybind11, setuptools' && cmake --version && ninja --version"
+    return Step("build", 80, shell(f"{skip} && echo built before || {command}"), (*EMULATED, "--build"), shell(needs))
 
 
 def programs_to_build() -> list[Step]:
@@ -102,9 +109,11 @@ def first() -> list[Phase]:
     say = "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())"
     found = "from gitfast import _C; found = _C.cuda.devices(); print(found); assert found['devices']"
     kernels = ("kernels", *CASES, "--model", "git-base", "--kernel")
-    versions = Step("versions", 5, shell(f"nvidia-smi; nvcc --version; {PYTHON} -c '{say}'"), (PYTHON, "-c", say))
+    facts = f"nvidia-smi; nvcc --version; {PYTHON} -c '{say}'"
+    # Beside the build: what is imported here is read from a cache by all that follows.
+    versions = Step("versions", 60, shell(f"{facts}; {PYTHON} -c 'import transformers'"), *[(PYTHON, "-c", say)] * 2)
     timed = [
-        Step("devices", 5, (PYTHON, "-c", found)),
+        Step("devices", 10, (PYTHON, "-c", found)),
         caption_step(
             "caption-operations", 40, "--way", "transformers:bfloat16", "reference:bfloat16", "gitfast:bfloat16"
         ),
@@ -122,13 +131,15 @@ def first() -> list[Phase]:
             rehearsal=("--batch", "2", "--way", "transformers:bfloat16", "gitfast:bfloat16"),
         ),
     ]
-    return [([versions],), *_beside_build([test, probe], timed)]
+    return _beside_build([test, probe], timed, [versions])
 
 
 def second() -> list[Phase]:
     tests = " ".join(f"tests/cuda/test_{name}.py" for name in KERNEL_TESTS)
     parallel = f"$({PYTHON} -c 'import xdist' 2>/dev/null && echo -n 6 --dist loadfile)"
-    pytest = f"{PYTHON} -m pytest -q -p no:cacheprovider"
+    pytest = f"{PYTHON} -m pytest -q -p no:cacheprovider -o addopts=--import-mode=importlib"
+    chosen = f"{tests} -m 'not slow' -k '{ON_DEVICE}'"
+    collect = shell(f"{pytest} --collect-only {chosen}")
     sanitizer = ("compute-sanitizer", "--error-exitcode", "1", "--tool")
     sanitizers = [
         Step(f"sanitizer-{tool}", limit, (*sanitizer, tool, "{program:gitfast_cuda_test}"))
@@ -136,17 +147,12 @@ def second() -> list[Phase]:
     ]
     kernels = ("kernels", *CASES, "--no-compile", "--kernel", "prefix_attention", "--model", "git-base-vqav2")
     caption = ("caption", *CASES, "--model", "git-base-vqav2")
-    profiler = ("ncu", "--launch-count", "12", "--clock-control", "none", "--set", "basic")
+    profiler = ("ncu", "--kernel-name", "regex:^(linear|prefix_attention|head_|add_layer_norm|persistent)")
+    profiler += ("--launch-count", "40", "--kill", "yes", "--clock-control", "none", "--set", "basic")
+    few = ("--model", "git-base", "--rounds", "1", "--new-tokens", "3", "--way", "gitfast:bfloat16")
     timed = [
-        Step(
-            "tests", 60, shell(f"{pytest} {parallel} {tests} -k 'not cpu'"), shell(f"{pytest} --collect-only {tests}")
-        ),
-        Step(
-            "refill",
-            40,
-            (PYTHON, *REFILL),
-            (*EMULATED, *REFILL, *SMALL_REFILL),
-        ),
+        Step("tests", 50, shell(f"{pytest} {parallel} {chosen}"), collect, collect),
+        Step("refill", 40, (PYTHON, *REFILL), (*EMULATED, *REFILL, *SMALL_REFILL), (PYTHON, REFILL[0], "--help")),
         bench_step("kernels-vqa", 25, (*kernels, "--rounds", "5"), (*kernels, "--rounds", "1")),
         bench_step(
             "caption-vqa",
@@ -154,17 +160,17 @@ def second() -> list[Phase]:
             (*caption, "--rounds", "5", "--way", "transformers:bfloat16", "gitfast:bfloat16"),
             (*caption, "--rounds", "1", "--new-tokens", "3", "--way", "gitfast:bfloat16"),
         ),
-        Step("profile", 20, (*profiler, "{program:gitfast_cuda_test}")),
+        Step("profile", 30, (*profiler, *BENCH, "caption", *CASES, *few)),
     ]
     return _beside_build(sanitizers, timed)
 
 
-def _beside_build(programs: list[Step], timed: list[Step]) -> list[Phase]:
+def _beside_build(programs: list[Step], timed: list[Step], more: Sequence[Step] = ()) -> list[Phase]:
     """Programs that were carried run while the library is built; others are built when all that is timed is done."""
     builders = programs_to_build()
     if builders:
-        return [([build()],), (timed,), ([*builders, *programs],)]
-    return [([build()], programs), (timed,)]
+        return [([build()], more), (timed,), ([*builders, *programs],)]
+    return [([build()], programs, more), (timed,)]
 
 
 PARTS = {"first": first, "second": second}
@@ -176,7 +182,7 @@ class Part:
 
     name: str
     out: Path
-    rehearsal: bool
+    how: str  # the field of a step whose command is run: "command", "rehearsal" or "dry"
     limit_s: float
     scratch: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="gitfast-gpu-")))
     started: float = field(default_factory=time.monotonic)
@@ -215,12 +221,12 @@ class Part:
 
     def _step(self, step: Step) -> tuple[str, float]:
         """Its exit status or why it did not end, and its seconds."""
-        command = step.rehearsal if self.rehearsal else step.command
+        command = getattr(step, self.how)
         if command is None:
             self.say(step.name, f"needs a GPU: {' '.join(step.command)}")
             return "needs a GPU", 0.0
         left = self.limit_s - self._elapsed()
-        limit = min(step.limit_s, left) if not self.rehearsal else left
+        limit = min(step.limit_s, left) if self.how == "command" else left
         if left < LEAST_S:
             return "no time left", 0.0
         start = time.monotonic()
@@ -311,14 +317,15 @@ def carry() -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=[*PARTS, "rehearse", "carry"])
+    parser.add_argument("what", choices=[*PARTS, "rehearse", "dry", "carry"])
     what = parser.parse_args().what
     if what == "carry":
         return carry()
-    if what != "rehearse":
-        return Part(what, results_folder(), rehearsal=False, limit_s=PART_LIMIT_S).run(PARTS[what]())
-    out = Path(os.environ.get("OUT") or tempfile.mkdtemp(prefix="gitfast-rehearsal-"))
-    codes = [Part(name, out, rehearsal=True, limit_s=1800).run(phases()) for name, phases in PARTS.items()]
+    if what in PARTS:
+        return Part(what, results_folder(), "command", PART_LIMIT_S).run(PARTS[what]())
+    how = "rehearsal" if what == "rehearse" else "dry"
+    out = Path(os.environ.get("OUT") or tempfile.mkdtemp(prefix=f"gitfast-{how}-"))
+    codes = [Part(name, out, how, limit_s=1800).run(phases()) for name, phases in PARTS.items()]
     print(f"results in {out}")
     return max(codes)
 

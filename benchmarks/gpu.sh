@@ -4,6 +4,7 @@
 #     bash benchmarks/gpu.sh first      whether it works, and the times that decide: captions, kernels
 #     bash benchmarks/gpu.sh second     sanitizers, tests, refilled batches, long prefixes, profiles
 #     bash benchmarks/gpu.sh rehearse   both parts on the emulation, without a GPU
+#     bash benchmarks/gpu.sh dry        both parts without their work, in seconds: what they call is there and takes it
 #     bash benchmarks/gpu.sh carry      builds the programs that need not be built there, in build/carried
 #
 # Results go to $OUT, or to benchmarks/results/<gpu>: rows as they come, one log, and all of it in one tar.

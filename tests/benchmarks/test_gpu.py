@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -45,7 +46,7 @@ def test_a_step_loses_only_itself(gpu: ModuleType, tmp_path: Path) -> None:
         gpu.Step("keeps", 20, (*say("import sys; open(sys.argv[1], 'w').write('{}')"), "{scratch}/more.json")),
     ]
     beside = [gpu.Step("runs beside", 20, say("print('beside')"))]
-    part = gpu.Part("first", tmp_path, rehearsal=False, limit_s=200)
+    part = gpu.Part("first", tmp_path, "command", limit_s=200)
     assert part.run([(steps, beside)]) == 1
     statuses = steps_of(part.rows)
     assert statuses == {
@@ -67,7 +68,7 @@ def test_a_step_loses_only_itself(gpu: ModuleType, tmp_path: Path) -> None:
 
 def test_a_part_ends_in_time(gpu: ModuleType, tmp_path: Path) -> None:
     steps = [gpu.Step("long", 60, say("import time; time.sleep(600)")), gpu.Step("later", 60, say("print(1)"))]
-    part = gpu.Part("second", tmp_path, rehearsal=False, limit_s=gpu.LEAST_S + 1)
+    part = gpu.Part("second", tmp_path, "command", limit_s=gpu.LEAST_S + 1)
     start = time.monotonic()
     assert part.run([(steps,)]) == 1
     assert time.monotonic() - start < 60
@@ -79,7 +80,7 @@ def test_a_part_ends_in_time(gpu: ModuleType, tmp_path: Path) -> None:
 def test_a_tar_is_there_after_the_first_step(gpu: ModuleType, tmp_path: Path) -> None:
     seen = say("import os, sys; sys.exit(0 if os.path.exists(sys.argv[1]) else 9)")
     steps = [gpu.Step("one", 20, say("pass")), gpu.Step("two", 20, (*seen, str(tmp_path / "first.tar.gz")))]
-    assert gpu.Part("first", tmp_path, rehearsal=False, limit_s=200).run([(steps,)]) == 0
+    assert gpu.Part("first", tmp_path, "command", limit_s=200).run([(steps,)]) == 0
 
 
 @pytest.mark.parametrize("part", ["first", "second"])
@@ -109,17 +110,36 @@ def test_without_a_gpu(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (1, "gpu.sh: nvidia-smi finds no GPU\n")
 
 
+def run_both(how: str, out: Path) -> dict[str, str]:
+    """Run both parts as ``how`` says; the statuses of their steps."""
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(out)}
+    command = ["bash", BENCHMARKS / "gpu.sh", how]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert len(list(out.iterdir())) == 6
+    return steps_of(out / "first.jsonl") | steps_of(out / "second.jsonl")
+
+
+@pytest.mark.timeout(900)  # seconds of work, on a machine that may be busy
+def test_dry_run(gpu: ModuleType, tmp_path: Path) -> None:
+    if reason := emulated.why_not():
+        pytest.skip(reason)
+    statuses = run_both("dry", tmp_path)
+    steps = {step.name: step for part in gpu.PARTS.values() for chains in part() for chain in chains for step in chain}
+    assert statuses == {name: "0" if step.dry else "needs a GPU" for name, step in steps.items()}
+    log = (tmp_path / "second.txt").read_text()
+    chosen = re.findall(r"^ *[\d.]+ tests: tests/cuda/test_(\w+)\.py::(.*)", log, re.MULTILINE)
+    assert {name for name, _ in chosen} == set(gpu.KERNEL_TESTS)
+    assert [test for _, test in chosen if "emulated" in test] == []
+    assert any("[device" in test for _, test in chosen)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_rehearsal(tmp_path: Path) -> None:
     if reason := emulated.why_not():
         pytest.skip(reason)
-    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
-    command = ["bash", BENCHMARKS / "gpu.sh", "rehearse"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stdout[-5000:]
-    assert len(list(tmp_path.iterdir())) == 6
-    statuses = steps_of(tmp_path / "first.jsonl") | steps_of(tmp_path / "second.jsonl")
+    statuses = run_both("rehearse", tmp_path)
     assert {name for name, status in statuses.items() if status == "0"} >= {
         *("versions", "build", "caption-operations", "caption-persistent", "kernels", "caption-batches"),
         *("tests", "refill", "kernels-vqa", "caption-vqa"),
