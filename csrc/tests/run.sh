@@ -53,10 +53,10 @@ case ${1:-} in
   *) echo "usage: csrc/tests/run.sh address|thread|none|aarch64|python" >&2; exit 2 ;;
 esac
 if [ "$1" = aarch64 ]; then
-  for cpu in cortex-a72 neoverse-n1 max; do
-    echo "qemu: $cpu"
-    qemu-aarch64 -cpu "$cpu" -L /usr/aarch64-linux-gnu "$folder/gitfast_native_test" kernels
-  done
+  # qemu runs one thread at a time: the three side by side.
+  for cpu in cortex-a72 neoverse-n1 max; do echo "$cpu"; done |
+    xargs -P "$(nproc)" -I CPU sh -c 'qemu-aarch64 -cpu CPU -L /usr/aarch64-linux-gnu "$0" kernels >"$0-CPU.log" 2>&1 ||
+      { cat "$0-CPU.log"; exit 1; }; echo "qemu CPU: $(tail -1 "$0-CPU.log")"' "$folder/gitfast_native_test"
 else
   "$folder/gitfast_native_test"
 fi
