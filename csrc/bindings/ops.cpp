@@ -132,7 +132,7 @@ py::array linear(const py::object& x, const PackedWeight& weight, const py::obje
   if (M.value > 0 && N.value > 0) {
     const WithoutGil released;
     Buffer rounded;
-    if (const cpu::Kernels::Rounding rounding = kernels.rounding(w.format)) {
+    if (const cpu::Kernels::Rounding rounding = kernels.rounding(w.format, M.value)) {
       rounded = float_buffer((M.value + cpu::kRoundedPadding) * kernels.words_of_row(w.format, K.value));
       auto* words = static_cast<uint32_t*>(rounded.data());
       rounding(args.x, args.x_stride, M.value, K.value, words);

@@ -1,6 +1,7 @@
 // The kernels spread over the thread pool: what the model code is written in.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <vector>
 
@@ -57,17 +58,18 @@ class Compute {
 
  private:
   void prepare(LinearArgs& args) {
-    if (const Kernels::Rounding rounding = kernels.rounding(args.w->format)) args.rounded = rounded(args, rounding);
+    if (const Kernels::Rounding rounding = kernels.rounding(args.w->format, args.m))
+      args.rounded = rounded(args, rounding);
   }
 
   const uint32_t* rounded(const LinearArgs& args, Kernels::Rounding rounding) {
-    constexpr int64_t kRowsPerPart = 16;
     const int64_t k = args.w->k, words = kernels.words_of_row(args.w->format, k);
     const auto bytes = static_cast<size_t>((args.m + kRoundedPadding) * words) * sizeof(uint32_t);
     if (rounded_.bytes() < bytes) rounded_ = Buffer(bytes);
     auto* pairs = static_cast<uint32_t*>(rounded_.data());
-    parallel(args.m, kRowsPerPart, [&](int64_t begin, int64_t end, int) {
-      rounding(args.x + begin * args.x_stride, args.x_stride, end - begin, k, pairs + begin * words);
+    parallel((args.m + kTileSide - 1) / kTileSide, 1, [&](int64_t begin, int64_t end, int) {
+      const int64_t row = begin * kTileSide, rows = std::min(end * kTileSide, args.m) - row;
+      rounding(args.x + row * args.x_stride, args.x_stride, rows, k, pairs + row * words);
     });
     return pairs;
   }

@@ -15,8 +15,11 @@ constexpr int64_t kPanel = 32;          // output columns of a packed weight pan
 constexpr int64_t kSumBlock = 256;      // terms of one partial sum
 constexpr int64_t kKeyBlock = 16;       // keys of one transposed block of prefix K
 constexpr int64_t kAttentionRows = 16;  // the most rows whose scores are held at once
-constexpr int64_t kRoundedPadding =
-    32;  // rows that kernels may read, and nothing more, beyond those of LinearArgs::rounded
+constexpr int64_t kTileSide = 16;       // rows of a tile of AMX, and its 4-byte words in a row
+constexpr int64_t kTileWords = kTileSide * kTileSide;
+constexpr int64_t kTiledRows = 2 * kTileSide;  // rows whose sums the tiles hold at once
+// Rows that kernels may read, and nothing more, beyond those of LinearArgs::rounded.
+constexpr int64_t kRoundedPadding = kTiledRows;
 
 enum class Activation : uint8_t { none, quick_gelu, gelu_erf };
 
@@ -59,7 +62,7 @@ constexpr int64_t quantized_words(int64_t k) { return (k + kSumBlock - 1) / kSum
 struct LinearArgs {
   const float* x = nullptr;  // (M, K), row stride x_stride
   int64_t x_stride = 0;
-  // x by Kernels::rounding(w->format), where there is one; memory for kRoundedPadding more rows.
+  // x by Kernels::rounding(w->format, m), where there is one; memory for kRoundedPadding more rows.
   const uint32_t* rounded = nullptr;
   int64_t m = 0;
   const PackedLinear* w = nullptr;
@@ -106,6 +109,8 @@ struct AttentionArgs {
 int64_t attention_scratch_floats(int64_t head_dim, int64_t prefix_len, int64_t max_text_len);
 
 struct Kernels {
+  using Rounding = void (*)(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* out);
+
   Isa isa;
 
   // Panels [panel_begin, panel_end) of the product; a thread's share of the columns.
@@ -124,18 +129,22 @@ struct Kernels {
   // x (rows, K), row stride x_stride, as pairs of bfloat16 (rows, rounded_words(K)), zero-padded in K: what is
   // multiplied with weights of bf16 and int8, the latter being whole numbers that bfloat16 holds exactly. Null where
   // the instruction set has no such product: then weights are widened to float32, and x stays as it is.
-  void (*round_rows)(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs);
+  Rounding round_rows;
 
   // x (rows, K) as (rows, quantized_words(K)): the rows of int8 that are multiplied with weights of int8, each value
   // being 256 times its high part plus its low part, in the units that stand behind every kSumBlock of them, high and
   // low. A block with a value that is not finite has NaN for units. Null where the instruction set has no such product.
-  void (*quantize_rows)(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* out) = nullptr;
+  Rounding quantize_rows = nullptr;
 
-  // How x is handed to `linear`, by the format of the weights; null: as it is.
-  using Rounding = void (*)(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* out);
-  Rounding rounding(WeightFormat format) const {
+  // As round_rows, in tiles of 16 rows by 16 pairs, those of the same rows one after another: what is multiplied where
+  // there are tile registers and more than kTiledRows rows. Parts of x begin at multiples of 16 rows.
+  Rounding round_tiles = nullptr;
+
+  // How x of m rows is handed to `linear`, by the format of the weights; null: as it is.
+  Rounding rounding(WeightFormat format, int64_t m) const {
     if (format == WeightFormat::f32) return nullptr;
-    return format == WeightFormat::int8 && quantize_rows ? quantize_rows : round_rows;
+    if (format == WeightFormat::int8 && quantize_rows) return quantize_rows;
+    return round_tiles && m > kTiledRows ? round_tiles : round_rows;
   }
 
   // Words of one row of K, so handed.

@@ -3,6 +3,6 @@
 
 namespace gitfast::cpu {
 
-const Kernels kAmxKernels = {Isa::amx, linear, attention, layer_norm, pack_head, kRoundRows};
+const Kernels kAmxKernels = {Isa::amx, linear, attention, layer_norm, pack_head, kRoundRows, nullptr, kRoundTiles};
 
 }  // namespace gitfast::cpu

@@ -33,6 +33,13 @@ inline void finish(const LinearArgs& args, F32x16 sum, int64_t row, int64_t colu
   }
 }
 
+// x as the product reads it: rows of terms.
+template <class Term>
+struct Rows {
+  const Term* first;
+  int64_t stride;
+};
+
 // Finish the sums (rows, kStride) of the panels from `panel` on: rows [row, row + rows) of y.
 template <int64_t kStride>
 void finish_panels(const LinearArgs& args, const float* sums, int64_t row, int64_t rows, int64_t panel,
@@ -49,16 +56,10 @@ void finish_panels(const LinearArgs& args, const float* sums, int64_t row, int64
 }  // namespace gitfast::cpu
 
 #include "linear-int8-inl.h"
+#include "linear-tiles-inl.h"
 
 namespace gitfast::cpu {
 namespace {
-
-// x as the product reads it: rows of terms.
-template <class Term>
-struct Rows {
-  const Term* first;
-  int64_t stride;
-};
 
 // Sums of `rows` rows; those of `p` are the first.
 template <class Source>
@@ -79,15 +80,10 @@ void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t
                   int64_t panels) {
   using Term = typename Source::Term;
   constexpr bool kMany = kMaxRows > kTileRows, kWiden = kMany && Source::kTerms > 1;
-#if defined(GITFAST_TILES)
-  constexpr int64_t kSumRows = kTiled<Source> ? (kMaxRows + kTiledRows - 1) / kTiledRows * kTiledRows : kMaxRows;
-#else
-  constexpr int64_t kSumRows = kMaxRows;
-#endif
   using Inner = std::conditional_t<kWiden, ShortTerms, Source>;
   constexpr int64_t kStride = kMaxPanels * kPanel, kTermWeights = kWeightsIn<Term>;
-  alignas(64) float sums[kSumRows * kStride];
-  alignas(64) Term wide[kWiden || kTiled<Source> ? kSumBlock / kTermWeights * kPanel : 1];
+  alignas(64) float sums[kMaxRows * kStride];
+  alignas(64) Term wide[kWiden ? kSumBlock / kTermWeights * kPanel : 1];
   const PackedLinear& w = *args.w;
   const auto* words = static_cast<const typename Source::Word*>(w.panels) + panel * w.panel_words();
   Product<Inner> p = {};
@@ -101,26 +97,15 @@ void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t
   p.cached = kWiden;
   for (int64_t k = 0; k < w.k; k += kSumBlock, words += kSumBlock / (kTermWeights * Source::kTerms) * kPanel) {
     const int64_t n = smaller(kSumBlock, w.k - k);
-    if constexpr (kWiden && !kTiled<Source>) {
+    if constexpr (kWiden) {
       widen<Source>(words, ceil_div(n, kTermWeights * Source::kTerms), wide);
       p.b = wide;
-    } else if constexpr (!kWiden) {
+    } else {
       p.b = words;
     }
     p.a = x.first + row * x.stride + k / kTermWeights;
     p.k = ceil_div(n, kTermWeights);
     p.add = k > 0;
-#if defined(GITFAST_TILES)
-    if constexpr (kTiled<Source>) {
-      if (kWiden || n % (2 * kTileSide) != 0) {
-        widen_tiles<Source>(words, n, wide);
-        p.b = wide;
-      }
-      p.k = rounded_words(n);
-      tiled_product_of_block(p, rows);
-      continue;
-    }
-#endif
     product_of_block(p, rows);
   }
   finish_panels<kStride>(args, sums, row, rows, panel, panels);
@@ -137,27 +122,11 @@ void linear_of_many_rows(const LinearArgs& args, Rows<typename Source::Term> x, 
   }
 }
 
-#if defined(GITFAST_TILES)
-// At most kTiledRows rows, as when text is decoded: what counts is the reading of the weights.
-template <class Source>
-void linear_of_streamed_weights(const LinearArgs& args, Rows<Bf16Pair> x, int64_t panel_begin, int64_t panel_end) {
-  alignas(64) float sums[kTiledRows * kPanel];
-  const PackedLinear& w = *args.w;
-  const auto* words = static_cast<const typename Source::Word*>(w.panels) + panel_begin * w.panel_words();
-  const auto stream = args.m > kTileSide ? stream_panel<true, Source> : stream_panel<false, Source>;
-  TileRegisters tiles(shapes_of_rows(args.m));
-  for (int64_t p = panel_begin; p < panel_end; ++p, words += w.panel_words()) {
-    stream(tiles, x.first, x.stride, words, w.k, sums, kPanel);
-    finish_panels<kPanel>(args, sums, 0, args.m, p, 1);
-  }
-}
-#endif
-
 template <class Source>
 void linear_of(const LinearArgs& args, Rows<typename Source::Term> x, int64_t panel_begin, int64_t panel_end) {
 #if defined(GITFAST_TILES)
   if constexpr (kTiled<Source>) {
-    if (args.m > kTiledRows) return linear_of_many_rows<Source>(args, x, panel_begin, panel_end);
+    if (args.m > kTiledRows) return linear_in_tiles<Source>(args, x, panel_begin, panel_end);
     return linear_of_streamed_weights<Source>(args, x, panel_begin, panel_end);
   }
 #endif

@@ -31,40 +31,51 @@ struct Pairs {
   static void load(const Bf16Pair* words, Vec* x) { x[0] = load_vec(words); }
 
   // See Kernels::round_rows. `pairs` may begin where x does, if there is one row.
-#if defined(__AVX512BF16__)
   static void round_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs) {
-    constexpr int64_t kAtOnce = 2 * kWidth;
-    static_assert(rounded_words(1) == kWidth, "rows end with a whole vector");
-    for (int64_t r = 0; r < rows; ++r, x += x_stride) {
-      int64_t i = 0;
-      for (; i + kAtOnce <= k; i += kAtOnce, pairs += kWidth)
-        _mm512_storeu_si512(pairs, pack(load_vec(x + i), load_vec(x + i + kWidth)));
-      if (const int64_t rest = k - i; rest > 0) {
-        const F32x16 first = load_part(x + i, smaller(rest, kWidth));
-        const F32x16 second = load_part(x + i + kWidth, larger(rest - kWidth, 0));
-        _mm512_storeu_si512(pairs, pack(first.part[0], second.part[0]));
-        pairs += kWidth;
-      }
+    for (int64_t r = 0; r < rows; ++r) round_row(x + r * x_stride, k, pairs + r * rounded_words(k), kWidth);
+  }
+
+  // See Kernels::round_tiles.
+  static void round_tiles(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs) {
+    for (int64_t r = 0; r < rows; ++r) {
+      uint32_t* tile = pairs + r / kTileSide * kTileSide * rounded_words(k);
+      round_row(x + r * x_stride, k, tile + r % kTileSide * kTileSide, kTileWords);
     }
   }
 
  private:
-  static __m512i pack(Vec first, Vec second) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first); }
-#else
-  static void round_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs) {
-    constexpr int64_t kAtOnce = 2 * kLanes;
-    for (int64_t r = 0; r < rows; ++r, x += x_stride)
-      for (int64_t i = 0; i < 2 * rounded_words(k); i += kAtOnce, pairs += kLanes) {
-        float last[kAtOnce] = {};
-        const float* from = x + i;
-        if (k - i < kAtOnce) {
-          for (int64_t j = i; j < k; ++j) last[j - i] = x[j];
-          from = last;
-        }
-        store_vec(pairs, round_pairs(load_vec(from), load_vec(from + kLanes)));
-      }
+  // Vectors of 16 pairs are `step` words apart.
+#if defined(__AVX512BF16__)
+  static void round_row(const float* x, int64_t k, uint32_t* pairs, int64_t step) {
+    constexpr int64_t kAtOnce = 2 * kWidth;
+    static_assert(rounded_words(1) == kWidth, "rows end with a whole vector");
+    int64_t i = 0;
+    for (; i + kAtOnce <= k; i += kAtOnce, pairs += step)
+      _mm512_storeu_si512(pairs, pack(load_vec(x + i), load_vec(x + i + kWidth)));
+    if (const int64_t rest = k - i; rest > 0) {
+      const F32x16 first = load_part(x + i, smaller(rest, kWidth));
+      const F32x16 second = load_part(x + i + kWidth, larger(rest - kWidth, 0));
+      _mm512_storeu_si512(pairs, pack(first.part[0], second.part[0]));
+    }
   }
 
+  static __m512i pack(Vec first, Vec second) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first); }
+#else
+  static void round_row(const float* x, int64_t k, uint32_t* pairs, int64_t step) {
+    constexpr int64_t kAtOnce = 2 * kLanes;
+    for (int64_t i = 0; i < 2 * rounded_words(k); i += kAtOnce) {
+      float last[kAtOnce] = {};
+      const float* from = x + i;
+      if (k - i < kAtOnce) {
+        for (int64_t j = i; j < k; ++j) last[j - i] = x[j];
+        from = last;
+      }
+      uint32_t* vector = pairs + i / (2 * kWidth) * step;
+      store_vec(vector + i / 2 % kWidth, round_pairs(load_vec(from), load_vec(from + kLanes)));
+    }
+  }
+
+ public:
   // Two vectors of floats as pairs of bfloat16, in order.
   static Vec round_pairs(Vec first, Vec second) {
     return vreinterpretq_f32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(first), second));
@@ -214,8 +225,9 @@ void widen(const typename Source::Word* from, int64_t rows, typename Source::Ter
 
 #if defined(GITFAST_BF16_PRODUCTS)
 constexpr auto kRoundRows = Pairs::round_rows;
+constexpr auto kRoundTiles = Pairs::round_tiles;
 #else
-constexpr void (*kRoundRows)(const float*, int64_t, int64_t, int64_t, uint32_t*) = nullptr;
+constexpr Kernels::Rounding kRoundRows = nullptr;
 #endif
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Products in the tile registers of AMX: of layers, 32 rows by one panel at a time or few rows by each panel in turn,
+// Products in the tile registers of AMX: of layers, 32 rows by a block of one panel or few rows by each panel in turn,
 // and of attention. An output is one chain of sums in ascending k, so that a row's bits do not depend on how many there
 // are.
 //
@@ -15,9 +15,6 @@ namespace {
 #define GITFAST_TILES 1
 template <class Source>
 constexpr bool kTiled = std::is_same_v<typename Source::Term, Bf16Pair>;
-
-constexpr int64_t kTileSide = 16;              // rows of a tile, and its 4-byte words in a row
-constexpr int64_t kTiledRows = 2 * kTileSide;  // rows whose sums are held at once
 
 // The shapes of the registers: their rows, and the 4-byte words in each row. None has 0 of both and is not used.
 struct TileShapes {
@@ -124,46 +121,57 @@ struct TileRegisters {
 
 #endif
 
-// C (32, 32) [+]= A (32, K) B (K, 32): two by two tiles of sums. K is whole tiles; rows of C and A that nobody asked
-// for are read and written like the others.
-inline void tiled_product(TileRegisters& tiles, const Product<Pairs>& p) {
-  const int64_t a_bytes = p.a_stride * 4, b_bytes = p.step * 4, c_bytes = p.c_stride * 4;
-  float* below = p.c + kTileSide * p.c_stride;
-  if (p.add) {
-    tiles.load<0>(p.c, c_bytes);
-    tiles.load<1>(p.c + kTileSide, c_bytes);
-    tiles.load<2>(below, c_bytes);
-    tiles.load<3>(below + kTileSide, c_bytes);
+// What will be multiplied next, asked for a few lines at a time between multiplications. It ends where memory may end.
+struct Ahead {
+  const char* next;
+  const char* end;
+  int64_t lines;
+
+  void fetch() {
+    constexpr int64_t kLine = 64;
+    for (int64_t i = 0; i < lines && next < end; ++i, next += kLine) __builtin_prefetch(next, 0, 2);  // into L2
+  }
+};
+
+// C (32, 32) [+]= A (32, K) B (K, 32), or the first 16 rows of it; K is `words` pairs, whole tiles. A's tiles follow
+// one another, those of the other 16 rows `upper` words behind; C is four tiles; rows of B are kPanel words.
+template <bool kUpper>
+void tiled_product(TileRegisters& tiles, const Bf16Pair* a, int64_t upper, const Bf16Pair* b, int64_t words, float* c,
+                   bool add, Ahead& ahead) {
+  constexpr int64_t kTileRow = kTileSide * 4, kPanelRow = kPanel * 4;
+  if (add) {
+    tiles.load<0>(c, kTileRow);
+    tiles.load<1>(c + kTileWords, kTileRow);
+    if constexpr (kUpper) {
+      tiles.load<2>(c + 2 * kTileWords, kTileRow);
+      tiles.load<3>(c + 3 * kTileWords, kTileRow);
+    }
   } else {
     tiles.zero<0>();
     tiles.zero<1>();
-    tiles.zero<2>();
-    tiles.zero<3>();
+    if constexpr (kUpper) {
+      tiles.zero<2>();
+      tiles.zero<3>();
+    }
   }
-  for (int64_t k = 0; k < p.k; k += kTileSide) {
-    const Bf16Pair* b = p.b + k * p.step;
-    tiles.load<6>(b, b_bytes);
-    tiles.load<7>(b + p.odd, b_bytes);
-    tiles.load<4>(p.a + k, a_bytes);
+  for (int64_t k = 0; k < words; k += kTileSide, a += kTileWords, b += kTileSide * kPanel) {
+    tiles.load<6>(b, kPanelRow);
+    tiles.load<4>(a, kTileRow);
+    tiles.load<7>(b + kTileSide, kPanelRow);
     tiles.multiply<0, 4, 6>();
     tiles.multiply<1, 4, 7>();
-    tiles.load<5>(p.a + kTileSide * p.a_stride + k, a_bytes);
-    tiles.multiply<2, 5, 6>();
-    tiles.multiply<3, 5, 7>();
+    if constexpr (kUpper) {
+      tiles.load<5>(a + upper, kTileRow);
+      tiles.multiply<2, 5, 6>();
+      tiles.multiply<3, 5, 7>();
+    }
+    ahead.fetch();
   }
-  tiles.store<0>(p.c, c_bytes);
-  tiles.store<1>(p.c + kTileSide, c_bytes);
-  tiles.store<2>(below, c_bytes);
-  tiles.store<3>(below + kTileSide, c_bytes);
-}
-
-// Up to kTiledRows - 1 rows more than `rows`.
-inline void tiled_product_of_block(Product<Pairs> p, int64_t rows) {
-  TileRegisters tiles(shapes_of_rows(kTiledRows));
-  for (int64_t r = 0; r < rows; r += kTiledRows) {
-    tiled_product(tiles, p);
-    p.a += kTiledRows * p.a_stride;
-    p.c += kTiledRows * p.c_stride;
+  tiles.store<0>(c, kTileRow);
+  tiles.store<1>(c + kTileWords, kTileRow);
+  if constexpr (kUpper) {
+    tiles.store<2>(c + 2 * kTileWords, kTileRow);
+    tiles.store<3>(c + 3 * kTileWords, kTileRow);
   }
 }
 
@@ -185,9 +193,9 @@ constexpr int64_t kStreamAhead = 8192;
 template <bool kUpper, class Source>
 void stream_panel(TileRegisters& tiles, const Bf16Pair* a, int64_t a_stride, const typename Source::Word* words,
                   int64_t weights, float* c, int64_t c_stride) {
-  constexpr int64_t kTileWeights = kTileSide * kWeightsIn<Bf16Pair>;   // of one column in a tile
-  constexpr int64_t kTileWords = kTileSide / Source::kTerms * kPanel;  // that hold them, of all columns
-  constexpr int64_t kLine = 64, kTileBytes = kTileWords * 4;
+  constexpr int64_t kTileWeights = kTileSide * kWeightsIn<Bf16Pair>;  // of one column in a tile
+  constexpr int64_t kWords = kTileSide / Source::kTerms * kPanel;     // that hold them, of all columns
+  constexpr int64_t kLine = 64, kTileBytes = kWords * 4;
   constexpr int64_t b_bytes = kPanel * 4;
   alignas(64) Bf16Pair wide[2][kTileSide * kPanel];  // in turn: a tile is loaded while the next one is widened
   tiles.zero<0>();
@@ -197,7 +205,7 @@ void stream_panel(TileRegisters& tiles, const Bf16Pair* a, int64_t a_stride, con
     tiles.zero<3>();
   }
   const int64_t a_bytes = a_stride * 4;
-  for (int64_t k = 0, i = 0; k < weights; k += kTileWeights, ++i, words += kTileWords) {
+  for (int64_t k = 0, i = 0; k < weights; k += kTileWeights, ++i, words += kWords) {
     for (int64_t line = 0; line < kTileBytes; line += kLine)
       __builtin_prefetch(reinterpret_cast<const char*>(words) + kStreamAhead + line);
     const auto* b = reinterpret_cast<const Bf16Pair*>(words);

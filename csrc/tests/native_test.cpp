@@ -84,7 +84,7 @@ struct Linear {
   }
 
   void run(const Kernels& kernels, ThreadPool& pool) {
-    if (const Kernels::Rounding rounding = kernels.rounding(format)) rounding(x.data(), k, m, k, rounded.data());
+    if (const Kernels::Rounding rounding = kernels.rounding(format, m)) rounding(x.data(), k, m, k, rounded.data());
     const PackedLinear weights = packed();
     const LinearArgs args{x.data(), k, rounded.data(), m, &weights, Activation::none, residual.data(), y.data(), n};
     pool.parallel_for(weights.num_panels(), 1,
