@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.fuzz.loop import Finding, Keeper, Outcome, attempt, fuzz
+from support.fuzz.loop import Finding, Keeper, Outcome, attempt, bounded, fuzz
 from support.fuzz.targets import TARGETS
 
 MAX_FINDINGS = 10  # of one target: more of them are mostly the same
@@ -104,7 +104,9 @@ def _try_again(name: str, data: bytes) -> int:
         target, outcome = TARGETS[name](Path(folder)), Outcome()
         for seed in target.seeds:
             attempt(target, seed, Outcome())
-        finding = attempt(target, data, outcome)
+        with bounded() as start_clock:
+            start_clock()
+            finding = attempt(target, data, outcome)
         if finding is None:
             print("accepted" if outcome.accepted else "refused")
             return 0

@@ -5,19 +5,22 @@ from __future__ import annotations
 import encodings.cp437  # noqa: F401  # zipfile decodes old names with it
 import io
 import json
+import os
 import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save
 
+from gitfast.checkpoints import checkpoint
 from gitfast.checkpoints.adapter import apply_adapter
-from gitfast.checkpoints.checkpoint import open_checkpoint
+from gitfast.checkpoints.checkpoint import open_checkpoint, read_tensors
 from gitfast.checkpoints.convert import save_checkpoint
 from gitfast.checkpoints.pickle_reader import read_pickle
 from gitfast.checkpoints.safetensors_reader import read_safetensors
@@ -38,8 +41,12 @@ def _load(tensors: dict[str, Any]) -> None:
 def _read_file(
     path: Path, read: Callable[[Path], object], wrap: Callable[[bytes], bytes] = bytes
 ) -> Callable[[bytes], object]:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # once: a reader opens the file itself
+
     def attempt(data: bytes) -> object:
-        path.write_bytes(wrap(data))
+        data = wrap(data)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, data, 0)
         return read(path)
 
     return attempt
@@ -88,14 +95,25 @@ def torch_older(folder: Path) -> Target:
 
 def config(folder: Path) -> Target:
     path = write_checkpoint(folder / "model") / "config.json"
-    return _json_target(path, [path.read_bytes()], lambda path: open_checkpoint(path.parent))
+    return _json_target(path, [path.read_bytes()], _beside_weights(path.parent))
 
 
 def generation_config(folder: Path) -> Target:
     path = write_checkpoint(folder / "model") / "generation_config.json"
     values = {"eos_token_id": [3, 5], "num_beams": 2, "bad_words_ids": [[4]], "temperature": 0.5, "min_length": 2}
     values |= {"max_new_tokens": 7, "suppress_tokens": [4], "forced_eos_token_id": 3, "pad_token_id": 0}
-    return _json_target(path, [json.dumps(values).encode()], lambda path: open_checkpoint(path.parent))
+    return _json_target(path, [json.dumps(values).encode()], _beside_weights(path.parent))
+
+
+def _beside_weights(folder: Path) -> Callable[[Path], object]:
+    """Open a checkpoint whose weights stay the same: their names are read once."""
+    tensors = read_tensors(folder / "model.safetensors")
+
+    def read(path: Path) -> object:
+        with mock.patch.object(checkpoint, "read_tensors", lambda _: dict(tensors)):
+            return open_checkpoint(path.parent)
+
+    return read
 
 
 def preprocessor_config(folder: Path) -> Target:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 MAX_INPUT_BYTES = 200_000
 MAX_CPU_S = 20.0  # of one execution: a bound on work, far from what a busy machine adds
@@ -26,6 +27,17 @@ _FORBIDDEN = ("exec", "compile", "import", "os.system", "os.exec", "os.posix_spa
 _FORBIDDEN += ("socket.connect", "socket.getaddrinfo", "shutil.copyfile", "marshal.loads")
 
 Mutation = Callable[[bytes, random.Random], bytes]
+
+
+class QuickRandom(random.Random):
+    """Random numbers for mutations: as even as a float makes them, at half the cost."""
+
+    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
+        first, count = (0, start) if stop is None else (start, stop - start)
+        return first + int(self.random() * count)
+
+    def choice(self, seq: Sequence[Any]) -> Any:
+        return seq[int(self.random() * len(seq))]
 
 
 class TooMuchWork(BaseException):
@@ -124,48 +136,50 @@ def fuzz(
     """
     if executions is None and seconds is None:
         raise ValueError("executions, seconds: expected one of them")
-    rng = random.Random(seed)
+    rng = QuickRandom(seed)
     outcome = Outcome()
     for data in (*target.seeds, b"of no format", b""):  # what is imported at the first use is imported now
         with contextlib.suppress(*_tuple(target.expected)):
             target.read(data)
     choices = (*target.mutations, *((mutate_bytes,) if target.bytes_too else ()))
     begin, base = time.monotonic(), _reset_peak()
-    while executions is None or outcome.executions < executions:
-        outcome.seconds = time.monotonic() - begin
-        if seconds is not None and outcome.seconds >= seconds:
-            break
-        data = rng.choice(target.seeds)
-        for _ in range(rng.randrange(1, 5)):
-            data = rng.choice(choices)(data, rng)[:MAX_INPUT_BYTES]
-        if keeper is not None:
-            keeper.keep(data)
-        if hang_s is not None:
-            _allow_cpu(hang_s)
-        finding = attempt(target, data, outcome)
-        growth = _peak() - base
-        if finding is None and growth > max(MAX_GROWTH_BYTES, outcome.growth_bytes):
-            finding = Finding(f"{growth >> 20} MB more memory", data)
-        outcome.growth_bytes = max(outcome.growth_bytes, growth)
-        outcome.executions += 1
-        if finding is None:
-            continue
-        if on_finding is None:
-            raise finding
-        outcome.findings.append(finding)
-        on_finding(finding)
-        if len(outcome.findings) >= most_findings:
-            break
+    with bounded() as start_clock:
+        while executions is None or outcome.executions < executions:
+            outcome.seconds = time.monotonic() - begin
+            if seconds is not None and outcome.seconds >= seconds:
+                break
+            data = rng.choice(target.seeds)
+            for _ in range(rng.randrange(1, 5)):
+                data = rng.choice(choices)(data, rng)[:MAX_INPUT_BYTES]
+            if keeper is not None:
+                keeper.keep(data)
+            if hang_s is not None:
+                _allow_cpu(hang_s)
+            start_clock()
+            finding = attempt(target, data, outcome)
+            growth = _peak() - base
+            if finding is None and growth > max(MAX_GROWTH_BYTES, outcome.growth_bytes):
+                finding = Finding(f"{growth >> 20} MB more memory", data)
+            outcome.growth_bytes = max(outcome.growth_bytes, growth)
+            outcome.executions += 1
+            if finding is None:
+                continue
+            if on_finding is None:
+                raise finding
+            outcome.findings.append(finding)
+            on_finding(finding)
+            if len(outcome.findings) >= most_findings:
+                break
     outcome.seconds = time.monotonic() - begin
     return outcome
 
 
 def attempt(target: Target, data: bytes, outcome: Outcome) -> Finding | None:
-    """Read one input; return what is wrong with that."""
+    """Read one input, within ``bounded``; return what is wrong with that."""
     begin = time.process_time()
+    _watch.begin(target.folder)
     try:
-        with bounded(), audited(target.folder):
-            target.read(data)
+        target.read(data)
         outcome.accepted += 1
     except target.expected:
         pass
@@ -175,6 +189,8 @@ def attempt(target: Target, data: bytes, outcome: Outcome) -> Finding | None:
         finding = Finding(f"{type(error).__name__}: {str(error)[:300]}", data)
         finding.__cause__ = error
         return finding
+    finally:
+        _watch.on = False
     outcome.slowest_s = max(outcome.slowest_s, time.process_time() - begin)
     return None
 
@@ -213,12 +229,14 @@ _NUMBERS += (2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 
 
 @contextlib.contextmanager
-def bounded() -> Iterator[None]:
-    """Raise ``TooMuchWork`` once the process has worked for so long; from the main thread alone."""
+def bounded() -> Iterator[Callable[[], object]]:
+    """Raise ``TooMuchWork`` once the process has worked for so long since the last call of what this yields.
+
+    From the main thread alone.
+    """
     before = signal.signal(signal.SIGPROF, _end)
-    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
     try:
-        yield
+        yield lambda: signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
@@ -245,8 +263,13 @@ def _peak() -> int:
 
 
 class _Watch:
+    """Where an import, code that runs, a process, a connection, or a file opened elsewhere fails, in every thread."""
+
     folder: str | None = None
     on = False
+
+    def begin(self, folder: Path | None) -> None:
+        self.folder, self.on = None if folder is None else f"{folder}{os.sep}", True
 
 
 _watch = _Watch()
@@ -258,19 +281,11 @@ def _audit(event: str, arguments: tuple[object, ...]) -> None:
     if event in _FORBIDDEN:
         raise RuntimeError(f"{event}: {arguments!r:.200}")
     if event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
-        path = os.path.abspath(os.fsdecode(arguments[0])) + os.sep
-        if _watch.folder is None or not path.startswith(_watch.folder):
+        path = os.fsdecode(arguments[0])
+        if ".." in path or not os.path.isabs(path):
+            path = os.path.abspath(path)
+        if _watch.folder is None or not f"{path}{os.sep}".startswith(_watch.folder):
             raise RuntimeError(f"open: {arguments[0]!r}")
 
 
 sys.addaudithook(_audit)
-
-
-@contextlib.contextmanager
-def audited(folder: Path | None = None) -> Iterator[None]:
-    """Fail, in every thread, on an import, code that runs, a process, a connection, or a file opened elsewhere."""
-    _watch.folder, _watch.on = None if folder is None else f"{folder}{os.sep}", True
-    try:
-        yield
-    finally:
-        _watch.on = False
