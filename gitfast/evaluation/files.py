@@ -49,9 +49,8 @@ def read_references(path: str | Path) -> References:
     path = Path(path)
     document = _read(path)
     if isinstance(document, dict):
-        names = {
-            _text_id(image, "id", f"{path}: images"): str(image["file_name"]) for image in document.get("images", [])
-        }
+        images = _list_of(document, "images", path) if "images" in document else []
+        names = dict(_file_name_of(image, f"{path}: images: row {i + 1}") for i, image in enumerate(images))
         rows = _rows_of(document, path)
     else:
         names, rows = {}, document
@@ -113,12 +112,14 @@ def read_questions(annotations: str | Path, questions: str | Path | None = None)
         question_id = _text_id(row, "question_id", where)
         both = texts.get(question_id, {}) | row
         if not isinstance(both.get("question", ""), str):
-            raise EvaluationError(f"{where}: question: expected text, got {both['question']!r}")
+            raise EvaluationError(f"{where}: question: expected text, got {both['question']!r:.100}")
+        if not isinstance(kind := both.get("answer_type"), (str, type(None))):
+            raise EvaluationError(f"{where}: answer_type: expected text, got {kind!r:.100}")
         found[question_id] = Question(
             image_id=_image_of(both, where),
             text=both.get("question", ""),
             answers=_answers_of(row, where),
-            kind=both.get("answer_type"),
+            kind=kind,
         )
     if not found:
         raise EvaluationError(f"{path}: expected at least one question, got none")
@@ -139,7 +140,7 @@ def read_answers(path: str | Path) -> dict[str, str]:
         where = f"{path}: row {i + 1}"
         question_id, answer = _text_id(row, "question_id", where), row.get("answer", row.get("text"))
         if not isinstance(answer, str):
-            raise EvaluationError(f"{where}: answer: expected text, got {answer!r}")
+            raise EvaluationError(f"{where}: answer: expected text, got {answer!r:.100}")
         if question_id in answers:
             raise EvaluationError(f"{where}: a second answer to question {question_id}")
         answers[question_id] = answer
@@ -202,8 +203,16 @@ def _list_of(document: dict[str, Any], name: str, path: Path) -> list[dict[str, 
 def _text_id(row: Any, name: str, where: str) -> str:
     value = row.get(name) if isinstance(row, dict) else None
     if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
-        raise EvaluationError(f"{where}: {name}: expected an id, got {value!r}")
+        raise EvaluationError(f"{where}: {name}: expected an id, got {value!r:.100}")
     return str(value)
+
+
+def _file_name_of(image: Any, where: str) -> tuple[str, str]:
+    """Return the id and the file name of a row of COCO's ``images``."""
+    image_id = _text_id(image, "id", where)
+    if not isinstance(name := image.get("file_name"), str):
+        raise EvaluationError(f"{where}: file_name: expected text, got {name!r:.100}")
+    return image_id, name
 
 
 def _image_of(row: Any, where: str) -> str:
@@ -212,7 +221,9 @@ def _image_of(row: Any, where: str) -> str:
     for name in _ID_FIELDS:
         if row.get(name) not in (None, ""):
             return _text_id(row, name, where)
-    raise EvaluationError(f"{where}: expected one of {', '.join(_ID_FIELDS)}, got {', '.join(map(str, row)) or 'none'}")
+    raise EvaluationError(
+        f"{where}: expected one of {', '.join(_ID_FIELDS)}, got {', '.join(map(str, row))[:200] or 'none'}"
+    )
 
 
 def _texts_of(row: dict[str, Any], where: str) -> list[str]:

@@ -34,15 +34,20 @@ def find_images(ids: Sequence[str], file_names: Mapping[str, str], folder: str |
     by_number = {stem.rpartition("_")[2]: path for stem, path in by_stem.items()}
     found: dict[str, Path] = {}
     for image in ids:
-        named = folder / file_names.get(image, image)
-        if named.is_file():
-            found[image] = named
+        named = os.path.join(folder, file_names.get(image, image))
+        if _is_within(folder, named) and os.path.isfile(named):
+            found[image] = Path(named)
         elif path := by_stem.get(image) or by_number.get(image.zfill(_COCO_ID_DIGITS)):
             found[image] = path
     if missing := [image for image in ids if image not in found]:
         shown = ", ".join(file_names.get(image, image) for image in missing[:3])
         raise EvaluationError(f"{folder}: no picture for {len(missing)} of {len(ids)} images, such as {shown}")
     return found
+
+
+def _is_within(folder: Path, path: str) -> bool:
+    """Return whether a path leads nowhere else: file names come from data."""
+    return os.path.abspath(path).startswith(os.path.join(os.path.abspath(folder), ""))
 
 
 def caption_images(

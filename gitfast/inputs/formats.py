@@ -23,6 +23,7 @@ MAX_SEGMENTS = 10_000  # in a JPEG; 16 MB of metadata has 256
 MAX_CHUNKS = 200_000  # in a PNG; 100 MB in chunks of 8 KiB has 12,000
 MAX_BLOCKS = 2_000_000  # in a GIF; full ones have 255 bytes
 MAX_ENTRIES = 200_000  # in all directories of a TIFF; a page has about twenty
+MAX_UNKNOWN_TYPES = 100  # directory entries of types that TIFF does not have: libtiff prints a line for each
 MAX_RUN_LENGTH_PIXELS = 16_000_000  # in a run-length encoded BMP, which Pillow decodes in Python
 MAX_METADATA_BYTES = 1 << 20  # in one decompressed text of a PNG that may hold the orientation
 
@@ -211,7 +212,7 @@ def _walk_tiff(data: bytes, name: str, limits: Limits, *, all_pages: bool) -> Cl
     order, big = "<" if data[:1] == b"I" else ">", data[2] == 43  # as Pillow decides it
     head, entry, pointer = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
     head_bytes, entry_bytes, inline = struct.calcsize(order + head), 20 if big else 12, 8 if big else 4
-    pages, entries, tile, largest = 0, 0, 0, (0, 0)
+    pages, entries, unknown, tile, largest = 0, 0, 0, 0, (0, 0)
     seen: set[int] = set()
     try:
         (offset,) = struct.unpack_from(order + pointer, data, 8 if big else 4)
@@ -229,6 +230,7 @@ def _walk_tiff(data: bytes, name: str, limits: Limits, *, all_pages: bool) -> Cl
                 place = offset + head_bytes + index * entry_bytes
                 tag, kind, number = struct.unpack_from(order + entry[:2] + entry[2], data, place)
                 width = _TIFF_TYPE_BYTES.get(kind, 8)
+                unknown += not (1 <= kind <= 13 or 16 <= kind <= 18)
                 if tag in (256, 257, 322, 323) and number == 1 and width <= inline:
                     start = place + entry_bytes - inline
                     values[tag] = int.from_bytes(data[start : start + width], "little" if order == "<" else "big")
@@ -237,6 +239,8 @@ def _walk_tiff(data: bytes, name: str, limits: Limits, *, all_pages: bool) -> Cl
             (offset,) = struct.unpack_from(order + pointer, data, offset + head_bytes + count * entry_bytes)
     except (struct.error, OverflowError):
         pass  # cut short, or an offset beyond any file
+    if unknown > MAX_UNKNOWN_TYPES:
+        raise ImageError(f"{name}: a TIFF of more than {MAX_UNKNOWN_TYPES} directory entries of unknown types")
     if tile > limits.max_pixels:
         raise ImageError(f"{name}: tiles of {tile} pixels; at most {limits.max_pixels} are allowed (max_pixels)")
     return Claim(size=largest if largest != (0, 0) else None, frames=max(1, pages))

@@ -18,7 +18,7 @@ from gitfast import __version__
 from gitfast.model import Model
 from gitfast.serve import metrics as prometheus
 from gitfast.serve import openapi, tracing
-from gitfast.serve.body import check_files, decode_data_uri, read_inputs
+from gitfast.serve.body import check_files, check_json, decode_data_uri, read_inputs
 from gitfast.serve.chat import Chat, Replies, options_of, parts_of
 from gitfast.serve.errors import ApiError, busy, of_validation
 from gitfast.serve.fetch import Fetcher
@@ -168,6 +168,7 @@ def _add_chat(app: FastAPI, service: Service) -> None:
         if content_type != "application/json":
             message = f"expected application/json, got {content_type or 'no content type'}"
             raise ApiError(415, message, code="unsupported_media_type")
+        check_json(body)
         try:
             request = ChatRequest.model_validate_json(body)
         except ValidationError as error:

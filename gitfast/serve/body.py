@@ -24,6 +24,7 @@ FILE_FIELDS = ("image", "clip")
 RAW_TYPES = ("image/", "video/", "application/octet-stream")
 
 _MAX_FIELDS = 4096  # besides files
+_MAX_JSON_VALUES = 20_000  # parsing takes time and memory by the value, up to 300 bytes for each byte of "[],"
 _DATA_URI = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -126,7 +127,22 @@ async def read_inputs(request: Request, settings: Settings) -> Inputs:
         expected = "an image or clip as body (image/..., video/..., application/octet-stream), or multipart/form-data"
         raise ApiError(415, f"expected {expected}; got {kind or 'no content type'}", code="unsupported_media_type")
     check_files(inputs.files, settings)
+    check_texts([text for texts in inputs.fields.values() for text in texts], settings)
     return inputs
+
+
+def check_json(body: bytes) -> None:
+    """Raise ``ApiError`` where a JSON body holds too many values to be parsed between other requests."""
+    values = sum(map(body.count, (b",", b"[", b"{")))
+    if values > _MAX_JSON_VALUES:
+        raise invalid(f"the body holds more than {_MAX_JSON_VALUES} values", code="invalid_json")
+
+
+def check_texts(texts: Iterable[str], settings: Settings) -> None:
+    """Raise ``ApiError`` where texts would take long to be split into tokens, which no deadline interrupts."""
+    total = sum(map(len, texts))
+    if total > settings.max_text_chars:
+        raise invalid(f"at most {settings.max_text_chars} characters of text in one request, got {total}")
 
 
 def check_files(files: Iterable[bytes], settings: Settings) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from gitfast.inputs.tokenizer import Tokenizer
 from gitfast.results import Result
+from gitfast.serve.body import check_texts
 from gitfast.serve.errors import ApiError, internal_error, invalid
 from gitfast.serve.inference import Inference, check_work, sampling_options, search_options
 from gitfast.serve.jobs import Job
@@ -56,6 +57,7 @@ def parts_of(request: ChatRequest, settings: Settings, *, video: bool) -> Parts:
         raise invalid(f"messages: at most {settings.max_images} images, got {len(urls)}", "messages")
     if len(questions) > settings.max_texts:
         raise invalid(f"messages: at most {settings.max_texts} questions, got {len(questions)}", "messages")
+    check_texts(questions, settings)
     return Parts(urls, questions)
 
 

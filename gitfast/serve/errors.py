@@ -14,6 +14,9 @@ from gitfast.errors import GitfastError, ImageError
 
 RETRY_AFTER_S = 1
 
+_MAX_MESSAGE_CHARS = 2000  # a client's own names and texts come back in messages
+_MAX_PARAM_CHARS = 200
+
 _TYPES = {401: "authentication_error", 403: "permission_error", 500: "server_error", 503: "server_error"}
 
 
@@ -50,7 +53,7 @@ class ApiError(Exception):
 
 def invalid(message: str, param: str | None = None, *, code: str = "invalid_value") -> ApiError:
     """Make the error of an invalid request, with the reason in ``message``."""
-    return ApiError(400, message, code=code, param=param)
+    return ApiError(400, message[:_MAX_MESSAGE_CHARS], code=code, param=param and param[:_MAX_PARAM_CHARS])
 
 
 def busy(message: str, code: str) -> ApiError:
@@ -80,6 +83,7 @@ def of_validation(error: ValidationError) -> ApiError:
     where = ""
     for part in first["loc"]:
         where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
+    where = where[:_MAX_PARAM_CHARS]
     if first["type"] == "extra_forbidden":
         return invalid(f"{where}: not supported here", where, code="unsupported_parameter")
     if first["type"] == "missing":

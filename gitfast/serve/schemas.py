@@ -102,12 +102,12 @@ class GenerateOptions(_Texts):
     max_new_tokens: int | None = Field(None, ge=1)
     num_beams: int | None = Field(None, ge=1)
     num_return_sequences: int | None = Field(None, ge=1)
-    length_penalty: float | None = None
+    length_penalty: float | None = Field(None, ge=-10, le=10)
     temperature: float | None = Field(None, ge=0, le=2, description="0 or nothing: no sampling.")
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     seed: int | None = Field(None, ge=0, lt=2**63)
-    repetition_penalty: float | None = Field(None, gt=0)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
 
 
 class CaptionOptions(GenerateOptions):

@@ -22,6 +22,7 @@ class Settings:
         max_images: Images or clips of one request.
         max_texts: Questions, or texts to score, of one request.
         max_labels: Labels of one request.
+        max_text_chars: Characters of all questions, labels, texts and prompts of one request.
         max_new_tokens: The most that a request may ask for.
         max_beams: Beams, and sequences returned for each prompt.
         max_rows: Sequences of one request in all: images times questions times beams.
@@ -42,6 +43,7 @@ class Settings:
     max_images: int = 16
     max_texts: int = 64
     max_labels: int = 1000
+    max_text_chars: int = 200_000
     max_new_tokens: int = 512
     max_beams: int = 16
     max_rows: int = 256

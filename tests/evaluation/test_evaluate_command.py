@@ -11,6 +11,7 @@ from held_out import write_data_set
 from gitfast.cli import main
 from gitfast.errors import EvaluationError
 from gitfast.evaluation.files import read_answers, read_captions, read_questions, read_references
+from gitfast.evaluation.run import find_images
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,14 @@ def test_official_vqa_files(tmp_path, capsys):
         (read_references, "x.json", "{}", "annotations: expected a list, got NoneType"),
         (read_references, "x.json", "[]", "expected captions of at least one image"),
         (read_references, "x.json", "[3]", "row 1: expected an object, got int"),
+        (read_references, "x.json", '{"images": null, "annotations": []}', "images: expected a list, got NoneType"),
+        (read_references, "x.json", '{"images": [{"id": 1}]}', "images: row 1: file_name: expected text, got None"),
+        (
+            read_references,
+            "x.json",
+            '{"images": [{"id": 1, "file_name": [2]}]}',
+            r"file_name: expected text, got \[2\]",
+        ),
         (read_references, "x.jsonl", '{"a": 1}\n', "row 1: expected one of image_id, id"),
         (read_references, "x.jsonl", '{"id": 1}\n', "row 1: expected a text under"),
         (read_references, "x.jsonl", '{"id": 1, "captions": [1]}\n', "captions: expected a list of texts"),
@@ -105,6 +114,12 @@ def test_official_vqa_files(tmp_path, capsys):
         (read_captions, "x.jsonl", '{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}\n', "a second caption of image 1"),
         (read_answers, "x.json", '[{"question_id": 1, "answer": 2}]', "answer: expected text, got 2"),
         (read_questions, "x.json", '[{"question_id": 1, "image_id": 2}]', "answers: expected a list of texts"),
+        (
+            read_questions,
+            "x.json",
+            '[{"question_id": 1, "image_id": 2, "answer_type": []}]',
+            "answer_type: expected text",
+        ),
         (read_captions, "x.csv", "image_id,caption\n1\n", "expected a text under"),
     ],
 )
@@ -146,3 +161,13 @@ def test_missing_pictures_are_counted(data_set, tmp_path, capsys):
         == 1
     )
     assert "no picture for 12 of 12 images, such as 000000.png" in capsys.readouterr().err
+
+
+def test_file_names_of_data_stay_in_the_folder(tmp_path):
+    (tmp_path / "inside").mkdir()
+    for path in (tmp_path / "outside.png", tmp_path / "inside" / "a.png"):
+        path.write_bytes(b"x")
+    assert find_images(["1"], {"1": "../inside/a.png"}, tmp_path / "inside").keys() == {"1"}
+    for name in ("../outside.png", str(tmp_path / "outside.png"), "a\0.png", "x" * 5000):
+        with pytest.raises(EvaluationError, match="no picture for 1 of 1 images"):
+            find_images(["1"], {"1": name}, tmp_path / "inside")

@@ -295,6 +295,13 @@ def test_warnings_of_the_application_itself_stay() -> None:
     assert len(caught) > 1
 
 
+def test_entries_of_unknown_types_are_bounded(no_decoding: None) -> None:
+    """libtiff prints a line for each, past every handler of Python."""
+    noisy = metadata_warnings(200).replace(struct.pack("<HI", 2, 1 << 30), struct.pack("<HI", 0, 1 << 30))
+    with pytest.raises(ImageError, match="a TIFF of more than 100 directory entries of unknown types"):
+        load_image(noisy)
+
+
 @pytest.mark.parametrize("image_format", formats.FORMATS)
 def test_pillows_own_limit_is_silent(image_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(picture(), image_format)

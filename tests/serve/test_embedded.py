@@ -126,3 +126,56 @@ class TestTraces:
         monkeypatch.setattr(tracing, "trace", None)
         (response,) = call(create_app(model), ("POST", "/v1/chat/completions", {"json": chat_body()}))
         assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "git-tiny", "messages": [' + b"[]," * 1_000_000 + b"1]}",
+        b'{"model": "git-tiny", "messages": [{"role": "user", "content": [' + b"1," * 1_000_000 + b"1]}]}",
+        b"{" + b'"x": 1, ' * 500_000 + b'"y": 2}',
+    ],
+    ids=["lists", "parts", "names"],
+)
+def test_json_of_many_values_is_refused_unread(model, body, monkeypatch):
+    monkeypatch.setattr("gitfast.serve.app.ChatRequest", None)  # nothing is parsed
+    chat = ("POST", "/v1/chat/completions", {"content": body, "headers": {"Content-Type": "application/json"}})
+    (refused,) = call(create_app(model, Settings()), chat)
+    assert "more than 20000 values" in assert_error(refused, 400, "invalid_json")["message"]
+
+
+def test_texts_are_bounded_together(model):
+    app = create_app(model, Settings(served_name="eyes"))
+    image, labels = {"image": SQUARES.read_bytes()}, [("label", "x" * 1000)] * 201
+    form = [("image", ("a.png", SQUARES.read_bytes()))] + [(name, (None, text)) for name, text in labels]
+    long = "word " * 50_000
+    answers = call(
+        app,
+        ("POST", "/v1/classify", {"files": form}),
+        ("POST", "/v1/caption", {"files": image, "data": {"prompt": long}}),
+        ("POST", "/v1/chat/completions", {"json": chat_body(SQUARES, long, model="eyes")}),
+    )
+    for answer in answers:
+        assert "at most 200000 characters of text" in assert_error(answer, 400)["message"]
+
+
+def test_names_of_clients_come_back_short(model):
+    body = chat_body(SQUARES, model="git-tiny") | {"x" * 1_000_000: 1}
+    (refused,) = call(create_app(model, Settings()), ("POST", "/v1/chat/completions", {"json": body}))
+    assert_error(refused, 400, "unsupported_parameter")
+    assert len(refused.content) < 3000
+
+
+@pytest.mark.parametrize("query", ["length_penalty=-1e308", "repetition_penalty=1e-300", "length_penalty=nan"])
+def test_scores_stay_finite(model, query):
+    request = ("POST", f"/v1/caption?num_beams=2&{query}", {"files": {"image": SQUARES.read_bytes()}})
+    (refused,) = call(create_app(model, Settings()), request)
+    assert assert_error(refused, 400)["param"] == query.partition("=")[0]
+
+
+def test_a_key_of_other_letters(model):
+    app = create_app(model, Settings(api_key="schlüssel"))
+    headers = [{"Authorization": f"Bearer {key}".encode()} for key in ("schlüssel", "schlussel")]
+    found, refused = call(app, *(("GET", "/v1/models", {"headers": header}) for header in headers))
+    assert found.status_code == 200
+    assert_error(refused, 401, "invalid_api_key")

@@ -20,6 +20,7 @@ from typing import IO, Literal, Protocol, TextIO
 
 import numpy as np
 
+from gitfast.checkpoints.files import open_regular
 from gitfast.errors import GitfastError
 from gitfast.pipeline.folders.keys import KeySet
 from gitfast.pipeline.folders.names import printable
@@ -138,8 +139,7 @@ class LineFile:
         self._old: _OldLines | None = None
         in_place = existing == "skip" or (os.path.exists(path) and not os.path.isfile(path))
         self._written_path = path if in_place else f"{path}.{existing}-part"
-        with _naming(self._written_path):
-            self._file = os.fdopen(os.open(self._written_path, _OPEN_FLAGS, 0o666), "r+b", 0)
+        self._file = _open_to_continue(self._written_path)
         try:
             self._open()
         except BaseException:
@@ -328,6 +328,8 @@ class SidecarFiles:
             if self._journal is not None:
                 self._journal.add(target, data)
             _write_whole(target, data)
+        except OutputError:
+            raise
         except OSError as error:
             kind = OutputError if error.errno in _FATAL else ItemOutputError
             raise kind(f"{target}: {error.strerror or error}") from None
@@ -344,6 +346,8 @@ class Journal:
         self._path = path
         self._digests: dict[int, bytes] = {}
         with _naming(path):
+            if os.path.lexists(path) and not os.path.isfile(path):  # a pipe would be waited for
+                raise OutputError(f"{path}: not a regular file")
             self._file = os.fdopen(os.open(path, _OPEN_FLAGS, 0o666), "r+b")
             size = 0
             for line in self._file:
@@ -361,7 +365,7 @@ class Journal:
         if digest is None:
             return False
         try:
-            with open(target, "rb") as file:
+            with open_regular(target, ItemOutputError) as file:
                 return _digest(file.read(_MAX_SIDECAR_BYTES + 1)) == digest
         except OSError:
             return False
@@ -382,6 +386,25 @@ def joined(old: str, new: str, existing: Existing, separator: str) -> str:
     if not old:
         return new
     return f"{old}{separator}{new}" if existing == "append" else f"{new}{separator}{old}"
+
+
+def _open_to_continue(path: str) -> IO[bytes]:
+    """Open a file for reading and writing, or a device; a pipe for writing, and only while somebody reads it.
+
+    Raises:
+        OutputError: it cannot be opened, or is a pipe that nobody reads: writing to it would wait without end.
+    """
+    with _naming(path):
+        if not os.path.exists(path) or not stat.S_ISFIFO(os.stat(path).st_mode):
+            return os.fdopen(os.open(path, _OPEN_FLAGS, 0o666), "r+b", 0)
+        try:
+            pipe = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            raise OutputError(f"{path}: nobody reads this pipe") from None
+        os.set_blocking(pipe, True)
+        return os.fdopen(pipe, "wb", 0)
 
 
 def _lines(file: IO[bytes], path: str, records: Records) -> Iterator[tuple[int, list[bytes]]]:
@@ -434,11 +457,10 @@ def _write_whole(target: str, data: bytes) -> None:
 
 
 def _read_text(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_SIDECAR_BYTES + 1)
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return ""
+    with open_regular(path, ItemOutputError) as file:
+        data = file.read(_MAX_SIDECAR_BYTES + 1)
     if len(data) > _MAX_SIDECAR_BYTES:
         raise OSError(errno.EFBIG, f"more than {_MAX_SIDECAR_BYTES} bytes")
     return data.decode("utf-8", "surrogateescape").rstrip("\n")

@@ -37,6 +37,8 @@ class ParquetFile:
         separator: str = ", ",
     ) -> None:
         _import_pyarrow(path)
+        if os.path.lexists(path) and not os.path.isfile(path):  # it would be replaced by a file
+            raise OutputError(f"{path}: not a regular file")
         self.path = path
         self._with_question = questions[0] is not None
         self._lines_path = f"{path}.jsonl-part"

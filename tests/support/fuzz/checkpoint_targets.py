@@ -5,7 +5,7 @@ from __future__ import annotations
 import encodings.cp437  # noqa: F401  # zipfile decodes old names with it
 import io
 import json
-import os
+import math
 import shutil
 import warnings
 import zipfile
@@ -20,7 +20,8 @@ from safetensors.numpy import load_file, save
 
 from gitfast.checkpoints import checkpoint
 from gitfast.checkpoints.adapter import apply_adapter
-from gitfast.checkpoints.checkpoint import open_checkpoint, read_tensors
+from gitfast.checkpoints.checkpoint import expected_tensors, open_checkpoint, read_tensors
+from gitfast.checkpoints.config import GitConfig
 from gitfast.checkpoints.convert import save_checkpoint
 from gitfast.checkpoints.pickle_reader import read_pickle
 from gitfast.checkpoints.safetensors_reader import read_safetensors
@@ -30,6 +31,7 @@ from gitfast.inputs.tokenizer import Tokenizer
 
 from support.fuzz.loop import Mutation, Target
 from support.fuzz.mutations import changed_header, changed_json, changed_opcodes
+from support.fuzz.writing import read_file
 from support.tiny_checkpoint import VOCAB, write_checkpoint
 
 
@@ -38,23 +40,9 @@ def _load(tensors: dict[str, Any]) -> None:
         tensor.load()
 
 
-def _read_file(
-    path: Path, read: Callable[[Path], object], wrap: Callable[[bytes], bytes] = bytes
-) -> Callable[[bytes], object]:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # once: a reader opens the file itself
-
-    def attempt(data: bytes) -> object:
-        data = wrap(data)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, data, 0)
-        return read(path)
-
-    return attempt
-
-
 def safetensors(folder: Path) -> Target:
     tensors = {"a": np.zeros((3, 4), np.float32), "b": np.ones(5, np.float16), "c": np.ones((), np.int64)}
-    read = _read_file(folder / "x.safetensors", lambda path: _load(read_safetensors(path)))
+    read = read_file(folder / "x.safetensors", lambda path: _load(read_safetensors(path)))
     return Target(read, [save(tensors, {"format": "pt"}), save(tensors)], GitfastError, [changed_header], folder)
 
 
@@ -75,27 +63,72 @@ def _in_archive(data: bytes) -> bytes:
 
 
 def torch_zip(folder: Path) -> Target:
-    read = _read_file(folder / "x.bin", lambda path: _load(read_pickle(path)))
+    read = read_file(folder / "x.bin", lambda path: _load(read_pickle(path)))
     return Target(read, [_saved()], GitfastError, folder=folder)
 
 
 def torch_pickle(folder: Path) -> Target:
     """The pickle within a sound archive."""
     seeds = [zipfile.ZipFile(io.BytesIO(_saved(pickle_protocol=p))).read("archive/data.pkl") for p in (2, 4)]
-    read = _read_file(folder / "x.bin", lambda path: _load(read_pickle(path)), _in_archive)
+    read = read_file(folder / "x.bin", lambda path: _load(read_pickle(path)), _in_archive)
     return Target(read, seeds, GitfastError, [changed_opcodes], folder)
 
 
 def torch_older(folder: Path) -> Target:
     """The format before the archives."""
     seeds = [_saved(pickle_protocol=p, _use_new_zipfile_serialization=False) for p in (2, 4)]
-    read = _read_file(folder / "x.bin", lambda path: _load(read_pickle(path)))
+    read = read_file(folder / "x.bin", lambda path: _load(read_pickle(path)))
     return Target(read, seeds, GitfastError, [changed_opcodes], folder)
 
 
 def config(folder: Path) -> Target:
     path = write_checkpoint(folder / "model") / "config.json"
     return _json_target(path, [path.read_bytes()], _beside_weights(path.parent))
+
+
+# Words of Microsoft's names, in place of those of Hugging Face.
+_MICROSOFT = {
+    "git.image_encoder.vision_model.embeddings.class_embedding": "image_encoder.class_embedding",
+    "git.image_encoder.vision_model.embeddings.position_embedding.weight": "image_encoder.positional_embedding",
+    "git.image_encoder.vision_model.embeddings.patch_embedding.": "image_encoder.conv1.",
+    "git.image_encoder.vision_model.pre_layrnorm": "image_encoder.ln_pre",
+    "git.image_encoder.vision_model.post_layernorm": "image_encoder.ln_post",
+    "git.image_encoder.vision_model.encoder.layers.": "image_encoder.transformer.resblocks.",
+    ".self_attn.q_proj.": ".attn.in_proj_",
+    ".self_attn.out_proj.": ".attn.out_proj.",
+    ".layer_norm": ".ln_",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+    "git.embeddings.word_embeddings.": "textual.embedding.words.",
+    "git.embeddings.position_embeddings.": "textual.embedding.positions.",
+    "git.embeddings.LayerNorm.": "textual.embedding.layer_norm.",
+    "git.visual_projection.": "textual.",
+    "git.encoder.": "textual.transformer.encoder.",
+    "git.img_temporal_embedding.": "img_temperal_embedding.",
+    "output.": "textual.output.",
+}
+
+
+def microsoft(folder: Path) -> Target:
+    """Names and shapes as Microsoft's files have them, without a configuration: the header of a file of zeros."""
+    layers = {"hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = {**layers, "image_size": 32, "patch_size": 8}
+    config = GitConfig.from_dict({**layers, "vocab_size": 120, "vision_config": vision, "num_image_with_embedding": 2})
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in expected_tensors(config).items():
+        if ".k_proj." in name or ".v_proj." in name:
+            continue
+        for ours, theirs in _MICROSOFT.items():
+            if ours != "output." or name.startswith(ours):
+                name = name.replace(ours, theirs)
+        shape = (3 * shape[0], *shape[1:]) if "in_proj_" in name else shape
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    body = bytes(end)
+    path = folder / "model.safetensors"
+    read = read_file(path, open_checkpoint, lambda data: len(data).to_bytes(8, "little") + data + body)
+    return Target(read, [json.dumps(header).encode()], GitfastError, [changed_json], folder, bytes_too=False)
 
 
 def generation_config(folder: Path) -> Target:
@@ -109,8 +142,11 @@ def _beside_weights(folder: Path) -> Callable[[Path], object]:
     """Open a checkpoint whose weights stay the same: their names are read once."""
     tensors = read_tensors(folder / "model.safetensors")
 
+    def held(_: Path) -> dict[str, Any]:
+        return dict(tensors)
+
     def read(path: Path) -> object:
-        with mock.patch.object(checkpoint, "read_tensors", lambda _: dict(tensors)):
+        with mock.patch.object(checkpoint, "read_tensors", held):
             return open_checkpoint(path.parent)
 
     return read
@@ -136,7 +172,7 @@ def preprocessor_config(folder: Path) -> Target:
 
 def _json_target(path: Path, seeds: list[bytes], read: Callable[[Path], object]) -> Target:
     warnings.simplefilter("ignore")
-    return Target(_read_file(path, read), seeds, GitfastError, [changed_json, changed_json, changed_json], path.parent)
+    return Target(read_file(path, read), seeds, GitfastError, [changed_json, changed_json, changed_json], path.parent)
 
 
 def _tokenizer(folder: Path, name: str, seed: bytes, *, text: bool = False) -> Target:
@@ -148,7 +184,7 @@ def _tokenizer(folder: Path, name: str, seed: bytes, *, text: bool = False) -> T
         return tokenizer.decode(tokenizer.prompt("A red, <x> square? [SEP] " + "x" * 300))
 
     mutations: list[Mutation] = [] if text else [changed_json] * 3
-    return Target(_read_file(folder / name, read), [seed], GitfastError, mutations, folder)
+    return Target(read_file(folder / name, read), [seed], GitfastError, mutations, folder)
 
 
 def tokenizer_json(folder: Path) -> Target:
@@ -193,7 +229,7 @@ def _adapter(folder: Path, name: str, mutation: Mutation) -> Target:
     files = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": weights}
     for file, data in files.items():
         (folder / "adapter" / file).write_bytes(data)
-    read = _read_file(
+    read = read_file(
         folder / "adapter" / name, lambda path: apply_adapter(path.parent, base).weights[f"{_LAYER}.weight"]
     )
     return Target(read, [files[name]], GitfastError, [mutation] * 3, folder)
@@ -244,6 +280,7 @@ TARGETS = {
     "torch-pickle": torch_pickle,
     "torch-older": torch_older,
     "config": config,
+    "microsoft": microsoft,
     "generation-config": generation_config,
     "preprocessor-config": preprocessor_config,
     "tokenizer-json": tokenizer_json,
