@@ -81,6 +81,14 @@ bool has_neon_bf16() {
 }
 #endif
 
+bool is_intel() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 std::vector<Isa> detect() {
   std::vector<Isa> found{Isa::scalar};
 #if defined(__x86_64__)
@@ -110,11 +118,15 @@ std::vector<Isa> available_isas() {
   return found;
 }
 
+Isa best_isa(const std::vector<Isa>& available, bool intel) {
+  return intel && available.back() == Isa::avx512_bf16 ? Isa::avx512 : available.back();
+}
+
 Isa choose_isa(const std::string& requested) {
   const char* variable = std::getenv("GITFAST_ISA");
   const std::string wanted = !requested.empty() ? requested : variable ? variable : "";
   const std::vector<Isa> found = available_isas();
-  if (wanted.empty()) return found.back();
+  if (wanted.empty()) return best_isa(found, is_intel());
   std::string names;
   for (Isa isa : found) {
     if (wanted == isa_name(isa)) return isa;

@@ -14,6 +14,10 @@ const char* isa_name(Isa isa);
 // Ascending; always starts with scalar. Includes the check that the operating system saves the registers.
 std::vector<Isa> available_isas();
 
+// The last of those available. But Intel's CPUs multiply pairs of bfloat16 slowly in vectors (encoding takes 307 ms
+// with them on a Granite Rapids, and 247 in float32): those whose AMX cannot be used widen to float32.
+Isa best_isa(const std::vector<Isa>& available, bool intel);
+
 // `requested`: a name, or "" for the GITFAST_ISA environment variable, or failing that the best available.
 // Throws Error naming what came and what this machine has.
 Isa choose_isa(const std::string& requested);

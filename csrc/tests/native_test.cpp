@@ -648,6 +648,16 @@ void test_cgroup_quota() {
   EXPECT(std::system(("rm -r " + base).c_str()) == 0);
 }
 
+void test_best_isa() {
+  using Isas = std::vector<Isa>;
+  const Isas zen5 = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
+  const Isas xeon = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx};
+  EXPECT(best_isa(zen5, false) == Isa::avx512_bf16);
+  EXPECT(best_isa(zen5, true) == Isa::avx512);  // a Xeon whose AMX its virtual machine hides
+  EXPECT(best_isa(xeon, true) == Isa::amx);
+  EXPECT(best_isa({Isa::scalar}, true) == Isa::scalar);
+}
+
 void test_kernels(const Kernels& kernels) {
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8}) {
     test_linear(kernels, format);
@@ -675,6 +685,7 @@ void test_all_kernels() {
 }
 
 void test_all() {
+  test_best_isa();
   test_all_kernels();
   std::printf("thread pool\n");
   test_parts_cover_the_range_once();
