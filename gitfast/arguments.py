@@ -11,6 +11,7 @@ from gitfast.errors import ArgumentError
 
 # A prompt that fills the 1,024 text positions of the largest model has a tenth of this.
 MAX_TEXT_CHARS = 100_000
+_MAX_BITS = 10_000  # Python refuses to print integers of 4,300 digits
 
 
 def integer(name: str, value: Any, minimum: int | None = None) -> int:
@@ -21,6 +22,8 @@ def integer(name: str, value: Any, minimum: int | None = None) -> int:
         number = None
     if number is None:
         raise ArgumentError(f"{name}: expected an integer, got {shown(value)}")
+    if number.bit_length() > _MAX_BITS:
+        raise ArgumentError(f"{name}: expected an integer of a few digits, got one of {number.bit_length()} bits")
     if minimum is not None and number < minimum:
         raise ArgumentError(f"{name}: expected at least {minimum}, got {shown(number)}")
     return number
@@ -61,6 +64,9 @@ def texts(name: str, values: Any) -> list[str]:
 
 def shown(value: Any) -> str:
     """Describe a value for an error message: itself where that is short, else its type."""
-    if isinstance(value, (str, int, float, type(None))) and len(repr(value)) <= 100:
+    is_long = (isinstance(value, str) and len(value) > 100) or (
+        isinstance(value, int) and value.bit_length() > _MAX_BITS
+    )
+    if isinstance(value, (str, int, float, type(None))) and not is_long and len(repr(value)) <= 100:
         return repr(value)
     return f"a value of type {type(value).__name__}"

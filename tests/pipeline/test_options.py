@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
+from gitfast.engines.search import native_options
+from gitfast.errors import ArgumentError
 from gitfast.inputs.tokenizer import Tokenizer
-from gitfast.pipeline.options import ReadingOptions, StreamOptions, make_options
+from gitfast.pipeline.options import (
+    ReadingOptions,
+    StreamOptions,
+    TaskOptions,
+    check_options,
+    make_batching,
+    make_options,
+)
 from gitfast.types import GenerationOptions
 
 
@@ -46,3 +56,28 @@ def test_unknown_names(tokenizer):
         make_options({"max_tokens": 5}, tokenizer, room=9)
     with pytest.raises(TypeError, match=r"unknown option 'zzz'$"):
         make_options({"zzz": 5}, tokenizer, room=9)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("suppress_tokens", range(10**9)),
+        ("begin_suppress_tokens", range(10**30)),
+        ("bad_words_ids", [range(10**9)]),
+        ("bad_words_ids", [[5] * 1000] * 10_000),  # one list, many times
+        ("allowed_token_ids", range(10**9)),
+        ("allowed_token_ids", np.broadcast_to(np.int32(5), (10**6, 10**6))),
+    ],
+)
+def test_ids_are_counted_before_they_are_copied(name, value):
+    with pytest.raises(ArgumentError, match=f"{name}: expected at most 4194304 token ids"):
+        native_options(GenerationOptions(**{name: value}), 3)
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "num_beams", "top_k", "seed", "no_repeat_ngram_size", "batch_size"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_numbers_that_python_does_not_print_are_named(name, sign):
+    check = make_batching if name == "batch_size" else lambda values: check_options(values, TaskOptions)
+    with pytest.raises(ArgumentError, match=f"{name}: expected an integer of a few digits, got one of 16610 bits"):
+        check({name: sign * 10**5000})
