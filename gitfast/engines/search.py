@@ -35,7 +35,7 @@ def native_options(options: GenerationOptions, eos_token_id: int | Sequence[int]
 
 def _check_size(name: str, ids: Any) -> None:
     """Refuse more ids than anybody lists, before they are copied one by one; the search checks everything else."""
-    rows = ids if name in _LISTS_OF_LISTS and _size(ids) <= _MAX_IDS else [ids]
+    rows = ids if name in _LISTS_OF_LISTS and 0 < _size(ids) <= _MAX_IDS else [ids]
     if sum(map(_size, rows)) > _MAX_IDS:
         raise ArgumentError(f"{name}: expected at most {_MAX_IDS} token ids")
 

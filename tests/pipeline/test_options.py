@@ -75,6 +75,13 @@ def test_ids_are_counted_before_they_are_copied(name, value):
         native_options(GenerationOptions(**{name: value}), 3)
 
 
+@pytest.mark.parametrize("value", [None, [], 5, "abc", [[1], None], [5]])
+@pytest.mark.parametrize("name", ["suppress_tokens", "bad_words_ids", "allowed_token_ids"])
+def test_other_values_are_left_to_the_search(name, value):
+    assert native_options(GenerationOptions(**{name: value}), 3)[name] is value
+    assert native_options(GenerationOptions(), 3)["allowed_token_ids"] is None
+
+
 @pytest.mark.parametrize("name", ["max_new_tokens", "num_beams", "top_k", "seed", "no_repeat_ngram_size", "batch_size"])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_numbers_that_python_does_not_print_are_named(name, sign):
