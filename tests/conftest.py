@@ -12,7 +12,12 @@ import pytest
 
 from support import tiers
 from support.cuda import emulated
+from support.paths import ROOT
 from support.tiny_checkpoint import random_image, write_checkpoint
+
+# Several processes test at once: threads of torch that wait for one another must not spin on the CPUs of their
+# neighbours. Read when torch is first imported, also by processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Checks before a change lands must not depend on luck; run by hand, every run tries other examples.
 hypothesis.settings.register_profile("ci", derandomize=True, print_blob=True)
@@ -52,7 +57,7 @@ def emulation_file() -> Path:
     if reason := emulated.why_not():
         pytest.skip(reason)
     try:
-        return emulated.build(emulated.ROOT, emulated.ROOT / "build" / "emulation")
+        return emulated.build(ROOT, ROOT / "build" / "emulation")
     except subprocess.CalledProcessError as error:
         pytest.fail(f"the emulation does not build:\n{error.stdout}{error.stderr}")
 

@@ -10,6 +10,7 @@ from evaluate import evaluate
 import gitfast
 
 from support.paths import EXAMPLES
+from support.tiers import slow
 
 
 @pytest.mark.parametrize(("name", "captions"), [("git-tiny", 0.95), ("git-tiny-video", 0.90)])
@@ -19,8 +20,15 @@ def test_accuracy_on_200_held_out_examples(name: str, captions: float) -> None:
     assert accuracy["answers"] >= 0.95
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-@pytest.mark.parametrize("name", ["git-tiny", "git-tiny-video"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        slow("git-tiny", "bfloat16"),
+        ("git-tiny", "int8"),
+        ("git-tiny-video", "bfloat16"),
+        slow("git-tiny-video", "int8"),
+    ],
+)
 def test_fewer_bits_say_the_same(name: str, dtype: str) -> None:
     accuracy = evaluate(gitfast.load(name, dtype=dtype), range(100), verbose=True)
     exact = evaluate(gitfast.load(name), range(100))

@@ -31,7 +31,7 @@ def bench(capsys, monkeypatch):
 
 
 def test_a_run_prints_a_table_and_writes_json(bench, tmp_path):
-    code, out, errors = bench("--json", tmp_path / "kernels.json")
+    code, out, errors = bench("--model", "base", "base-vatex", "--json", tmp_path / "kernels.json")
     assert (code, errors) == (0, "")
     report = json.loads((tmp_path / "kernels.json").read_text())
     assert (report["device"], report["rounds"], report["failed"]) == ("cpu", 1, [])

@@ -13,6 +13,7 @@ import transformers
 
 from gitfast.types import GenerationOptions
 
+from support.tiers import slow
 from support.tiny_checkpoint import write_checkpoint
 
 
@@ -42,9 +43,10 @@ SAVED = {
     "list in config.json": (None, {"eos_token_id": [3]}),
     "no padding token": ({"bos_token_id": 2, "eos_token_id": 3}, {"pad_token_id": None}),
 }
+FAST = ("none", "beams", "rules", "stale ids in config.json", "list in config.json")
 
 
-@pytest.mark.parametrize("case", SAVED)
+@pytest.mark.parametrize("case", [case if case in FAST else slow(case) for case in SAVED])
 def test_saved_settings_are_read_as_in_transformers(kit: Any, tmp_path: Path, case: str) -> None:
     saved, config = SAVED[case]
     folder = checkpoint(tmp_path, saved, **config)
@@ -63,7 +65,7 @@ def test_saved_settings_are_read_as_in_transformers(kit: Any, tmp_path: Path, ca
     assert torch.equal(again.generate(**inputs), ours.sequences)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [slow(1), 3])
 def test_several_ends(kit: Any, tmp_path: Path, beams: int) -> None:
     folder = checkpoint(tmp_path, {**IDS, "eos_token_id": [3, 9, 12]})
     model = kit.GitForCausalLM.from_pretrained(folder)

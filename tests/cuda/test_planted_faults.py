@@ -1,4 +1,7 @@
-"""The kernels under sanitizers, as they are and with every fault planted: the former are clean, the latter found."""
+"""Run the kernels under sanitizers, as they are and with every fault planted: the former are clean, the latter found.
+
+The fast tier plants two faults that the emulation finds without a sanitizer.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,12 @@ import pytest
 
 from support.cuda import emulated
 from support.cuda.faults import FAULTS, KERNELS, MANY_BLOCKS
+from support.paths import ROOT
 
 SANITIZERS = ("address", "thread")
 # A fault takes seconds to compile: CI plants every eighth. Plant all faults of a kernel that you change.
 NAMES = list(FAULTS)[:: 8 if "CI" in os.environ else 1]
+FOUND_BY_EMULATION = ("a warp left out", "the previous kernel not waited for")
 WORKERS = 2  # each with its own tree of sources
 
 
@@ -75,8 +80,8 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     threads = []
     for i in range(WORKERS):
         sources = tmp_path_factory.mktemp("faults")
-        shutil.copy(emulated.ROOT / "CMakeLists.txt", sources)
-        shutil.copytree(emulated.ROOT / "csrc", sources / "csrc")
+        shutil.copy(ROOT / "CMakeLists.txt", sources)
+        shutil.copytree(ROOT / "csrc", sources / "csrc")
         threads.append(threading.Thread(target=work, args=(sources, i % 2 == 0)))
     for thread in threads:
         thread.start()
@@ -113,8 +118,23 @@ def run(job: Job, sources: Path, cases: dict[str, emulated.SmallCases]) -> Outco
 def test_every_fault_has_its_place(name: str) -> None:
     """Change FAULTS with the kernel."""
     fault = FAULTS[name]
-    text = (emulated.ROOT / (fault.file or KERNELS[fault.kernel])).read_text(encoding="utf-8")
+    text = (ROOT / (fault.file or KERNELS[fault.kernel])).read_text(encoding="utf-8")
     assert fault.plant(text) != text
+
+
+@pytest.mark.parametrize("name", FOUND_BY_EMULATION)
+def test_planted_fault_is_found_by_the_emulation(name: str, emulation_file: Path, tmp_path: Path) -> None:
+    fault = FAULTS[name]
+    source, changed = ROOT / KERNELS[fault.kernel], tmp_path / "changed.cu"
+    changed.write_text(fault.plant(source.read_text(encoding="utf-8")), encoding="utf-8")
+    cases = emulated.SmallCases("", tmp_path)
+    try:
+        module = emulated.replace_source(emulation_file.parent, source, changed)
+        returncode, said = cases.run(module, fault.kernel)
+    finally:
+        cases.close()
+    assert returncode != 0
+    assert re.search(fault.found, said), said
 
 
 def ended(outcome: Outcome) -> Outcome:

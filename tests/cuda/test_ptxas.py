@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.paths import ROOT
+from support.tiers import slow
 
 spec = importlib.util.spec_from_file_location("ptxas", ROOT / "benchmarks" / "ptxas.py")
 assert spec is not None
@@ -18,6 +19,9 @@ ptxas = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(ptxas)
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+SOURCES = sorted((ROOT / "csrc").glob("*/*.cu"))
+FAST = ("norm.cu",)  # nvcc takes half a minute for some others
+
 not_twice = pytest.mark.skipif("CI" in os.environ, reason="CI reads what its build says of all kernels")
 
 
@@ -34,7 +38,9 @@ ptxas info    : Used 40 registers, used 1 barriers, 512 bytes smem
 
 @needs_nvcc
 @not_twice
-@pytest.mark.parametrize("source", sorted((ROOT / "csrc").glob("*/*.cu")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "source", [path if path.name in FAST else slow(path) for path in SOURCES], ids=lambda path: path.name
+)
 def test_no_kernel_uses_local_memory(source: Path) -> None:
     for kernel in ptxas.parse(ptxas.compile_report(source, "90a")):
         assert kernel["stack"] == kernel["spill_stores"] == kernel["spill_loads"] == 0, kernel

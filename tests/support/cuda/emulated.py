@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
+import itertools
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +17,7 @@ from types import ModuleType
 
 import pybind11
 
-from support.paths import ROOT
+from support.processes import ENVIRONMENT, PYTHON
 
 ORDERS = ("forward", "reverse", "shuffled", "run_ahead")
 
@@ -57,6 +60,25 @@ def build(source: Path, folder: Path, sanitizer: str = "", *, few_head_dims: boo
     return module
 
 
+def replace_source(built: Path, source: Path, changed: Path) -> Path:
+    """Link the emulation in the folder ``built`` anew, with ``changed`` instead of ``source``, beside ``changed``.
+
+    Compiles one file, without a sanitizer. Raises CalledProcessError.
+    """
+    commands = json.loads((built / "compile_commands.json").read_text(encoding="utf-8"))
+    outputs = [
+        c["output"] for c in commands if {"gitfast_emulated.dir", "_emulation.dir"} & set(Path(c["output"]).parts)
+    ]
+    (command,) = (c for c in commands if Path(c["file"]) == source)
+    words, new_object, module = shlex.split(command["command"]), changed.with_suffix(".o"), changed.with_suffix(".so")
+    compiler = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    words[words.index("-o") + 1], words[words.index("-c") + 1] = str(new_object), str(changed)
+    objects = [new_object if output == command["output"] else output for output in outputs]
+    for run in (words, [*compiler, "-shared", "-pthread", "-o", module, *objects]):
+        subprocess.run(run, cwd=command["directory"], check=True, capture_output=True, text=True)
+    return module
+
+
 def load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("_emulation", path)
     assert spec is not None
@@ -78,13 +100,16 @@ def runtime_of(sanitizer: str) -> str | None:
 
 
 class SmallCases:
-    """A process that runs small_cases.py on modules built with ``sanitizer``; messages go to files in ``folder``."""
+    """A process that runs small_cases.py on modules built with ``sanitizer``, or without one where it is "".
+
+    Messages go to files in ``folder``.
+    """
 
     def __init__(self, sanitizer: str, folder: Path) -> None:
-        environment = dict(os.environ, OMP_NUM_THREADS="1", LD_PRELOAD=runtime_of(sanitizer) or "")
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+        environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+        environment["LD_PRELOAD"] = (runtime_of(sanitizer) or "") if sanitizer else ""
         environment |= {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1"}
-        command = [sys.executable, "-m", "support.cuda.small_cases", sanitizer]
+        command = [*PYTHON, "-m", "support.cuda.small_cases", sanitizer]
         self._log, self._own_log = folder / f"{sanitizer}.log", folder / f"{sanitizer}-process.log"
         with self._own_log.open("w") as messages:
             self._process = subprocess.Popen(
