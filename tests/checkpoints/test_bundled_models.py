@@ -25,7 +25,7 @@ def test_accuracy_on_200_held_out_examples(name: str, captions: float) -> None:
     [
         slow("git-tiny", "bfloat16"),
         ("git-tiny", "int8"),
-        ("git-tiny-video", "bfloat16"),
+        slow("git-tiny-video", "bfloat16"),
         slow("git-tiny-video", "int8"),
     ],
 )

@@ -20,7 +20,7 @@ spec.loader.exec_module(ptxas)
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 SOURCES = sorted((ROOT / "csrc").glob("*/*.cu"))
-FAST = ("norm.cu",)  # nvcc takes half a minute for some others
+FAST = ("embed.cu",)  # nvcc takes half a minute for some others
 
 not_twice = pytest.mark.skipif("CI" in os.environ, reason="CI reads what its build says of all kernels")
 
