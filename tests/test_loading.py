@@ -24,6 +24,8 @@ class TestLoad:
     def test_unknown_engine_and_dtype(self, checkpoint_folder):
         with pytest.raises(ValueError, match="engine: expected"):
             gitfast.load(checkpoint_folder, engine="gpu")
+        with pytest.raises(ValueError, match=r"engine: expected .* got \['cpu'\]"):
+            gitfast.load(checkpoint_folder, engine=["cpu"])
         with pytest.raises(ValueError, match="dtype: expected"):
             gitfast.load(checkpoint_folder, dtype="int4")
         with pytest.raises(EngineError, match="cpu engine: takes float32, bfloat16, int8, not float16"):

@@ -53,10 +53,11 @@ def create_engine(
         EngineError: the engine cannot run here, or not with these dtypes; the message says why.
         ValueError: an unknown engine or dtype, or threads or lanes for an engine that has none of its own.
     """
-    name = {"auto": "cpu", "torch": "reference"}.get(name, name)
+    asked = name if isinstance(name, str) else ""
+    name = {"auto": "cpu", "torch": "reference"}.get(asked, name)
     if name not in ENGINES:
         raise ValueError(f"engine: expected 'auto', {', '.join(map(repr, ENGINES))}, got {name!r}")
-    if dtype not in ("auto", *DTYPES):
+    if not isinstance(dtype, str) or dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype: expected 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")
     status = engine_status(name)
     if not status.usable:

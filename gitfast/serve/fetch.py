@@ -69,7 +69,10 @@ class Fetcher:
                 raise _failed(name, "the host did not answer as it should") from None
             if location is None:
                 return body
-            url = urljoin(url, location)
+            try:
+                url = urljoin(url, location)
+            except ValueError:
+                raise _failed(name, "a redirect to what is no URL") from None
         raise _failed(name, f"more than {MAX_REDIRECTS} redirects")
 
     def _check_url(self, url: str, name: str) -> SplitResult:

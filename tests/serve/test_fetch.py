@@ -165,6 +165,12 @@ def test_redirects_to_an_address_that_is_not_public(make, port):
     assert "not public" in refused(fetcher, f"http://pictures.example:{port}/redirect").message
 
 
+@pytest.mark.parametrize("place", ["http://[", "http://[::1", "//[x]/"])
+def test_redirects_to_what_is_no_url(make, port, place):
+    Handler.redirect = place
+    assert refused(make(), f"http://pictures.example:{port}/redirect").code in ("url_not_fetched", "url_not_allowed")
+
+
 def test_a_redirect_that_is_allowed(make, port):
     Handler.redirect = "/image"
     assert fetch(make(), port, "/redirect") == IMAGE
