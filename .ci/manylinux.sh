@@ -27,6 +27,8 @@ arguments="-DHAS_FLTO=OFF"
 if [ "$arch" != "$(uname -m)" ]; then
   compiler=$arch-linux-gnu-g++
   arguments+=" -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$arch"
+  # Python itself runs here, without an emulator.
+  arguments+=" -DCMAKE_POLICY_DEFAULT_CMP0190=NEW -DCMAKE_CROSSCOMPILING_EMULATOR=/usr/bin/env"
   export _PYTHON_HOST_PLATFORM=linux-$arch
 fi
 tag=$($python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
@@ -39,7 +41,9 @@ if [ -n "${ROOT:-}" ]; then
   ln -sfn "$ROOT/usr/include/$headers" "$include/$headers"
   ln -sfn "$ROOT/usr/include/$arch-linux-gnu/$headers" "$include/$arch-linux-gnu/$headers"
   tag=${headers/python3./cp3}
-  export CXXFLAGS="-I$include -I$include/$headers" SETUPTOOLS_EXT_SUFFIX=.cpython-${tag#cp}-$arch-linux-gnu.so
+  suffix=.cpython-${tag#cp}-$arch-linux-gnu.so
+  arguments+=" -DPYTHON_MODULE_EXTENSION=$suffix"
+  export CXXFLAGS="-I$include -I$include/$headers" SETUPTOOLS_EXT_SUFFIX=$suffix
 fi
 archive() { $compiler -print-file-name="$1"; }
 echo '{ global: PyInit__C; local: *; };' >"$work/exports"
