@@ -170,10 +170,11 @@ void BeamItem::stop() {
   for (Hypothesis& h : running_) {
     if (new_tokens_ > 0) h.score = normalized(h.score, new_tokens_, false);
     h.finished = true;
-    finished_.push_back(std::move(h));
+    const auto behind_equals =
+        std::upper_bound(finished_.begin(), finished_.end(), h.score,
+                         [](float score, const Hypothesis& other) { return score > other.score; });
+    finished_.insert(behind_equals, std::move(h));
   }
-  std::stable_sort(finished_.begin(), finished_.end(),
-                   [](const Hypothesis& a, const Hypothesis& b) { return a.score > b.score; });
   running_.clear();
   done_ = true;
 }
