@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 work=$PWD/build/aarch64
 rm -rf "$work"
 "${PYTHON:-python3.11}" -m pip install --quiet --target "$work/site" --only-binary=:all: --platform manylinux_2_28_aarch64 \
-  --platform manylinux_2_17_aarch64 --python-version 3.11 "$wheel" pytest pytest-timeout hypothesis pybind11
+  --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 --python-version 3.11 "$wheel" pytest pytest-timeout hypothesis pybind11
 
 # One thread for OpenBLAS, inside numpy: qemu's own threads are many enough.
 emulated() {

@@ -59,4 +59,6 @@ CXX=$compiler GITFAST_CUDA=off \
   python -m build --wheel --no-isolation --outdir "$work/wheels" .
 [ "$tag" = "$built_as" ] || python -m wheel tags --remove --python-tag "$tag" --abi-tag "$tag" "$work"/wheels/*.whl
 python -m auditwheel show "$work"/wheels/*.whl
-python -m auditwheel repair --plat "manylinux_${glibc/./_}_$arch" --wheel-dir "$dist" "$work"/wheels/*.whl
+platform=manylinux_${glibc/./_}_$arch
+[ "$arch" = "$(uname -m)" ] || platform=auto  # auditwheel takes names of other CPUs from the wheel alone
+python -m auditwheel repair --plat "$platform" --wheel-dir "$dist" "$work"/wheels/*.whl

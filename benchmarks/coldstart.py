@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.json:
-        check_writable(args.json)
+        check_writable("json", args.json)
     rows: list[dict[str, object]] = []
     print("| model | dtype | from | import | load | first caption | together | second caption | CPU, together | read |")
     print("|---|---|---|---|---|---|---|---|---|---|")
