@@ -159,8 +159,8 @@ py::array layer_norm(const py::object& x, const py::object& gamma, const py::obj
   {
     const WithoutGil released;
     for_each_part(pool, R.value, [&](int64_t begin, int64_t end, int) {
-      kernels.layer_norm(xs.data() + begin * stride, stride, g.data(), b.data(), eps, end - begin, d, data + begin * d,
-                         d);
+      const float* rows = xs.data() + begin * stride;
+      kernels.layer_norm({rows, stride, end - begin, d, g.data(), b.data(), eps, data + begin * d, d});
     });
   }
   return y;

@@ -49,7 +49,8 @@ class Compute {
     constexpr int64_t kRowsPerPart = 8;  // fewer cost less than waking a thread
     const int64_t d = n.size();
     parallel(rows, kRowsPerPart, [&](int64_t begin, int64_t end, int) {
-      kernels.layer_norm(x + begin * d, d, n.gamma.floats(), n.beta.floats(), n.eps, end - begin, d, y + begin * d, d);
+      const float *gamma = n.gamma.floats(), *beta = n.beta.floats();
+      kernels.layer_norm({x + begin * d, d, end - begin, d, gamma, beta, n.eps, y + begin * d, d});
     });
   }
 

@@ -105,6 +105,19 @@ struct AttentionArgs {
   float* scratch = nullptr;  // attention_scratch_floats(...) values, 64-byte aligned
 };
 
+// y = (x - mean) / sqrt(var + eps) * gamma + beta
+struct LayerNormArgs {
+  const float* x = nullptr;  // (rows, d), row stride x_stride
+  int64_t x_stride = 0;
+  int64_t rows = 0;
+  int64_t d = 0;                 // >= 1
+  const float* gamma = nullptr;  // (d)
+  const float* beta = nullptr;   // (d)
+  float eps = 0;
+  float* y = nullptr;  // (rows, d), row stride y_stride; may be x
+  int64_t y_stride = 0;
+};
+
 // Scratch values one call to `attention` needs for any number of rows.
 int64_t attention_scratch_floats(int64_t head_dim, int64_t prefix_len, int64_t max_text_len);
 
@@ -118,9 +131,7 @@ struct Kernels {
 
   void (*attention)(const AttentionArgs& args);
 
-  // y = (x - mean) / sqrt(var + eps) * gamma + beta, rows of length d; y may be x.
-  void (*layer_norm)(const float* x, int64_t x_stride, const float* gamma, const float* beta, float eps, int64_t rows,
-                     int64_t d, float* y, int64_t y_stride);
+  void (*layer_norm)(const LayerNormArgs& args);
 
   // Packs the rows k and v (P, head_dim), both of row stride `stride`, as PackedHead has them.
   void (*pack_head)(const float* k, const float* v, int64_t stride, int64_t tokens, int64_t head_dim,

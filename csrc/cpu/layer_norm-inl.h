@@ -30,11 +30,13 @@ inline float variance_of(const float* x, int64_t d, float mean) {
   return sum_lanes(sum) / static_cast<float>(d);
 }
 
-void layer_norm(const float* x, int64_t x_stride, const float* gamma, const float* beta, float eps, int64_t rows,
-                int64_t d, float* y, int64_t y_stride) {
-  for (int64_t r = 0; r < rows; ++r, x += x_stride, y += y_stride) {
+void layer_norm(const LayerNormArgs& args) {
+  const int64_t d = args.d;
+  const float *x = args.x, *gamma = args.gamma, *beta = args.beta;
+  float* y = args.y;
+  for (int64_t r = 0; r < args.rows; ++r, x += args.x_stride, y += args.y_stride) {
     const float mean = mean_of(x, d);
-    const float scale = 1.0f / __builtin_sqrtf(variance_of(x, d, mean) + eps);
+    const float scale = 1.0f / __builtin_sqrtf(variance_of(x, d, mean) + args.eps);
     const F32x16 m = splat16(mean), s = splat16(scale);
     int64_t i = 0;
     for (; i + kWidth <= d; i += kWidth) store(y + i, fma((load(x + i) - m) * s, load(gamma + i), load(beta + i)));
