@@ -1,4 +1,4 @@
-// What the running batch does next, and how rows and threads are divided among lanes.
+// The policy: the running batch's next action, and the division of rows and threads among lanes.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

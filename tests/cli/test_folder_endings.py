@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.processes import ENVIRONMENT, PYTHON
+from support.tiers import slow
 from support.tiny_checkpoint import random_image
 
 COMMAND = [*PYTHON, "-m", "gitfast", "caption"]
@@ -136,7 +137,7 @@ class TestEndings:
             name = "standard output" if len(arguments) == 1 else "/dev/full"
             assert (process.returncode, messages.decode()) == (1, f"gitfast: {name}: No space left on device\n")
 
-    @pytest.mark.parametrize("closed", ["1", "2", "0", "0 1 2"])
+    @pytest.mark.parametrize("closed", ["1", slow("2"), slow("0"), "0 1 2"])
     def test_closed_streams(self, photos, checkpoint_folder, tmp_path, closed):
         arguments = [str(x) for x in (photos, "--model", checkpoint_folder, "--out", tmp_path / "out.jsonl")]
         closing = "import os, sys; [os.close(int(x)) for x in sys.argv[1].split()]; os.execv(sys.argv[2], sys.argv[2:])"

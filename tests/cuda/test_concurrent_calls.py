@@ -20,6 +20,7 @@ from gitfast.inputs.processor import Processor
 from gitfast.types import CancelToken, Generation, GenerationOptions
 
 from support.cuda.engine_cases import IMAGES, make_engine
+from support.tiers import slow
 
 GREEDY = GenerationOptions(max_new_tokens=6)
 WAIT_S = 300  # for what comes at once, but on a busy machine
@@ -177,11 +178,13 @@ def test_an_interrupt_ends_the_call_of_its_thread_alone(scene: Scene, pool: Thre
     assert futures[0].result(WAIT_S) == alone
 
 
+@pytest.mark.parametrize("count", [6, slow(12)])
 def test_calls_with_more_rows_than_there_is_room_for(
-    device: str, processor: Processor, monkeypatch: pytest.MonkeyPatch, pool: ThreadPoolExecutor
+    device: str, count: int, processor: Processor, monkeypatch: pytest.MonkeyPatch, pool: ThreadPoolExecutor
 ) -> None:
     scene = Scene(make_engine(device, shallow=True, rows_at_once=2), processor, monkeypatch)
-    prompts = [processor.tokenizer.prompt(text) for text in ("", "what ?", "how many ?", "what color ?")] * 3
+    texts = ["", "what ?", "how many ?", "what color ?"] * 3
+    prompts = [processor.tokenizer.prompt(text) for text in texts[:count]]
     prefixes = [scene.prefixes[i % 3] for i in range(len(prompts))]
     one = scene.generate((0, "", GREEDY))
     options = GenerationOptions(max_new_tokens=3)

@@ -19,6 +19,7 @@ from gitfast.types import Generation, GenerationOptions
 
 from support.cuda.engine_cases import IMAGES, make_engine
 from support.cuda.search_cases import rounds
+from support.tiers import slow
 
 QUESTIONS = ["", "what color ?", "how many ?", "", "what ?"]
 
@@ -50,7 +51,7 @@ def encode(engine: CudaEngine, processor: Processor) -> list[CudaPrefix]:
 
 @pytest.mark.parametrize(
     ("decode", "name"),
-    [*(("operations", name) for name in SEARCHES), ("persistent", "greedy"), ("persistent", "beams")],
+    [*(("operations", name) for name in SEARCHES), slow("persistent", "greedy"), ("persistent", "beams")],
 )
 def test_rows_are_what_they_are_all_at_once(
     device: str, decode: str, name: str, processor: Processor, prompts: list[list[int]]

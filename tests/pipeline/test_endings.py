@@ -8,6 +8,7 @@ import textwrap
 import pytest
 
 from support.processes import run_python
+from support.tiers import slow
 
 PRELUDE = """
 import os, sys, threading, time
@@ -29,14 +30,14 @@ def assert_clean(ended: subprocess.CompletedProcess[str], code: int = 0) -> None
     )
 
 
-@pytest.mark.parametrize("attempt", range(3))
+@pytest.mark.parametrize("attempt", [0, slow(1), slow(2)])
 def test_exit_with_an_unfinished_stream(attempt):
     ended = run("stream = model.stream(image, **LONG)\nprint(repr(next(stream)))")
     assert_clean(ended)
     assert ended.stdout
 
 
-@pytest.mark.parametrize("attempt", range(3))
+@pytest.mark.parametrize("attempt", [0, slow(1), slow(2)])
 def test_exit_with_many_unfinished_streams_kept_by_a_cycle(attempt):
     assert_clean(
         run("""
@@ -69,7 +70,7 @@ LOOPS = {
 }
 
 
-@pytest.mark.parametrize("attempt", range(2))
+@pytest.mark.parametrize("attempt", [0, slow(1)])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_daemon_threads_in_native_work(loop, attempt):
     """Python takes the GIL from them for ever; they end up asleep, and the process ends as it should."""
