@@ -60,6 +60,7 @@ class Row:
     checked_tokens: int | None
     error: float | None  # root mean square difference of log-probabilities from float64
     decoded_by: str | None  # the way of decoding, for a gitfast engine that has several
+    multiprocessors: int | None  # that the blocks of the persistent kernel were spread over
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,7 @@ class _Bench:
             checked_tokens=accuracy.checked,
             error=accuracy.error,
             decoded_by=getattr(captioner, "decoded_by", None),
+            multiprocessors=getattr(captioner, "multiprocessors", None),
         )
 
     def time_clients(self, captioners: dict[Way, Captioner], threads: int, clients: int) -> list[Outcome]:

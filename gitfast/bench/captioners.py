@@ -113,6 +113,12 @@ class EngineCaptioner:
             self.decoded_by = "operations" if stats.persistent_searches == before else "persistent"
         return [list(best.token_ids) for best, *_ in found]
 
+    @property
+    def multiprocessors(self) -> int | None:
+        """How many multiprocessors the persistent kernel was spread over; None where it did not run."""
+        placement: list[int] = self.engine.placement() if self.decoded_by == "persistent" else []
+        return len(set(placement)) or None
+
     def score(self, pixels: Pixels, ids: list[int]) -> NDArray[np.floating]:
         return self.engine.score(self._encode(pixels[:1]), [[self._bos, *ids]])[0]
 

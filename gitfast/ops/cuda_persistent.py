@@ -54,6 +54,7 @@ class DecoderWeights:
             ValueError: the kernel does not take these shapes or dtypes.
         """
         self.like, self.cluster = words, CLUSTER if cluster is None else cluster
+        self.blocks = heads * self.cluster
         given = {"layers": [dict(layer) for layer in layers], "heads": heads, "cluster": self.cluster, **head}
         norm = {"gamma": gamma, "beta": beta, "eps": eps}
         self._native: Any = cuda._kernels(words).DecoderWeights(words=words, positions=positions, **norm, **given)
@@ -87,6 +88,7 @@ class DecoderWeights:
         workspace: Tensor,
         barrier: Tensor,
         token_stream: Any = None,
+        placement: Tensor | None = None,
     ) -> None:
         """Enqueue all steps of a search that ``ops.cuda.start_search`` began.
 
@@ -101,9 +103,11 @@ class DecoderWeights:
             barrier: int32 (2,), zeros; the second is 1 afterwards where blocks waited in vain for each other.
             token_stream: int32 numpy array (1 + steps R,) of memory that the device writes to: the number of steps
                 that are done, and their tokens. For searches without beams, all sequences at once.
+            placement: int32 (``blocks``,): gets the multiprocessor that ran each block.
         """
         prefix = {"k_prefix": k_prefix, "v_prefix": v_prefix, "k_scale": k_scale, "v_scale": v_scale}
         text = {"k_text": k_text, "v_text": v_text, "tokens": tokens, "log_probs": log_probs}
         work = {"partials": partials, "workspace": workspace, "barrier": barrier, "token_stream": token_stream}
+        work["placement"] = placement
         stream = cuda._stream(self.like)
         self._native.decode(state=state.arguments(), **prefix, **text, **work, stream=stream)

@@ -61,6 +61,7 @@ def small_clusters(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_searches(device: str, name: str, cpu: CpuEngine, processor: Processor, ran: list[str]) -> None:
     options, pixels, prompt = SEARCHES[name], processor.images(TWO), processor.tokenizer.prompt
     engine, prompts = make_engine(device, decode="persistent"), [prompt(), prompt("a red")]
+    assert engine.placement() == []
     results = [e.generate(e.encode(pixels), prompts, options) for e in (engine, cpu)]
     assert tokens(results[0]) == tokens(results[1])
     for got, expected in zip(*results, strict=True):
@@ -68,6 +69,9 @@ def test_searches(device: str, name: str, cpu: CpuEngine, processor: Processor, 
             np.testing.assert_allclose(ours.token_logprobs, theirs.token_logprobs, atol=0.03)
             assert ours.score == pytest.approx(theirs.score, abs=0.1)
     assert ran == ["persistent"]
+    placement = engine.placement()
+    assert len(placement) == engine.config.num_attention_heads * cuda_persistent.CLUSTER
+    assert len(set(placement)) == len(placement), "blocks that share a multiprocessor"
 
 
 @pytest.mark.parametrize(

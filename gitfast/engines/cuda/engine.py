@@ -173,6 +173,12 @@ class CudaEngine(Engine):
         with self._lock:
             return self._images.plans()
 
+    def placement(self) -> list[int]:
+        """List the multiprocessors that ran the blocks of the last search by the persistent kernel; none before."""
+        with self._lock:
+            placed = None if self._persistent is None else self._persistent.placement
+            return [] if placed is None else placed.tolist()
+
     @property
     def padded_images(self) -> int:
         """Images computed only to fill batches up, since the engine was built."""

@@ -34,6 +34,7 @@ class PersistentDecoder:
     def __init__(self, decoder: Decoder, weights: cuda_persistent.DecoderWeights) -> None:
         self.like, self.weights = decoder.like, weights
         self.usable = True  # until blocks have waited in vain for each other
+        self.placement: Tensor | None = None  # int32 (blocks,): the multiprocessors that ran those of the last search
 
     @classmethod
     def create(cls, decoder: Decoder) -> PersistentDecoder | None:
@@ -81,6 +82,7 @@ class PersistentRows:
         self._partials = decoder.weights.partials(rows)
         self._workspace = decoder.weights.workspace(rows, choices)
         self._barrier = torch.zeros(2, dtype=torch.int32, device=device)
+        self._placement = torch.full((decoder.weights.blocks,), -1, dtype=torch.int32, device=device)
         self._broken = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._group, self._store = group, store
 
@@ -102,7 +104,9 @@ class PersistentRows:
             workspace=self._workspace,
             barrier=self._barrier,
             token_stream=None if stream is None else stream.memory,
+            placement=self._placement,
         )
+        self._decoder.placement = self._placement
         self._broken.copy_(self._barrier[1:], non_blocking=True)
         if stream is not None:
             stream.expect_end()
