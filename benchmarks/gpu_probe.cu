@@ -387,7 +387,7 @@ class Probe {
     cudaLaunchAttribute attributes[2] = {cluster_of(8), {}};
     attributes[1].id = cudaLaunchAttributeCooperative;
     attributes[1].val.cooperative = 1;
-    constexpr int kShared = 207 * 1024, kClusters = 12;  // as the persistent kernel is launched
+    constexpr int kShared = 210 * 1024, kClusters = 12;  // as the persistent kernel is launched
     cudaLaunchConfig_t config = configured(8 * kClusters, attributes, kShared);
     config.numAttrs = 2;
     cudaError_t status = allow(meet_both_kernel, 8, kShared);

@@ -14,7 +14,8 @@ namespace gitfast::cuda {
 // Waits for all threads of the cluster: what each wrote before, in global and any block's shared memory, all see after.
 __device__ __forceinline__ void cluster_sync() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+  __syncwarp();  // the whole warp arrives by one instruction
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
   __trap();
 #endif

@@ -53,8 +53,12 @@ void check_decode_step(const DecodeStep& args) {
     for (const void* pointer : {layer.k_prefix, layer.v_prefix, static_cast<const void*>(layer.k_text),
                                 static_cast<const void*>(layer.v_text)})
       if (!aligned(pointer, 0, 16)) throw Error("keys, values: expected data at multiples of 16 bytes");
+    for (const void* pointer : {layer.gamma1, layer.beta1, layer.gamma2, layer.beta2})
+      if (!aligned(pointer, 0, 16)) throw Error("gamma, beta: expected data at multiples of 16 bytes");
   }
   if (!aligned(args.partials, 0, 16)) throw Error("partials: expected data at a multiple of 16 bytes");
+  for (const void* pointer : {args.words, args.positions, args.gamma, args.beta})
+    if (!aligned(pointer, 0, 16)) throw Error("words, positions, gamma, beta: expected data at multiples of 16 bytes");
 }
 
 int64_t decode_workspace(int rows, int heads, int hidden) { return int64_t{2} * heads * rows * hidden; }

@@ -3,10 +3,13 @@
 // A phase begins with the rows it works on, whole in every block: a sum over the clusters' partials, each block of a
 // cluster adding up some columns for all of them, and the norm. It ends with this cluster's partial sums in global
 // memory; the first cluster's have the bias and the residual in them.
+//
+// There is one piece of code for all products, and one for whatever else the phases share: what is needed of a phase is
+// in a table. Unrolled over phases, the code would be larger than the cache of instructions, and fetched anew in every
+// step.
 #pragma once
 
 #include <cmath>
-#include <type_traits>
 
 #include "cuda/activation.cuh"
 #include "cuda/cluster.h"
@@ -23,6 +26,7 @@ constexpr int kState = kStateHead + kHeadDim;  // floats of a state of attention
 constexpr int kLanesOfKey = 8;                 // that share a key, 8 elements each
 constexpr int kKeysAtOnce = kStreamThreads / kLanesOfKey;  // of one row
 constexpr int kMostTiles = 12;                             // of one product in a block: what `scratch` has room for
+constexpr int kMostSums = kMostTiles * kTileColumns;       // columns of one product in a block
 
 // Where a block stands.
 struct BlockPosition {
@@ -34,17 +38,30 @@ __device__ __forceinline__ BlockPosition position_of(const DecodeStep& args) {
   return {block / args.cluster, block % args.cluster, args.cluster};
 }
 
+// What the phases of a step know of a row, in shared memory.
+struct RowFacts {
+  int image;   // or -1
+  int length;  // of its text, its own token counted
+  int text;    // tokens of the text whose keys are this block's
+  int entry;   // of its own token, where its keys are this block's; or -1
+};
+
+// What the sum of a column is scaled by, and what is added.
+struct ColumnEnd {
+  float scale, bias;
+};
+
 // Parts of shared memory, in bytes from its beginning. `inner`: columns of the MLP that a cluster has.
 struct DecodeShared {
   int row_stride, inner_stride, own_stride;  // elements
-  size_t rows, residual, scratch, qkv, states, mixed, inner, bytes;
+  size_t rows, residual, scratch, qkv, states, mixed, inner, facts, ends, bytes;
 
-  // `kv_index`: of the ring of weights, which comes first.
-  __host__ __device__ DecodeShared(int kv_index, int hidden, int inner_columns, int cluster) {
+  // `ring`: bytes of weights, which come first.
+  DecodeShared(size_t ring, int hidden, int inner_columns, int cluster) {
     row_stride = hidden + kRowPadding;
     inner_stride = inner_columns + kRowPadding;
     own_stride = (hidden / kTileColumns + cluster - 1) / cluster * kTileColumns;
-    size_t at = sizeof(WeightChunk) * kv_index * kStreamThreads;
+    size_t at = ring;
     const auto take = [&at](size_t bytes) {
       const size_t here = at;
       at += (bytes + 127) / 128 * 128;
@@ -59,327 +76,433 @@ struct DecodeShared {
     states = take(size_t{kStreamRows} * cluster * kState * 4);                   // float [cluster][8][kState]
     mixed = take(size_t{kStreamRows} * (kHeadDim + kRowPadding) * 2);            // T [8][64]: what attention gives
     inner = take(size_t{kStreamRows} * inner_stride * 2);                        // T [8][inner]
+    facts = take(size_t{kStreamRows} * sizeof(RowFacts));
+    ends = take(size_t{kMostSums} * sizeof(ColumnEnd));  // of the product at hand
     bytes = at;
   }
 };
 
-// Products of a layer, as this block has them.
+// Products of a layer, in their order; those of the head; and what comes before all.
+enum Phase { kQkv, kOut, kFc1, kFc2, kHead, kEmbed };
+constexpr int kProductsOfLayer = kHead;
+
+// Products as a block has them.
 template <class W>
 struct Products {
   static constexpr int kDepth = 64 / sizeof(W);
   static constexpr int kOneRun = 30;  // bits: all tiles in one
 
-  static __device__ __forceinline__ Product shared_out(const TiledWeight& weight, int tiles,
-                                                       const BlockPosition& position) {
+  // Tiles [begin, end) of a weight, over all its depth.
+  static __device__ __forceinline__ Product some_tiles(const TiledWeight& weight, const void* bias, int begin,
+                                                       int end) {
     Product p{};
-    p.weight = &weight;
-    p.pitch = p.steps = static_cast<int>(weight.depth) / kDepth;
-    p.first = tiles * position.rank / position.cluster;
-    p.count = tiles * (position.rank + 1) / position.cluster - p.first;
+    p.data = static_cast<const WeightChunk*>(weight.data);
+    p.scales = weight.scales;
+    p.bias = bias;
+    p.steps = static_cast<int>(weight.depth) / kDepth;
+    p.pitch = p.steps * kWarpSize;
+    p.columns = static_cast<int>(weight.columns);
+    p.first = begin;
+    p.count = end - begin;
     p.run_bits = kOneRun;
     return p;
   }
-  static __device__ __forceinline__ Product qkv(const DecodeStep& args, int layer, const BlockPosition& position) {
-    constexpr int kTilesOfHead = kHeadDim / kTileColumns;
-    static_assert(kTilesOfHead == 8, "a run of three bits");
-    Product p = shared_out(args.layer[layer].qkv, 3 * kTilesOfHead, position);
-    p.run_bits = 3;
-    p.stride = args.hidden / kTileColumns;
-    p.base = position.head * kTilesOfHead;
+  // The block's part of `tiles` that its cluster shares.
+  static __device__ __forceinline__ Product shared_out(const TiledWeight& weight, const void* bias, int tiles,
+                                                       const BlockPosition& position) {
+    return some_tiles(weight, bias, tiles * position.rank / position.cluster,
+                      tiles * (position.rank + 1) / position.cluster);
+  }
+  // Some of the depth; the first cluster adds the bias.
+  static __device__ __forceinline__ Product part_of_depth(const TiledWeight& weight, const void* bias, int tiles,
+                                                          int steps, const BlockPosition& position) {
+    Product p = shared_out(weight, position.head == 0 ? bias : nullptr, tiles, position);
+    p.data += position.head * steps * kWarpSize;
+    p.steps = steps;
     return p;
   }
-  static __device__ __forceinline__ Product out(const DecodeStep& args, int layer, const BlockPosition& position) {
-    Product p = shared_out(args.layer[layer].out, args.hidden / kTileColumns, position);
-    p.first_step = position.head * kHeadDim / kDepth;
-    p.steps = kHeadDim / kDepth;
-    return p;
-  }
-  static __device__ __forceinline__ Product fc1(const DecodeStep& args, int layer, const BlockPosition& position) {
-    const int tiles = args.intermediate / args.heads / kTileColumns;
-    Product p = shared_out(args.layer[layer].fc1, tiles, position);
-    p.base = position.head * tiles;
-    return p;
-  }
-  static __device__ __forceinline__ Product fc2(const DecodeStep& args, int layer, const BlockPosition& position) {
-    Product p = shared_out(args.layer[layer].fc2, args.hidden / kTileColumns, position);
-    p.steps = args.intermediate / args.heads / kDepth;
-    p.first_step = position.head * p.steps;
-    return p;
+  static __device__ __forceinline__ Product of_layer(const DecodeStep& args, int number,
+                                                     const BlockPosition& position) {
+    const DecodeLayer& layer = args.layer[number / kProductsOfLayer];
+    const int tiles = args.hidden / kTileColumns, inner = args.intermediate / args.heads;
+    switch (number % kProductsOfLayer) {
+      case kQkv: {
+        constexpr int kTilesOfHead = kHeadDim / kTileColumns;
+        static_assert(kTilesOfHead == 8, "a run of three bits");
+        Product p = shared_out(layer.qkv, layer.qkv_bias, 3 * kTilesOfHead, position);
+        p.run_bits = 3;
+        p.stride = tiles;
+        p.base = position.head * kTilesOfHead;
+        return p;
+      }
+      case kOut:
+        return part_of_depth(layer.out, layer.out_bias, tiles, kHeadDim / kDepth, position);
+      case kFc1: {
+        Product p = shared_out(layer.fc1, layer.fc1_bias, inner / kTileColumns, position);
+        p.base = position.head * (inner / kTileColumns);
+        return p;
+      }
+      default:
+        return part_of_depth(layer.fc2, layer.fc2_bias, tiles, inner / kDepth, position);
+    }
   }
 };
 
 // One column of the states that lie `stride` floats apart, together.
 __device__ __forceinline__ SoftmaxSums<1> merge_all(const float* states, int count, int stride, int column) {
   SoftmaxSums<1> all;
+#pragma unroll 1
   for (int i = 0; i < count; ++i) all.merge(load_state<1>(states + i * stride, column));
   return all;
 }
 
 // Everything is inlined: behind a call, this object and the stream would live in memory.
-template <class T, class W, int kStages, class Stream>
+template <class T, class W, class Stream>
 class DecodeBlock {
  public:
-  __device__ __forceinline__ DecodeBlock(const DecodeStep& args, unsigned char* shared, Stream& stream)
-      : args_(args),
-        position_(position_of(args)),
-        layout_(kStages, args.hidden, args.intermediate / args.heads, args.cluster),
-        shared_(shared),
-        stream_(stream) {}
+  using Eight = Vec<T, 8>;
 
-  // The rows are those of the embeddings of ids.
+  // A norm's factors and terms of eight columns.
+  struct Norm {
+    Eight gamma, beta;
+  };
+
+  // A key and its value, eight elements of each: of T, or 8 bytes of int8 with their scales.
+  struct KeyValue {
+    Vec<uint32_t, 4> k, v;
+    float k_scale, v_scale;
+  };
+
+  __device__ __forceinline__ DecodeBlock(const DecodeStep& args, const DecodeShared& layout, unsigned char* shared,
+                                         Stream& stream)
+      : args_(args), position_(position_of(args)), layout_(layout), shared_(shared), stream_(stream) {
+    while (warps_of_row_ * args.rows > kProductWarps) warps_of_row_ /= 2;
+    own_begin_ = args.hidden / kTileColumns * position_.rank / position_.cluster * kTileColumns;
+    own_end_ = args.hidden / kTileColumns * (position_.rank + 1) / position_.cluster * kTileColumns;
+    prefix_begin_ = args.prefix_len * position_.rank / position_.cluster;
+    prefix_ = args.prefix_len * (position_.rank + 1) / position_.cluster - prefix_begin_;
+  }
+
+  // Begins a step: the facts of its rows, and in scratch their embeddings.
   __device__ __forceinline__ void embed() {
-    float* sums = scratch();
-    const T *words = static_cast<const T*>(args_.words), *positions = static_cast<const T*>(args_.positions);
-    for (int i = threadIdx.x; i < args_.rows * args_.hidden; i += blockDim.x) {
-      const int row = i / args_.hidden, column = i % args_.hidden;
+    if (static_cast<int>(threadIdx.x) < args_.rows) {
+      const int row = threadIdx.x, length = args_.text_len[row], token = length - 1;
+      const int before = length - position_.rank + position_.cluster - 1;
+      const bool here = token % position_.cluster == position_.rank;
+      facts()[row] = {args_.image[row], length, before / position_.cluster,
+                      here ? args_.kv_index[row * args_.max_text + token] : -1};
+    }
+    const int row = row_of_warp();
+    if (row < args_.rows) {
       const int id = args_.ids[row], position = args_.position_ids[row];
       const bool exists = id >= 0 && id < args_.num_words && position >= 0 && position < args_.num_positions;
-      sums[i] = exists ? to_float(words[int64_t{id} * args_.hidden + column]) +
-                             to_float(positions[int64_t{position} * args_.hidden + column])
-                       : NAN;
-    }
-    __syncthreads();
-    normalize(args_.gamma, args_.beta);
-  }
-
-  // The rows are the norm of what all clusters left.
-  __device__ __forceinline__ void add_partials(const float* partials, const void* gamma, const void* beta) {
-    const int chunks = args_.hidden / 4, begin = chunks * position_.rank / position_.cluster;
-    const int mine = chunks * (position_.rank + 1) / position_.cluster - begin;
-    for (int i = threadIdx.x; i < args_.rows * mine; i += blockDim.x) {
-      const int at = i / mine * args_.hidden + (begin + i % mine) * 4;
-      const float* from = partials + at;
-      Vec<float, 4> sum{};
-#pragma unroll 12  // those of all heads of git-base are on their way at once
-      for (int head = 0; head < args_.heads; ++head) {
-        const auto part =
-            load_shared_cache(reinterpret_cast<const Vec<float, 4>*>(from + int64_t{head} * args_.rows * args_.hidden));
-        for (int j = 0; j < 4; ++j) sum.at[j] += part.at[j];
+      const T* word = static_cast<const T*>(args_.words) + (exists ? int64_t{id} * args_.hidden : 0);
+      const T* place = static_cast<const T*>(args_.positions) + (exists ? int64_t{position} * args_.hidden : 0);
+      for (int at = first_column(); at < args_.hidden; at += columns_at_once()) {
+        const auto a = load_vec(reinterpret_cast<const Eight*>(word + at));
+        const auto b = load_vec(reinterpret_cast<const Eight*>(place + at));
+        for (int i = 0; i < 8; ++i)
+          scratch()[row * args_.hidden + at + i] = exists ? to_float(a.at[i]) + to_float(b.at[i]) : NAN;
       }
-      for (int rank = 0; rank < position_.cluster; ++rank)
-        store_vec(reinterpret_cast<Vec<float, 4>*>(in_block(rank, scratch() + at)), sum);
-    }
-    cluster_sync();
-    normalize(gamma, beta);
-  }
-
-  __device__ __forceinline__ void attend(int index, float* partials) {
-    const DecodeLayer& layer = args_.layer[index];
-    const Product qkv = Products<W>::qkv(args_, index, position_), out = Products<W>::out(args_, index, position_);
-    multiply_rows<T, W>(stream_, qkv, rows(), layout_.row_stride, scratch());
-    const int columns = qkv.count * kTileColumns, each = args_.rows * columns;
-    for (int i = threadIdx.x; i < each * position_.cluster; i += blockDim.x) {
-      const int rank = i / each, row = i % each / columns, column = i % columns;
-      const float y = element(qkv, layer.qkv_bias, row, column);
-      in_block(rank, this->qkv())[row * 3 * kHeadDim + qkv.first * kTileColumns + column] = to_float(from_float<T>(y));
-    }
-    cluster_sync();
-    store_keys_values(layer);
-    attend_to_own_keys(layer);
-    __syncthreads();
-    // Merge the states of the warps into one in every block of the cluster, then those of its blocks into the result.
-    const int values = args_.rows * kHeadDim;
-    for (int i = threadIdx.x; i < values * position_.cluster; i += blockDim.x) {
-      const int rank = i / values, row = i % values / kHeadDim, column = i % kHeadDim;
-      const auto part = merge_all(scratch() + row * kState, kProductWarps, kStreamRows * kState, column);
-      float* state = in_block(rank, states() + (position_.rank * kStreamRows + row) * kState);
-      state[kStateHead + column] = part.sums[0];
-      if (column == 0) store_vec(reinterpret_cast<Vec<float, 2>*>(state), {part.peak, part.total});
-    }
-    cluster_sync();
-    constexpr int kStride = kHeadDim + kRowPadding;
-    for (int i = threadIdx.x; i < values; i += blockDim.x) {
-      const int row = i / kHeadDim, column = i % kHeadDim;
-      const auto all = merge_all(states() + row * kState, position_.cluster, kStreamRows * kState, column);
-      mixed()[row * kStride + column] = from_float<T>(all.sums[0] * all.normalise());
     }
     __syncthreads();
-    multiply_rows<T, W>(stream_, out, mixed(), kStride, scratch());
-    store_partial(out, layer.out_bias, partials);
   }
 
-  __device__ __forceinline__ void mlp(int index, float* partials) {
-    const DecodeLayer& layer = args_.layer[index];
-    const Product fc1 = Products<W>::fc1(args_, index, position_), fc2 = Products<W>::fc2(args_, index, position_);
-    multiply_rows<T, W>(stream_, fc1, rows(), layout_.row_stride, scratch());
-    const int pairs = fc1.count * kTileColumns / 2, each = args_.rows * pairs;
-    for (int i = threadIdx.x; i < each * position_.cluster; i += blockDim.x) {
-      const int rank = i / each, row = i % each / pairs, column = i % pairs * 2;
-      const uint32_t two = pair_of<T>(gelu(element(fc1, layer.fc1_bias, row, column)),
-                                      gelu(element(fc1, layer.fc1_bias, row, column + 1)));
-      T* to = in_block(rank, inner() + row * layout_.inner_stride + fc1.first * kTileColumns + column);
-      store_vec(reinterpret_cast<Vec<uint32_t, 1>*>(to), {two});
-    }
-    cluster_sync();
-    multiply_rows<T, W>(stream_, fc2, inner(), layout_.inner_stride, scratch());
-    store_partial(fc2, layer.fc2_bias, partials);
-  }
-
-  __device__ __forceinline__ T* rows() { return reinterpret_cast<T*>(shared_ + layout_.rows); }
-  __device__ __forceinline__ float* scratch() { return reinterpret_cast<float*>(shared_ + layout_.scratch); }
-  __device__ __forceinline__ const DecodeShared& layout() const { return layout_; }
-
- private:
-  __device__ __forceinline__ float* residual() { return reinterpret_cast<float*>(shared_ + layout_.residual); }
-  __device__ __forceinline__ float* qkv() { return reinterpret_cast<float*>(shared_ + layout_.qkv); }
-  __device__ __forceinline__ float* states() { return reinterpret_cast<float*>(shared_ + layout_.states); }
-  __device__ __forceinline__ T* mixed() { return reinterpret_cast<T*>(shared_ + layout_.mixed); }
-  __device__ __forceinline__ T* inner() { return reinterpret_cast<T*>(shared_ + layout_.inner); }
-
-  // The columns of a layer's output that this block adds to its cluster's partial sums.
-  __device__ __forceinline__ int first_own() const {
-    return args_.hidden / kTileColumns * position_.rank / position_.cluster * kTileColumns;
+  // What a row needs first of its norm: on its way while the block multiplies and waits for others.
+  __device__ __forceinline__ Norm load_norm(const void* gamma, const void* beta) const {
+    Norm norm{};
+    if (first_column() < args_.hidden) norm = norm_at(gamma, beta, first_column());
+    return norm;
   }
 
   // Rows from the sums in scratch, for all threads; the statistics of a row in one order, however many rows there are.
-  __device__ __forceinline__ void normalize(const void* gamma_data, const void* beta_data) {
-    const T *gamma = static_cast<const T*>(gamma_data), *beta = static_cast<const T*>(beta_data);
-    int warps = kProductWarps;  // of a row
-    while (warps * args_.rows > kProductWarps) warps /= 2;
-    const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, row = warp / warps, width = args_.hidden;
+  __device__ __forceinline__ void normalize(const void* gamma, const void* beta, Norm norm) {
+    const int lane = threadIdx.x % kWarpSize, row = row_of_warp(), width = args_.hidden;
     if (row < args_.rows) {
       const float* sums = scratch() + row * width;
       float sum = 0, squares = 0;
-      for (int i = lane; i < width; i += kWarpSize) sum += sums[i];
+#pragma unroll 2
+      for (int at = lane * 4; at < width; at += kWarpSize * 4) {
+        const auto four = load_vec(reinterpret_cast<const Vec<float, 4>*>(sums + at));
+        for (const float x : four.at) sum += x;
+      }
       const float mean = sum_of_warp(sum) / width;
-      for (int i = lane; i < width; i += kWarpSize) squares += (sums[i] - mean) * (sums[i] - mean);
+#pragma unroll 2
+      for (int at = lane * 4; at < width; at += kWarpSize * 4) {
+        const auto four = load_vec(reinterpret_cast<const Vec<float, 4>*>(sums + at));
+        for (const float x : four.at) squares += (x - mean) * (x - mean);
+      }
       const float scale = 1.0f / sqrtf(sum_of_warp(squares) / width + args_.eps);
-      const int own = first_own(), end = own + Products<W>::out(args_, 0, position_).count * kTileColumns;
-      for (int i = lane + warp % warps * kWarpSize; i < width; i += warps * kWarpSize) {
-        const float y = (sums[i] - mean) * scale * to_float(gamma[i]) + to_float(beta[i]);
-        rows()[row * layout_.row_stride + i] = from_float<T>(y);
-        if (i >= own && i < end) residual()[row * layout_.own_stride + i - own] = y;
+#pragma unroll 1
+      for (int at = first_column(); at < width; at += columns_at_once()) {
+        if (at != first_column()) norm = norm_at(gamma, beta, at);
+        Eight rounded;
+        float y[8];
+        for (int i = 0; i < 8; ++i) {
+          y[i] = (sums[at + i] - mean) * scale * to_float(norm.gamma.at[i]) + to_float(norm.beta.at[i]);
+          rounded.at[i] = from_float<T>(y[i]);
+        }
+        store_vec(reinterpret_cast<Eight*>(rows() + row * layout_.row_stride + at), rounded);
+        if (at < own_begin_ || at >= own_end_) continue;
+        for (int i = 0; i < 8; ++i) residual()[row * layout_.own_stride + at - own_begin_ + i] = y[i];
       }
     }
     __syncthreads();
   }
 
-  // One element of a product, from the sums in scratch.
-  __device__ __forceinline__ float element(const Product& product, const void* bias, int row, int column) {
-    const float sum = whole_sum_of(product, scratch(), row, column);
-    return scale_and_bias<T>(sum, *product.weight, bias, product.column(column));
+  // Leaves in scratch what all clusters left, added up.
+  __device__ __forceinline__ void add_partials(const float* partials) {
+    const int chunks = args_.hidden / 4, begin = chunks * position_.rank / position_.cluster;
+    const int mine = chunks * (position_.rank + 1) / position_.cluster - begin;
+    for (int row = threadIdx.x / kWarpSize; row < args_.rows; row += kProductWarps) {
+#pragma unroll 1
+      for (int i = threadIdx.x % kWarpSize; i < mine; i += kWarpSize) {
+        const int at = row * args_.hidden + (begin + i) * 4;
+        const float* from = partials + at;
+        Vec<float, 4> sum{};
+#pragma unroll 12  // those of all heads of git-base are on their way at once
+        for (int head = 0; head < args_.heads; ++head) {
+          const auto part = load_shared_cache(
+              reinterpret_cast<const Vec<float, 4>*>(from + int64_t{head} * args_.rows * args_.hidden));
+          for (int j = 0; j < 4; ++j) sum.at[j] += part.at[j];
+        }
+#pragma unroll 1
+        for (int rank = 0; rank < position_.cluster; ++rank)
+          store_vec(reinterpret_cast<Vec<float, 4>*>(in_block(rank, scratch() + at)), sum);
+      }
+    }
+    cluster_sync();
   }
 
-  __device__ __forceinline__ void store_partial(const Product& product, const void* bias, float* partials) {
-    const int columns = product.count * kTileColumns, first = first_own();
-    for (int i = threadIdx.x; i < args_.rows * columns; i += blockDim.x) {
-      const int row = i / columns, column = i % columns;
-      float y = element(product, position_.head == 0 ? bias : nullptr, row, column);
-      if (position_.head == 0) y += residual()[row * layout_.own_stride + column];
-      partials[(int64_t{position_.head} * args_.rows + row) * args_.hidden + first + column] = y;
+  // A product of the rows that the phase reads: its sums in scratch, and beside them what ends them.
+  __device__ __forceinline__ void multiply(const Product& product, int phase) {
+    const T* x = phase == kOut ? mixed() : phase == kFc2 ? inner() : rows();
+    const int x_stride = phase == kOut ? kMixedStride : phase == kFc2 ? layout_.inner_stride : layout_.row_stride;
+    const int column = threadIdx.x, count = product.count * kTileColumns;
+    float scale = 1;
+    T bias = from_float<T>(0.0f);
+    if (column < count) {  // on their way while weights are multiplied
+      const int at = product.column(column);
+      if (product.scales && at < product.columns) scale = product.scales[at];
+      if (product.bias && at < product.columns) bias = static_cast<const T*>(product.bias)[at];
     }
+    multiply_rows<T, W>(stream_, product, x, x_stride, scratch());
+    if (column < count) ends()[column] = {scale, to_float(bias)};
+    __syncthreads();
+  }
+
+  // One element of the product that was multiplied last.
+  __device__ __forceinline__ float element(const Product& product, int row, int column) {
+    const ColumnEnd end = ends()[column];
+    return fmaf(whole_sum_of(product, scratch(), row, column), end.scale, end.bias);
+  }
+
+  // The key that attention begins with: on its way while queries are computed.
+  __device__ __forceinline__ KeyValue load_first_key(const DecodeLayer& layer) {
+    KeyValue first{};
+    load_key(layer, 0, threadIdx.x / kLanesOfKey, first);
+    return first;
+  }
+
+  // From queries, keys and values in scratch to the cluster's mix of values.
+  __device__ __forceinline__ void attend(const Product& product, const DecodeLayer& layer, const KeyValue& first) {
+    const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+#pragma unroll 1
+    for (int rank = warp; rank < position_.cluster; rank += kProductWarps) {
+      float* to = in_block(rank, qkv() + product.first * kTileColumns);
+#pragma unroll 1
+      for (int row = 0; row < args_.rows; ++row)
+#pragma unroll 1
+        for (int column = lane; column < product.count * kTileColumns; column += kWarpSize)
+          to[row * 3 * kHeadDim + column] = to_float(from_float<T>(element(product, row, column)));
+    }
+    cluster_sync();
+    store_keys_values(layer);
+    attend_to_own_keys(layer, first);
+    __syncthreads();
+    // Merge the states of the warps into one in every block of the cluster, then those of its blocks into the result.
+#pragma unroll 1
+    for (int rank = warp; rank < position_.cluster; rank += kProductWarps) {
+      float* to = in_block(rank, states() + position_.rank * kStreamRows * kState);
+#pragma unroll 1
+      for (int i = lane; i < args_.rows * kHeadDim; i += kWarpSize) {
+        const int row = i / kHeadDim, column = i % kHeadDim;
+        const auto part = merge_all(scratch() + row * kState, kProductWarps, kStreamRows * kState, column);
+        float* state = to + row * kState;
+        state[kStateHead + column] = part.sums[0];
+        if (column == 0) store_vec(reinterpret_cast<Vec<float, 2>*>(state), {part.peak, part.total});
+      }
+    }
+    cluster_sync();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < args_.rows * kHeadDim; i += kStreamThreads) {
+      const int row = i / kHeadDim, column = i % kHeadDim;
+      const auto all = merge_all(states() + row * kState, position_.cluster, kStreamRows * kState, column);
+      mixed()[row * kMixedStride + column] = from_float<T>(all.sums[0] * all.normalise());
+    }
+    __syncthreads();
+  }
+
+  // The MLP's inner columns from scratch, in every block of the cluster.
+  __device__ __forceinline__ void activate(const Product& product) {
+    const int lane = threadIdx.x % kWarpSize;
+#pragma unroll 1
+    for (int rank = threadIdx.x / kWarpSize; rank < position_.cluster; rank += kProductWarps) {
+      T* to = in_block(rank, inner() + product.first * kTileColumns);
+#pragma unroll 1
+      for (int row = 0; row < args_.rows; ++row)
+#pragma unroll 1
+        for (int column = lane; column < product.count * kTileColumns; column += kWarpSize)
+          to[row * layout_.inner_stride + column] = from_float<T>(gelu(element(product, row, column)));
+    }
+    cluster_sync();
+  }
+
+  // This block's columns of its cluster's partial sums.
+  __device__ __forceinline__ void store_partial(const Product& product, float* partials) {
+    constexpr int kColumns = kStreamThreads / 2;
+    static_assert(kMostSums <= kColumns, "two rows at once");
+    const int column = threadIdx.x % kColumns;
+    if (column >= product.count * kTileColumns) return;
+    for (int row = threadIdx.x / kColumns; row < args_.rows; row += 2) {
+      float y = element(product, row, column);
+      if (position_.head == 0) y += residual()[row * layout_.own_stride + column];
+      partials[(int64_t{position_.head} * args_.rows + row) * args_.hidden + own_begin_ + column] = y;
+    }
+  }
+
+ private:
+  static constexpr int kMixedStride = kHeadDim + kRowPadding;
+
+  __device__ __forceinline__ T* rows() { return reinterpret_cast<T*>(shared_ + layout_.rows); }
+  __device__ __forceinline__ T* mixed() { return reinterpret_cast<T*>(shared_ + layout_.mixed); }
+  __device__ __forceinline__ T* inner() { return reinterpret_cast<T*>(shared_ + layout_.inner); }
+  __device__ __forceinline__ float* scratch() { return reinterpret_cast<float*>(shared_ + layout_.scratch); }
+  __device__ __forceinline__ float* residual() { return reinterpret_cast<float*>(shared_ + layout_.residual); }
+  __device__ __forceinline__ float* qkv() { return reinterpret_cast<float*>(shared_ + layout_.qkv); }
+  __device__ __forceinline__ float* states() { return reinterpret_cast<float*>(shared_ + layout_.states); }
+  __device__ __forceinline__ RowFacts* facts() { return reinterpret_cast<RowFacts*>(shared_ + layout_.facts); }
+  __device__ __forceinline__ ColumnEnd* ends() { return reinterpret_cast<ColumnEnd*>(shared_ + layout_.ends); }
+
+  // The row that this warp embeds and normalizes, which may be none; where its threads begin, and go on.
+  __device__ __forceinline__ int row_of_warp() const { return threadIdx.x / kWarpSize / warps_of_row_; }
+  __device__ __forceinline__ int first_column() const { return threadIdx.x % (warps_of_row_ * kWarpSize) * 8; }
+  __device__ __forceinline__ int columns_at_once() const { return warps_of_row_ * kWarpSize * 8; }
+
+  __device__ __forceinline__ static Norm norm_at(const void* gamma, const void* beta, int column) {
+    return {load_vec(reinterpret_cast<const Eight*>(static_cast<const T*>(gamma) + column)),
+            load_vec(reinterpret_cast<const Eight*>(static_cast<const T*>(beta) + column))};
   }
 
   // Text tokens go round the blocks of a cluster: a token's keys and values are stored and read by the same block.
   __device__ __forceinline__ void store_keys_values(const DecodeLayer& layer) {
-    for (int i = threadIdx.x; i < args_.rows * 2 * kHeadDim; i += blockDim.x) {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < args_.rows * 2 * kHeadDim; i += kStreamThreads) {
       const int row = i / (2 * kHeadDim), which = i / kHeadDim % 2, column = i % kHeadDim;
-      const int token = args_.text_len[row] - 1;
-      if (token % position_.cluster != position_.rank) continue;
-      const int64_t entry = args_.kv_index[row * args_.max_text + token];
+      const int64_t entry = facts()[row].entry;
+      if (entry < 0) continue;
       T* to = static_cast<T*>(which ? layer.v_text : layer.k_text);
       to[(entry * args_.heads + position_.head) * kHeadDim + column] =
           from_float<T>(qkv()[(row * 3 + 1 + which) * kHeadDim + column]);
     }
   }
 
-  struct KeyValue {
-    Vec<T, 8> k, v;
-  };
-
-  // The keys of a row in this block, prefix first. The row's own token is not in memory yet.
-  struct Keys {
-    int prefix, text, length;  // of the prefix and of the text here, and of all the row's text
-
-    __device__ __forceinline__ int count() const { return prefix + text; }
-  };
-  __device__ __forceinline__ Keys keys_of(int row) const {
-    const int length = args_.text_len[row];
-    const int prefix_len = args_.image[row] < 0 ? 0 : args_.prefix_len;
-    const int begin = prefix_len * position_.rank / position_.cluster;
-    return {prefix_len * (position_.rank + 1) / position_.cluster - begin,
-            (length - position_.rank + position_.cluster - 1) / position_.cluster, length};
-  }
-  __device__ __forceinline__ int token_of(const Keys& keys, int j) const {
-    return position_.rank + (j - keys.prefix) * position_.cluster;
+  // Keys of a row in this block: those of the prefix, then those of its text.
+  __device__ __forceinline__ int prefix_of(const RowFacts& row) const { return row.image < 0 ? 0 : prefix_; }
+  __device__ __forceinline__ int keys_of(const RowFacts& row) const { return prefix_of(row) + row.text; }
+  __device__ __forceinline__ int token_of(const RowFacts& row, int j) const {
+    return position_.rank + (j - prefix_of(row)) * position_.cluster;
   }
 
-  __device__ __forceinline__ void load_key(const DecodeLayer& layer, int row, const Keys& keys, int j, KeyValue& to) {
-    if (j >= keys.prefix) {
-      const int token = token_of(keys, j);
-      if (token >= keys.length - 1) return;
-      const int64_t entry = args_.kv_index[row * args_.max_text + token];
-      return load_at<T>(layer.k_text, layer.v_text, entry * args_.heads + position_.head, to);
+  // Loads this lane's elements of key j, if there is one; the row's own token is not in memory yet.
+  __device__ __forceinline__ void load_key(const DecodeLayer& layer, int number, int j, KeyValue& to) {
+    const RowFacts row = facts()[number];
+    if (j >= keys_of(row)) return;
+    const void *keys = layer.k_text, *values = layer.v_text;
+    int64_t at;
+    if (j >= prefix_of(row)) {
+      const int token = token_of(row, j);
+      if (token >= row.length - 1) return;
+      at = int64_t{args_.kv_index[number * args_.max_text + token]} * args_.heads + position_.head;
+    } else {
+      keys = layer.k_prefix, values = layer.v_prefix;
+      at = (int64_t{row.image} * args_.heads + position_.head) * args_.prefix_len + prefix_begin_ + j;
+      if (layer.k_scale) {
+        to = {load_eight<int8_t>(keys, at), load_eight<int8_t>(values, at), layer.k_scale[at], layer.v_scale[at]};
+        return;
+      }
     }
-    const int64_t head = int64_t{args_.image[row]} * args_.heads + position_.head;
-    const int64_t at = head * args_.prefix_len + args_.prefix_len * position_.rank / position_.cluster + j;
-    if (!layer.k_scale) return load_at<T>(layer.k_prefix, layer.v_prefix, at, to);
-    load_at<int8_t>(layer.k_prefix, layer.v_prefix, at, to, layer.k_scale[at], layer.v_scale[at]);
+    to = {load_eight<T>(keys, at), load_eight<T>(values, at), 0, 0};
   }
-  // This lane's elements of key and value number `at`, 64 of Stored each.
+  // This lane's elements of number `at`, 64 of Stored each.
   template <class Stored>
-  __device__ __forceinline__ void load_at(const void* keys, const void* values, int64_t at, KeyValue& to,
-                                          float k_scale = 1, float v_scale = 1) {
+  static __device__ __forceinline__ Vec<uint32_t, 4> load_eight(const void* from, int64_t at) {
     const int64_t element = at * kHeadDim + threadIdx.x % kLanesOfKey * 8;
-    const auto load = [&](const void* from, float scale, Vec<T, 8>& eight) {
-      const auto stored = load_vec(reinterpret_cast<const Vec<Stored, 8>*>(static_cast<const Stored*>(from) + element));
-      if constexpr (std::is_same_v<Stored, T>)
-        eight = stored;
-      else
-        for (int i = 0; i < 8; ++i) eight.at[i] = from_float<T>(stored.at[i] * scale);
-    };
-    load(keys, k_scale, to.k);
-    load(values, v_scale, to.v);
+    const auto eight = load_vec(reinterpret_cast<const Vec<Stored, 8>*>(static_cast<const Stored*>(from) + element));
+    Vec<uint32_t, 4> loaded{};
+    memcpy(&loaded, &eight, sizeof eight);
+    return loaded;
   }
 
-  // Every eight lanes take every 32nd key of a row; each warp leaves a state, [warp][8][kState] in scratch.
-  __device__ __forceinline__ void attend_to_own_keys(const DecodeLayer& layer) {
-    constexpr int kAhead = 2;  // rows whose first keys are loaded together
-    const int lane = threadIdx.x % kWarpSize, first = threadIdx.x / kLanesOfKey, element = lane % kLanesOfKey * 8;
-    for (int batch = 0; batch < args_.rows; batch += kAhead) {
-      KeyValue ahead[kAhead];
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        if (batch + i >= args_.rows) break;
-        const Keys keys = keys_of(batch + i);
-        if (first < keys.count()) load_key(layer, batch + i, keys, first, ahead[i]);
-      }
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const int row = batch + i;
-        if (row >= args_.rows) break;
-        attend_row(layer, row, first, element, ahead[i]);
-      }
+  static __device__ __forceinline__ void unpack(const Vec<uint32_t, 4>& loaded, bool is_int8, float scale,
+                                                float (&x)[8]) {
+    if (is_int8) {
+      Vec<int8_t, 8> eight;
+      memcpy(&eight, &loaded, sizeof eight);
+      for (int i = 0; i < 8; ++i) x[i] = to_float(from_float<T>(eight.at[i] * scale));
+    } else {
+      Eight eight;
+      memcpy(&eight, &loaded, sizeof eight);
+      for (int i = 0; i < 8; ++i) x[i] = to_float(eight.at[i]);
     }
   }
 
-  __device__ __forceinline__ void attend_row(const DecodeLayer& layer, int row, int first, int element,
-                                             KeyValue& loaded) {
-    const Keys keys = keys_of(row);
-    const float* own = qkv() + row * 3 * kHeadDim;
-    float query[8];
-    SoftmaxSums<8> found;
-    for (int e = 0; e < 8; ++e) query[e] = own[element + e];
-    // Lanes of a warp stay together: the shuffles want all of them.
-    for (int base = 0; base + first / 4 * 4 < keys.count(); base += kKeysAtOnce) {
-      const int j = base + first;
-      const bool valid = j < keys.count();
-      if (base > 0 && valid) load_key(layer, row, keys, j, loaded);
-      float k[8], v[8], score = 0;
-      const bool is_own = valid && j >= keys.prefix && token_of(keys, j) == keys.length - 1;
-      for (int e = 0; e < 8; ++e) {
-        k[e] = is_own ? own[kHeadDim + element + e] : valid ? to_float(loaded.k.at[e]) : 0.0f;
-        v[e] = is_own ? own[2 * kHeadDim + element + e] : valid ? to_float(loaded.v.at[e]) : 0.0f;
-        score = fmaf(query[e], k[e], score);
+  // Every eight lanes take every 32nd key of a row; each warp leaves a state, [warp][8][kState] in scratch. The key
+  // behind the one at hand is always on its way, be it the next row's first.
+  __device__ __forceinline__ void attend_to_own_keys(const DecodeLayer& layer, KeyValue next) {
+    const int first = threadIdx.x / kLanesOfKey, element = threadIdx.x % kLanesOfKey * 8;
+#pragma unroll 1
+    for (int number = 0; number < args_.rows; ++number) {
+      const RowFacts row = facts()[number];
+      const float* own = qkv() + number * 3 * kHeadDim;
+      float query[8];
+      SoftmaxSums<8> found;
+      for (int e = 0; e < 8; ++e) query[e] = own[element + e];
+      // Lanes of a warp stay together: the shuffles want all of them.
+      bool last = false;
+#pragma unroll 1
+      for (int base = 0; !last; base += kKeysAtOnce) {
+        last = base + kKeysAtOnce + first / 4 * 4 >= keys_of(row);
+        const KeyValue loaded = next;
+        const int next_number = last ? number + 1 : number;
+        if (next_number < args_.rows) load_key(layer, next_number, last ? first : base + kKeysAtOnce + first, next);
+
+        const int j = base + first;
+        const bool valid = j < keys_of(row);
+        const bool in_text = j >= prefix_of(row);
+        const bool is_own = valid && in_text && token_of(row, j) == row.length - 1;
+        float k[8], v[8], score = 0;
+        unpack(loaded.k, !in_text && layer.k_scale, loaded.k_scale, k);
+        unpack(loaded.v, !in_text && layer.k_scale, loaded.v_scale, v);
+        for (int e = 0; e < 8; ++e) {
+          if (is_own) k[e] = own[kHeadDim + element + e], v[e] = own[2 * kHeadDim + element + e];
+          if (!valid) k[e] = v[e] = 0;
+          score = fmaf(query[e], k[e], score);
+        }
+        for (int lanes = 1; lanes < kLanesOfKey; lanes *= 2) score += __shfl_xor_sync(kAllLanes, score, lanes);
+        constexpr float kScale = 0.125f * kLog2E;  // 1 / sqrt(64)
+        score = valid ? score * kScale : -INFINITY;
+        found.rescale(score);
+        const float weight = found.weight(score);
+        found.total += weight;
+        for (int e = 0; e < 8; ++e) found.sums[e] = fmaf(weight, v[e], found.sums[e]);
       }
-      for (int lanes = 1; lanes < kLanesOfKey; lanes *= 2) score += __shfl_xor_sync(kAllLanes, score, lanes);
-      constexpr float kScale = 0.125f * kLog2E;  // 1 / sqrt(64)
-      score = valid ? score * kScale : -INFINITY;
-      found.rescale(score);
-      const float weight = found.weight(score);
-      found.total += weight;
-      for (int e = 0; e < 8; ++e) found.sums[e] = fmaf(weight, v[e], found.sums[e]);
+      store_state(found, number, element);
     }
+  }
+
+  // Merges what the four keys of a warp found.
+  __device__ __forceinline__ void store_state(SoftmaxSums<8> found, int row, int element) {
     for (int lanes = kLanesOfKey; lanes < kWarpSize; lanes *= 2) {
       SoftmaxSums<8> other;
       other.peak = __shfl_xor_sync(kAllLanes, found.peak, lanes);
@@ -398,9 +521,12 @@ class DecodeBlock {
 
   const DecodeStep& args_;
   const BlockPosition position_;
-  const DecodeShared layout_;
+  const DecodeShared& layout_;
   unsigned char* shared_;
   Stream& stream_;
+  int warps_of_row_ = kProductWarps;
+  int own_begin_, own_end_;    // columns of a layer's output that this block adds to its cluster's partial sums
+  int prefix_begin_, prefix_;  // keys of a prefix in this block
 };
 
 // run(Types<T, W>()) with the types of a checked model: weights of 8 bits stand beside bfloat16.

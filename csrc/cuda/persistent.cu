@@ -7,8 +7,7 @@
 namespace gitfast::cuda {
 namespace {
 
-static_assert(sizeof(PersistentDecode) <= 4096, "arguments of a kernel");
-constexpr int kStages = 32;  // one block on a multiprocessor: 128 KB of weights are on their way
+constexpr int kGroups = 8;  // one block on a multiprocessor: 128 KB of weights are on their way
 constexpr int kMostOfLane = 16;
 constexpr int kMostColumns = kMostOfLane * kWarpSize;  // of the head in one block
 
@@ -24,16 +23,21 @@ struct HeadShare {
   }
 };
 
-// Shared memory of a block: that of decoding, and the logits of its part of the head, float [8][most columns].
+// Shared memory of a block: that of decoding, the logits of its part of the head, float [8][most columns], and the
+// products of a step. An argument of the kernel beside the others: its blocks need not divide for it.
 struct PersistentShared {
-  size_t logits, flag, bytes;
-  int logits_stride;
+  DecodeShared decode;
+  size_t logits, products, flag, bytes;
+  int logits_stride, products_of_step;
 
-  __host__ __device__ PersistentShared(const DecodeStep& decode, int64_t columns, int blocks) {
-    logits = DecodeShared(kStages, decode.hidden, decode.intermediate / decode.heads, decode.cluster).bytes;
+  PersistentShared(const DecodeStep& step, int64_t columns, int blocks)
+      : decode(WeightStream<kGroups>::kBytes, step.hidden, step.intermediate / step.heads, step.cluster) {
+    logits = decode.bytes;
     logits_stride = static_cast<int>(tiles_of(columns) / blocks + 1) * kTileColumns;
     if (logits_stride < blocks) logits_stride = blocks;  // where a byte per block stands later on
-    flag = logits + size_t{kStreamRows} * logits_stride * sizeof(float);
+    products_of_step = step.layers * kProductsOfLayer + HeadShare(columns, 0, blocks).products;
+    products = (logits + size_t{kStreamRows} * logits_stride * sizeof(float) + 127) / 128 * 128;
+    flag = products + products_of_step * sizeof(Product);
     bytes = flag + 128;
   }
 };
@@ -43,29 +47,15 @@ __host__ __device__ __forceinline__ int most_steps(const PersistentDecode& args)
   return static_cast<int>(args.search.max_steps * args.search.sequences);
 }
 
-// The products of a block, step after step.
+// Product `number` of a step, as this block has it.
 template <class W>
-struct PersistentProgram {
-  const PersistentDecode* args;
-  BlockPosition position;
-  HeadShare head;
-
-  __device__ __forceinline__ int products_of_step() const { return 4 * args->decode.layers + head.products; }
-  __device__ __forceinline__ Product operator()(int number) const {
-    const int i = number % products_of_step(), layer = i / 4;
-    if (layer >= args->decode.layers) return head_product(i - 4 * args->decode.layers);
-    if (i % 4 == 0) return Products<W>::qkv(args->decode, layer, position);
-    if (i % 4 == 1) return Products<W>::out(args->decode, layer, position);
-    return i % 4 == 2 ? Products<W>::fc1(args->decode, layer, position)
-                      : Products<W>::fc2(args->decode, layer, position);
-  }
-  __device__ __forceinline__ Product head_product(int i) const {
-    Product p = Products<W>::shared_out(args->head, 0, position);
-    p.first = head.first + head.tiles * i / head.products;
-    p.count = head.first + head.tiles * (i + 1) / head.products - p.first;
-    return p;
-  }
-};
+__device__ __forceinline__ Product product_of_step(const PersistentDecode& args, int number,
+                                                   const BlockPosition& position, const HeadShare& head) {
+  const int i = number - args.decode.layers * kProductsOfLayer;
+  if (i < 0) return Products<W>::of_layer(args.decode, number, position);
+  return Products<W>::some_tiles(args.head, args.head_bias, head.first + head.tiles * i / head.products,
+                                 head.first + head.tiles * (i + 1) / head.products);
+}
 
 // A barrier of all blocks of the grid, for as many rounds as a kernel has. A round ends well for all blocks, or for
 // none: giving up changes the counter, if it has not changed, so that who comes late sees it.
@@ -106,16 +96,16 @@ class GridBarrier {
 };
 
 // The stream and the block of decoding are variables of the kernel: as members they would live in memory.
-template <class T, class W, class Stream, class Decoding>
+template <class Decoding>
 class PersistentBlock {
  public:
-  __device__ __forceinline__ PersistentBlock(const PersistentDecode& args, unsigned char* shared,
-                                             const PersistentProgram<W>& program, Stream& stream, Decoding& decoding)
+  __device__ __forceinline__ PersistentBlock(const PersistentDecode& args, const PersistentShared& layout,
+                                             unsigned char* shared, const HeadShare& head, Decoding& decoding)
       : args_(args),
-        layout_(args.decode, args.head.columns, gridDim.x),
+        layout_(layout),
+        products_(reinterpret_cast<const Product*>(shared + layout_.products)),
         logits_(reinterpret_cast<float*>(shared + layout_.logits)),
-        program_(program),
-        stream_(stream),
+        head_(head),
         decode_(decoding),
         barrier_(args.barrier, reinterpret_cast<int*>(shared + layout_.flag)),
         known_(args.workspace, args.decode.rows, gridDim.x, args.choices) {}
@@ -125,36 +115,49 @@ class PersistentBlock {
     wait_for_previous_kernel();
     if (args_.placement && threadIdx.x == 0) args_.placement[blockIdx.x] = multiprocessor();
     const uint32_t sequences = *args_.search.queued;
+#pragma unroll 1
     for (int step = 0; step < most_steps(args_); ++step) {
       if (!decode() || !choose(step) || *args_.search.num_ended == sequences) break;
     }
-    stream_.drain();
-    cluster_sync();  // nobody writes to the shared memory of a block that has left
   }
 
  private:
-  // Leaves the last layer's rows in shared memory.
+  // All products of a step, from the embeddings of its tokens to the logits.
   __device__ __forceinline__ bool decode() {
     const DecodeStep& decode = args_.decode;
-    float* partials[2] = {decode.partials, decode.partials + int64_t{decode.heads} * decode.rows * decode.hidden};
-    decode_.embed();
-    for (int i = 0; i < decode.layers; ++i) {
-      const DecodeLayer& layer = decode.layer[i];
-      decode_.attend(i, partials[0]);
-      if (!barrier_.wait()) return false;
-      decode_.add_partials(partials[0], layer.gamma1, layer.beta1);
-      decode_.mlp(i, partials[1]);
-      if (!barrier_.wait()) return false;
-      decode_.add_partials(partials[1], layer.gamma2, layer.beta2);
+#pragma unroll 1
+    for (int number = -1; number < layout_.products_of_step; ++number) {
+      const int layer_products = decode.layers * kProductsOfLayer;
+      const int phase = number < 0 ? kEmbed : number < layer_products ? number % kProductsOfLayer : kHead;
+      const DecodeLayer& layer = decode.layer[phase == kEmbed || phase == kHead ? 0 : number / kProductsOfLayer];
+      const void* gamma = phase == kEmbed ? decode.gamma : phase == kOut ? layer.gamma1 : layer.gamma2;
+      const void* beta = phase == kEmbed ? decode.beta : phase == kOut ? layer.beta1 : layer.beta2;
+      const auto norm = decode_.load_norm(gamma, beta);
+      if (phase == kEmbed) {
+        decode_.embed();
+      } else {
+        const Product product = products_[number];
+        typename Decoding::KeyValue first{};
+        if (phase == kQkv) first = decode_.load_first_key(layer);
+        decode_.multiply(product, phase);
+        if (phase == kQkv) decode_.attend(product, layer, first);
+        if (phase == kFc1) decode_.activate(product);
+        if (phase == kHead) keep_logits(product);
+        if (phase != kOut && phase != kFc2) continue;
+        float* partials = decode.partials + (phase == kOut ? 0 : int64_t{decode.heads} * decode.rows * decode.hidden);
+        decode_.store_partial(product, partials);
+        if (!barrier_.wait()) return false;
+        decode_.add_partials(partials);
+      }
+      decode_.normalize(gamma, beta, norm);
     }
     return true;
   }
 
   // Every block the best of its part of the vocabulary, then the first block the best of all and the next step's rows.
   __device__ __forceinline__ bool choose(int step) {
-    part_logits();
-    const int warp = threadIdx.x / kWarpSize, columns = program_.head.tiles * kTileColumns;
-    const int rows = args_.decode.rows, first = program_.head.first * kTileColumns;
+    const int warp = threadIdx.x / kWarpSize, columns = head_.tiles * kTileColumns;
+    const int rows = args_.decode.rows, first = head_.first * kTileColumns;
     if (warp < rows) {
       const auto here = static_cast<int>(args_.head.columns) - first;
       choose_in_part<kMostOfLane>(known_, warp, static_cast<int>(blockIdx.x), logits_ + warp * layout_.logits_stride,
@@ -174,23 +177,16 @@ class PersistentBlock {
     return barrier_.wait();
   }
 
-  // Rows times this block's part of the head, with the bias: float [8][columns].
-  __device__ __forceinline__ void part_logits() {
-    for (int i = 0; i < program_.head.products; ++i) {
-      const Product product = program_.head_product(i);
-      multiply_rows<T, W>(stream_, product, decode_.rows(), decode_.layout().row_stride, decode_.scratch());
-      const int columns = product.count * kTileColumns, at = (product.first - program_.head.first) * kTileColumns;
-      for (int j = threadIdx.x; j < args_.decode.rows * columns; j += blockDim.x) {
-        const int row = j / columns, column = j % columns, token = product.column(column);
-        float y = -INFINITY;
-        if (token < args_.head.columns) {
-          const float sum = whole_sum_of(product, decode_.scratch(), row, column);
-          y = scale_and_bias<T>(sum, args_.head, args_.head_bias, token);
-        }
-        logits_[row * layout_.logits_stride + at + column] = y;
+  // Some of this block's logits, with the bias: float [8][columns].
+  __device__ __forceinline__ void keep_logits(const Product& product) {
+    const int columns = product.count * kTileColumns, at = (product.first - head_.first) * kTileColumns;
+#pragma unroll 1
+    for (int row = 0; row < args_.decode.rows; ++row)
+      for (int column = threadIdx.x; column < columns; column += kStreamThreads) {
+        const bool exists = product.column(column) < product.columns;
+        logits_[row * layout_.logits_stride + at + column] = exists ? decode_.element(product, row, column) : -INFINITY;
       }
-      __syncthreads();  // before the next sums, and before the logits are read
-    }
+    __syncthreads();  // before the next sums, and before the logits are read
   }
 
   // Gives the tokens of a step to the host, if it listens.
@@ -205,38 +201,50 @@ class PersistentBlock {
   }
 
   const PersistentDecode& args_;
-  const PersistentShared layout_;
+  const PersistentShared& layout_;
+  const Product* products_;
   float* logits_;
-  const PersistentProgram<W> program_;
-  Stream& stream_;
+  const HeadShare head_;
   Decoding& decode_;
   GridBarrier barrier_;
   const PartChoices known_;
 };
 
+static_assert(sizeof(PersistentDecode) + sizeof(PersistentShared) <= 4096, "arguments of a kernel");
+
 template <class T, class W>
 __global__ void __launch_bounds__(kStreamThreads, 1)
-    persistent_decode_kernel(const __grid_constant__ PersistentDecode args) {
+    persistent_decode_kernel(const __grid_constant__ PersistentDecode args,
+                             const __grid_constant__ PersistentShared layout) {
   GITFAST_SHARED(unsigned char, shared);
-  using Stream = WeightStream<PersistentProgram<W>, kStages>;
-  using Decoding = DecodeBlock<T, W, kStages, Stream>;
-  const PersistentProgram<W> program{&args, position_of(args.decode),
-                                     HeadShare(args.head.columns, blockIdx.x, gridDim.x)};
-  Stream stream(reinterpret_cast<WeightChunk*>(shared), program, most_steps(args) * program.products_of_step());
-  Decoding decoding(args.decode, shared, stream);
-  PersistentBlock<T, W, Stream, Decoding>(args, shared, program, stream, decoding).run();
+  using Stream = WeightStream<kGroups>;
+  using Decoding = DecodeBlock<T, W, Stream>;
+  const HeadShare head(args.head.columns, blockIdx.x, gridDim.x);
+  auto* products = reinterpret_cast<Product*>(shared + layout.products);
+  for (int i = threadIdx.x; i < layout.products_of_step; i += kStreamThreads)
+    products[i] = product_of_step<W>(args, i, position_of(args.decode), head);
+  __syncthreads();
+  Stream stream(reinterpret_cast<WeightChunk*>(shared), products, layout.products_of_step,
+                most_steps(args) * layout.products_of_step);
+  Decoding decoding(args.decode, layout.decode, shared, stream);
+  PersistentBlock<Decoding>(args, layout, shared, head, decoding).run();
+  stream.drain();
+  cluster_sync();  // nobody writes to the shared memory of a block that has left
+}
+
+int blocks_of(const PersistentDecode& args) { return args.decode.heads * args.decode.cluster; }
+
+PersistentShared layout_of(const PersistentDecode& args) {
+  return PersistentShared(args.decode, args.head.columns, blocks_of(args));
 }
 
 Launch launch_of(const PersistentDecode& args) {
-  const int blocks = args.decode.heads * args.decode.cluster;
-  Launch launch{"persistent_decode_kernel", dim3(static_cast<unsigned>(blocks)), dim3(kStreamThreads),
-                PersistentShared(args.decode, args.head.columns, blocks).bytes, nullptr};
+  Launch launch{"persistent_decode_kernel", dim3(static_cast<unsigned>(blocks_of(args))), dim3(kStreamThreads),
+                layout_of(args).bytes, nullptr};
   launch.cluster = static_cast<unsigned>(args.decode.cluster);
   launch.cooperative = true;
   return launch;
 }
-
-int64_t blocks_of(const PersistentDecode& args) { return int64_t{args.decode.heads} * args.decode.cluster; }
 
 // True where a block's part of the head is small enough for choose_in_part.
 bool lanes_hold(const PersistentDecode& args) {
@@ -321,7 +329,7 @@ void persistent_decode(const PersistentDecode& args, CUstream_st* stream) {
   launch.stream = stream;
   with_decode_types(args.decode, [&](auto types) {
     launch_kernel(launch, persistent_decode_kernel<typename decltype(types)::Input, typename decltype(types)::Weight>,
-                  args);
+                  args, layout_of(args));
   });
 }
 

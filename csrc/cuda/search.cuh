@@ -1,6 +1,7 @@
 // The steps of a search on the device, as functions of one full warp: any kernel may call them, a slot at a time.
 //
-// Slots share nothing but the count of those that ended, so they may be advanced in any order, by any warps.
+// Slots share nothing but the count of those that ended, so they may be advanced in any order, by any warps. Loops are
+// not unrolled: most wait for shuffles, and the code is a part of the persistent kernel's, which must stay small.
 #pragma once
 
 #include <climits>
@@ -30,6 +31,7 @@ __device__ __forceinline__ int limit_of(const SearchState& s, int prompt) {
 // For one lane: which prefix a slot's rows see; -1 for none, of rows that are not decoded any more.
 __device__ inline void set_image(const SearchState& s, int slot, int image) {
   const int rows = static_cast<int>(s.rows_per_slot);
+#pragma unroll 1
   for (int row = slot * rows; row < (slot + 1) * rows; ++row) s.image[row] = image;
   if (s.tiles) s.tiles[slot * 3 + 2] = image;
 }
@@ -39,8 +41,10 @@ __device__ inline void begin_sequence(const SearchState& s, int slot, int sequen
   const int lane = lane_of_warp(), rows = static_cast<int>(s.rows_per_slot), columns = static_cast<int>(s.max_text);
   const int per_prompt = static_cast<int>(s.sequences_per_prompt), prompt = sequence / per_prompt;
   const int length = s.prompt_len[prompt], first = prompt * per_prompt * rows;
+#pragma unroll 1
   for (int i = 0; i < rows; ++i) {
     const int row = slot * rows + i, own = sequence * rows + i;
+#pragma unroll 1
     for (int column = lane; column < columns; column += kWarpSize)
       s.kv_index[int64_t{row} * columns + column] = (column < length - 1 ? first : own) * columns + column;
     if (lane > 0) continue;
@@ -110,11 +114,13 @@ struct OfChoices {
 __device__ inline float least_of_share(const OfChoices<float>& scores, const OfChoices<float>& weights, int count,
                                        float least, float share) {
   double sum = 0, reached = 0;
+#pragma unroll 1
   for (int i = 0; i < count; ++i) {
     const float weight = weights.at(i);
     if (scores.at(i) >= least) sum += double{weight};
   }
   float last = least;
+#pragma unroll 1
   for (int i = 0; i < count; ++i) {
     const float score = scores.at(i), weight = weights.at(i);
     if (score >= least && (i == 0 || reached < double{share} * sum)) last = score;
@@ -127,6 +133,7 @@ __device__ inline float least_of_share(const OfChoices<float>& scores, const OfC
 __device__ inline int index_at_quantile(const OfChoices<int32_t>& tokens, const OfChoices<float>& weights, int count,
                                         double u) {
   double sum = 0, before[kOfLane] = {0, 0};  // the weight of all, and of lower tokens
+#pragma unroll 1
   for (int i = 0; i < count; ++i) {
     const int32_t token = tokens.at(i);
     const float weight = weights.at(i);
@@ -140,6 +147,7 @@ __device__ inline int index_at_quantile(const OfChoices<int32_t>& tokens, const 
   for (int j = 0; j < kOfLane; ++j)
     if (weights.own[j] > 0 && before[j] <= u * sum && tokens.own[j] > drawn)
       drawn = tokens.own[j], index = lane_of_warp() + j * kWarpSize;
+#pragma unroll 1
   for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
     const int32_t other = __shfl_xor_sync(kAllLanes, drawn, lanes);
     const int its_index = __shfl_xor_sync(kAllLanes, index, lanes);
@@ -214,9 +222,11 @@ __device__ inline Candidate find_candidate(const SearchState& s, const Choices& 
   Candidate mine{-INFINITY, 0, 0, 0, false};
   int taken = 0, index = 0;
   float next = log_prob_of(0), following = log_prob_of(1);
+#pragma unroll 1
   for (int rank = 0; rank < 2 * beams; ++rank) {
     float best = next + so_far;
     int from = lane;
+#pragma unroll 1
     for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
       const float other = __shfl_xor_sync(kAllLanes, best, lanes);
       const int other_from = __shfl_xor_sync(kAllLanes, from, lanes);
@@ -259,6 +269,7 @@ __device__ inline void keep_finished(const SearchState& s, int sequence, const C
              candidate.token, sequence * beams + candidate.row, step + 1};
   // How many are better; of equal ones those that were there, then those of better candidates.
   int old_rank = lane, fresh_rank = 0;
+#pragma unroll 1
   for (int i = 0; i < beams; ++i) {
     const float others_old = __shfl_sync(kAllLanes, old.score, i), others = __shfl_sync(kAllLanes, fresh.score, i);
     old_rank += others > old.score;
@@ -282,6 +293,7 @@ __device__ inline void exchange_kv_index(const SearchState& s, int slot, int par
   const int own_end = row < beams ? end : begin;
   const int source = __shfl_sync(kAllLanes, parent, row) * lanes_per_row + offset;
   int32_t* kv_index = s.kv_index + (int64_t{slot} * beams + row) * s.max_text;  // not read where there is no such row
+#pragma unroll 1
   for (int base = begin + offset; __any_sync(kAllLanes, base < end); base += kBatch * lanes_per_row) {
     int32_t held[kBatch];
 #pragma unroll
@@ -314,6 +326,7 @@ __device__ inline Ended advance_beams(const SearchState& s, const Choices& choic
   unsigned going = __ballot_sync(kAllLanes, candidate.score > -INFINITY && !candidate.ends);
   const int running = smaller(__popc(going), beams);
   int source = 0;
+#pragma unroll 1
   for (int r = 0; r < running; ++r, going &= going - 1)
     if (lane == r) source = __ffs(going) - 1;
   Candidate mine;

@@ -111,6 +111,7 @@ template <class Found>
 __device__ __forceinline__ void choose_of_parts(const PartChoices& known, int64_t row, uint8_t* taken, int32_t* tokens,
                                                 float* log_probs, Found found) {
   const int lane = threadIdx.x % kWarpSize, parts = static_cast<int>(known.parts);
+#pragma unroll 1
   for (int part = lane; part < parts; part += kWarpSize) taken[part] = 0;
   Choice mine{-INFINITY, kNoToken};
   int from = -1;  // of which part

@@ -91,6 +91,21 @@ def test_blocks_that_do_not_come(kernels: Kernels) -> None:
 
 
 @emulated_only
+@pytest.mark.parametrize("where", ["embeddings", "layer"])
+def test_norms_at_any_address(kernels: Kernels, where: str) -> None:
+    case = make_case(1)
+    values = case.norm[0] if where == "embeddings" else case.layers[0].given["gamma2"]
+    assert values is not None
+    moved = torch.cat([values[:1], values])[1:]
+    if where == "embeddings":
+        case.norm = moved, case.norm[1]
+    else:
+        case.layers[0].given["gamma2"] = moved
+    with pytest.raises(ValueError, match="gamma, beta: expected data at multiples of 16 bytes"):
+        case.run(kernels)
+
+
+@emulated_only
 def test_more_choices_than_tokens(kernels: Kernels) -> None:
     case = make_persistent(1, do_sample=True, top_k=61)
     with pytest.raises(ValueError, match="tokens: expected 1 to 61 choices per row, got 62"):
@@ -122,6 +137,9 @@ STEPS: dict[str, dict[str, Any]] = {
     },
     "text longer than a pass": {"rows": 2, "longest": 70, "prefix": 1},
     "one layer": {"rows": 2, "layers": 1, "cluster": 3},
+    "more columns than a warp has at once": {
+        "rows": 8, "layers": 1, "heads": 5, "intermediate": 320, "cluster": 4, "prefix": 3
+    },
 }  # fmt: skip
 
 

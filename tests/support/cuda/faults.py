@@ -485,53 +485,59 @@ FAULTS |= {
         "decode", "wait_for_previous_kernel();", "", UNWAITED, file="csrc/cuda/persistent.cu"
     ),
     "decode: partials of other blocks not waited for": Fault(
-        "decode", "    cluster_sync();\n    normalize", "    normalize", WRONG_VALUES
+        "decode", "cluster_sync();", "", WRONG_VALUES, within="add_partials"
     ),
     "decode: queries of other blocks not waited for": Fault(
         "decode", "    cluster_sync();\n    store_keys", "    __syncthreads();\n    store_keys", WRONG_VALUES
     ),
     "decode: states of other blocks not waited for": Fault(
-        "decode", "    cluster_sync();\n    constexpr int kStride", "    constexpr int kStride", WRONG_VALUES
+        "decode", "    cluster_sync();\n#pragma unroll 1\n", "#pragma unroll 1\n", WRONG_VALUES, within="attend"
     ),
     "decode: inner columns of other blocks not waited for": Fault(
-        "decode",
-        "    cluster_sync();\n    multiply_rows",
-        "    __syncthreads();\n    multiply_rows",
-        r"tolerance|has ended",
+        "decode", "cluster_sync();", "__syncthreads();", r"tolerance|has ended", within="activate"
     ),
     "decode: states of warps not waited for": Fault(
         "decode", "__syncthreads(); // Merge the states", "// Merge the states", RACE, "thread"
     ),
     "decode: mixed values not waited for": Fault(
-        "decode", "    __syncthreads();\n    multiply_rows", "    multiply_rows", RACE, "thread"
+        "decode", "normalise());\n    }\n    __syncthreads();", "normalise());\n    }\n", RACE, "thread"
     ),
     "decode: rows not waited for": Fault("decode", "__syncthreads();", "", RACE, "thread", within="normalize"),
+    "decode: embeddings not waited for": Fault("decode", "__syncthreads();", "", RACE, "thread", within="embed"),
+    "decode: sums read before a barrier": Fault("decode", "__syncthreads();", "", RACE, "thread", within="multiply"),
     "decode: keys stored by every block": Fault(
-        "decode", "      if (token % position_.cluster != position_.rank) continue;\n", "", RACE, "thread"
+        "decode",
+        "here ? args_.kv_index[row * args_.max_text + token] : -1",
+        "args_.kv_index[row * args_.max_text + token] + 0 * here",
+        RACE,
+        "thread",
     ),
     "decode: the own token twice": Fault(
-        "decode",
-        "const bool is_own = valid && j >= keys.prefix && token_of(keys, j) ==",
-        "const bool is_own = valid && j >= keys.prefix && token_of(keys, j) + 1 >=",
-        WRONG_VALUES,
+        "decode", "token_of(row, j) == row.length - 1", "token_of(row, j) + 1 >= row.length - 1", WRONG_VALUES
     ),
     "decode: a key too many": Fault(
-        "decode", "const bool valid = j < keys.count();", "const bool valid = j <= keys.count();", "tolerance"
+        "decode", "const bool valid = j < keys_of(row);", "const bool valid = j <= keys_of(row);", "tolerance"
+    ),
+    "decode: the first key of a row for the next one": Fault(
+        "decode", "last ? number + 1 : number;", "last ? number + 2 : number;", "tolerance|AddressSanitizer"
     ),
     "decode: keys lost where they do not divide": Fault(
         "decode",
-        "return {prefix_len * (position_.rank + 1) / position_.cluster - begin",
-        "return {prefix_len / position_.cluster + 0 * begin",
+        "args.prefix_len * (position_.rank + 1) / position_.cluster - prefix_begin_",
+        "args.prefix_len / position_.cluster + 0 * prefix_begin_",
         WRONG_VALUES,
     ),
     "decode: the residual in every cluster's sums": Fault(
         "decode", "if (position_.head == 0)", "if (true)", WRONG_VALUES
     ),
+    "decode: a bias in every cluster's sums": Fault(
+        "decode", "position.head == 0 ? bias : nullptr", "bias", WRONG_VALUES
+    ),
     "decode: no key yet, and not a number": Fault(
         "decode", "peak == -INFINITY ? 0.0f : peak", "peak", WRONG_VALUES, file=SOFTMAX
     ),
     "decode: a prefix for rows that see none": Fault(
-        "decode", "args_.image[row] < 0 ? 0 : args_.prefix_len", "args_.prefix_len", WRONG_VALUES
+        "decode", "row.image < 0 ? 0 : prefix_", "prefix_", r"tolerance|AddressSanitizer"
     ),
     "decode: room for too few rows": Fault(
         "decode",
@@ -540,23 +546,21 @@ FAULTS |= {
         WRONG_VALUES,
     ),
     "decode: weights not waited for": Fault(
-        "decode", " cp_async_wait<kStages - kStreamPass>(); ", "", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
+        "decode", "cp_async_wait<kGroups - 1>();", "", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
     ),
-    "decode: one chunk alone waited for": Fault(
-        "decode", "kStages - kStreamPass>", "kStages - 1>", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
+    "decode: one group too few waited for": Fault(
+        "decode", "cp_async_wait<kGroups - 1>", "cp_async_wait<kGroups>", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
     ),
     "decode: weights of the next pass before those of the next step": Fault(
-        "decode",
-        "if (step_ < end_of_steps_) return;",
-        "if (step_ > end_of_steps_) return;",
-        WRONG_VALUES,
-        file=WEIGHTS_ON_THE_WAY,
+        "decode", "if (--steps_left_ == 0) next_pass();", "next_pass();", "tolerance", file=WEIGHTS_ON_THE_WAY
     ),
-    "decode: sums read before a barrier": Fault("decode", "__syncthreads();", "", RACE, "thread", WEIGHTS_ON_THE_WAY),
+    "decode: weights of the first step for all": Fault(
+        "decode", "chunks_ += step_;", "", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
+    ),
     "decode: one share of the depth left out": Fault(
         "decode",
-        "for (int i = 0; i < shares; ++i)",
-        "for (int i = 1; i < shares; ++i)",
+        "int i = 0; i < kProductWarps; ++i",
+        "int i = 1; i < kProductWarps; ++i",
         WRONG_VALUES,
         file=WEIGHTS_ON_THE_WAY,
     ),
@@ -578,7 +582,10 @@ FAULTS |= {
         "persistent", "bool wait() { __syncthreads();", "bool wait() {", RACE, "thread"
     ),
     "persistent: sums added up where they are written": Fault(
-        "persistent", "decode_.mlp(i, partials[1]);", "decode_.mlp(i, partials[0]);", WRONG_VALUES
+        "persistent", "phase == kOut ? 0 : int64_t", "true ? 0 : int64_t", WRONG_VALUES
+    ),
+    "persistent: products read before a barrier": Fault(
+        "persistent", "  __syncthreads();\n  Stream stream", "  Stream stream", RACE, "thread"
     ),
     "persistent: logits overwritten while read": Fault(
         "persistent", "      __syncthreads();  // before the next sums", "      // before the next sums", RACE, "thread"
