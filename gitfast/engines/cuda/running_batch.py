@@ -145,7 +145,7 @@ class RunningBatch:
         """
         self._open, self._keep, self._lock, self._stats = open_search, keep, lock, stats
         self._rows_at_once = rows_at_once
-        # Of whichever thread leads, all work is on one stream.
+        # All work is on one stream, whichever thread leads.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._changed = threading.Condition()
         self._calls: list[TextCall] = []  # in the order in which they came
