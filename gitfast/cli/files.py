@@ -22,10 +22,12 @@ from gitfast.pipeline.folders.outputs import LineFile, Output, OutputError, Side
 from gitfast.pipeline.folders.parquet import ParquetFile
 from gitfast.pipeline.folders.records import READ_WORDS, JsonRecords, TextEdit, TextRecords
 from gitfast.pipeline.folders.run import Counts, Run, Stop
+from gitfast.pipeline.folders.shards import SHARD_SUFFIXES
 from gitfast.pipeline.folders.walk import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Item, Walk, WalkReport
 
 _MAX_NAMED = 8  # extensions of skipped files
 _MAX_WORKERS = 4
+_INPUT_SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *SHARD_SUFFIXES)
 
 Compute = Callable[..., Generator[Sequence[Result], None, None]]
 
@@ -165,14 +167,23 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError("--retry-errors: needs --errors, the file of an earlier run")
     if args.json and args.output not in (None, "jsonl"):
         raise UsageError(f"--json: lines of JSON, which --output {args.output} are not")
-    if "/" in args.caption_extension or not args.caption_extension.strip("."):
+    extension = args.caption_extension
+    if "/" in extension or not extension.strip(".") or not extension.isprintable():
         raise UsageError(f"--caption-extension: expected an ending such as .txt, got {args.caption_extension!r}")
     if not args.caption_extension.startswith("."):
         args.caption_extension = "." + args.caption_extension
+    # Files of results replace others of their name, which must not be the inputs.
+    for option, path in (("caption-extension", args.caption_extension), ("out", args.out), ("errors", args.errors)):
+        if path is not None and path.lower().endswith(_INPUT_SUFFIXES) and not (option == "out" and _is_parquet(path)):
+            raise UsageError(f"--{option}: expected another ending than those of inputs, got {path!r}")
     if _output_kind(args) == "parquet" and not args.out:
         raise UsageError("--output parquet: needs --out, the file to write")
     if args.out and args.errors and os.path.abspath(args.out) == os.path.abspath(args.errors):
         raise UsageError("--errors: expected another file than --out")
+
+
+def _is_parquet(path: str) -> bool:
+    return path.lower().endswith(".parquet")
 
 
 def _output_kind(args: argparse.Namespace) -> str:

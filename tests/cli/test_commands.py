@@ -234,3 +234,28 @@ class TestUsage:
             main(arguments)
         assert exit_.value.code == 2
         assert "usage: gitfast" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--out", "cat.png"),
+        ("--out", "film.MP4"),
+        ("--out", "shard.tar"),
+        ("--errors", "cat.jpg"),
+        ("--errors", "data.parquet"),
+        ("--caption-extension", "png"),
+        ("--caption-extension", ".tgz"),
+        ("--caption-extension", "a\n"),
+        ("--caption-extension", "a\0"),
+    ],
+)
+def test_results_do_not_replace_inputs(option, value, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.png", "cat.jpg"):
+        (tmp_path / name).write_bytes(b"a picture")
+    with pytest.raises(SystemExit) as ended:
+        main(["caption", ".", "--output", "txt", "--existing", "overwrite", option, value])
+    assert ended.value.code == 2
+    assert f"{option}: expected" in capsys.readouterr().err
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"a picture"] * 2
