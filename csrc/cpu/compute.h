@@ -1,4 +1,4 @@
-// The kernels spread over the thread pool: what the model code is written in.
+// Products and norms run by all threads of a pool, and the loop that runs any other kernel so.
 #pragma once
 
 #include <algorithm>

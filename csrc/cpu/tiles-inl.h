@@ -121,7 +121,7 @@ struct TileRegisters {
 
 #endif
 
-// What will be multiplied next, asked for a few lines at a time between multiplications. It ends where memory may end.
+// The weights that come next, asked for a few lines at a time between multiplications, and none beyond their end.
 struct Ahead {
   const char* next;
   const char* end;

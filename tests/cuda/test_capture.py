@@ -1,4 +1,4 @@
-"""Encoding by graphs that are simulated: kernels in a capture are remembered and not run, a replay runs them."""
+"""Encoding by CUDA graphs, simulated: kernels in a capture are remembered and not run, a replay runs them."""
 
 from __future__ import annotations
 
