@@ -11,5 +11,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export GITFAST_COMMIT=${GITFAST_COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 PATH=$PATH:/usr/local/cuda/bin
+case ${1:-} in
+  dry | rehearse) export PYTHONPATH=${PYTHONPATH:-$PWD} ;;  # of an installed package, too
+  *) export PYTHONPATH=$PWD ;;
+esac
+export PYTHONUNBUFFERED=1 PATH=$PATH:/usr/local/cuda/bin
 exec "${PYTHON:-python3}" benchmarks/gpu.py "$@"

@@ -16,6 +16,7 @@ import pytest
 
 from support.cuda import emulated
 from support.paths import BENCHMARKS, ROOT
+from support.processes import ENVIRONMENT
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_without_a_gpu(tmp_path: Path) -> None:
 
 def run_both(how: str, out: Path) -> dict[str, str]:
     """Run both parts as ``how`` says; the statuses of their steps."""
-    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(out)}
+    environment = {**ENVIRONMENT, "PYTHONSAFEPATH": "1", "PYTHON": sys.executable, "OUT": str(out)}
     command = ["bash", BENCHMARKS / "gpu.sh", how]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stdout[-5000:]
