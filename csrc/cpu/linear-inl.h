@@ -40,16 +40,23 @@ struct Rows {
   int64_t stride;
 };
 
-// Finish the sums (rows, kStride) of the panels from `panel` on: rows [row, row + rows) of y.
-template <int64_t kStride>
-void finish_panels(const LinearArgs& args, const float* sums, int64_t row, int64_t rows, int64_t panel,
-                   int64_t panels) {
+// Finish the sums of the panels from `panel` on, rows [row, row + rows) of y: those of row r and vector v of columns
+// are at sums_at(r, v).
+template <class SumsAt>
+void finish_panels(const LinearArgs& args, int64_t row, int64_t rows, int64_t panel, int64_t panels, SumsAt sums_at) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t v = 0; v < panels * kPanelVectors; ++v) {
       const int64_t column = panel * kPanel + v * kWidth;
       const int64_t n = smaller(kWidth, args.w->n - column);
-      if (n > 0) finish(args, load(sums + r * kStride + v * kWidth), row + r, column, n);
+      if (n > 0) finish(args, load(sums_at(r, v)), row + r, column, n);
     }
+}
+
+// The same of sums (rows, kStride).
+template <int64_t kStride>
+void finish_panels(const LinearArgs& args, const float* sums, int64_t row, int64_t rows, int64_t panel,
+                   int64_t panels) {
+  finish_panels(args, row, rows, panel, panels, [&](int64_t r, int64_t v) { return sums + r * kStride + v * kWidth; });
 }
 
 }  // namespace

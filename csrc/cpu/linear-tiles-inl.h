@@ -46,11 +46,7 @@ void tiled_block(TileRegisters& tiles, const LinearArgs& args, const Bf16Pair* a
       product(tiles, a + 2 * i * upper, upper, b, terms, sums + i * kPairSums, k > 0, ahead);
     }
   }
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t v = 0; v < kPanelVectors; ++v) {
-      const int64_t column = panel * kPanel + v * kWidth, n = smaller(kWidth, args.w->n - column);
-      if (n > 0) finish(args, load(tiled_sums(sums, r, v)), row + r, column, n);
-    }
+  finish_panels(args, row, rows, panel, 1, [&](int64_t r, int64_t v) { return tiled_sums(sums, r, v); });
 }
 
 // More than kTiledRows rows, in tiles as Kernels::round_tiles makes them.

@@ -115,7 +115,7 @@ class EngineCaptioner:
 
     @property
     def multiprocessors(self) -> int | None:
-        """How many multiprocessors the persistent kernel was spread over; None where it did not run."""
+        """Count the multiprocessors that the persistent kernel was spread over; None where it did not run."""
         placement: list[int] = self.engine.placement() if self.decoded_by == "persistent" else []
         return len(set(placement)) or None
 

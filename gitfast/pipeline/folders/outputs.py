@@ -346,8 +346,7 @@ class Journal:
         self._path = path
         self._digests: dict[int, bytes] = {}
         with _naming(path):
-            if os.path.lexists(path) and not os.path.isfile(path):  # a pipe would be waited for
-                raise OutputError(f"{path}: not a regular file")
+            check_regular(path)  # a pipe would be waited for
             self._file = os.fdopen(os.open(path, _OPEN_FLAGS, 0o666), "r+b")
             size = 0
             for line in self._file:
@@ -386,6 +385,12 @@ def joined(old: str, new: str, existing: Existing, separator: str) -> str:
     if not old:
         return new
     return f"{old}{separator}{new}" if existing == "append" else f"{new}{separator}{old}"
+
+
+def check_regular(path: str) -> None:
+    """Raise ``OutputError`` where something that is no regular file has this name."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise OutputError(f"{path}: not a regular file")
 
 
 def _open_to_continue(path: str) -> IO[bytes]:

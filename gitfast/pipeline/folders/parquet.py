@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from gitfast.errors import GitfastError
-from gitfast.pipeline.folders.outputs import Existing, LineFile, OutputError, Questions
+from gitfast.pipeline.folders.outputs import Existing, LineFile, OutputError, Questions, check_regular
 from gitfast.pipeline.folders.records import JsonRecords
 from gitfast.pipeline.folders.walk import Item
 from gitfast.results import Result
@@ -37,8 +37,7 @@ class ParquetFile:
         separator: str = ", ",
     ) -> None:
         _import_pyarrow(path)
-        if os.path.lexists(path) and not os.path.isfile(path):  # it would be replaced by a file
-            raise OutputError(f"{path}: not a regular file")
+        check_regular(path)  # a pipe or device would be replaced by a file
         self.path = path
         self._with_question = questions[0] is not None
         self._lines_path = f"{path}.jsonl-part"

@@ -263,7 +263,7 @@ def _peak() -> int:
 
 
 class _Watch:
-    """Where an import, code that runs, a process, a connection, or a file opened elsewhere fails, in every thread."""
+    """Refuse imports, code that runs, processes, connections, and files opened elsewhere, in every thread, while on."""
 
     folder: str | None = None
     on = False
