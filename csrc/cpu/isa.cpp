@@ -68,13 +68,14 @@ bool has_neon_dot() {
 #endif
 }
 
-// And of pairs of bfloat16 (FEAT_BF16). All CPUs with these have the others.
+// And of pairs of bfloat16 (FEAT_BF16), both also two rows by two columns at once (FEAT_I8MM for int8). All CPUs with
+// these have the others.
 bool has_neon_bf16() {
 #if defined(__linux__)
-  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16
-  return getauxval(AT_HWCAP2) & kBf16;
+  constexpr unsigned long kInt8Tiles = 1ul << 13, kBf16 = 1ul << 14;  // HWCAP2_I8MM, HWCAP2_BF16
+  return (getauxval(AT_HWCAP2) & (kInt8Tiles | kBf16)) == (kInt8Tiles | kBf16);
 #elif defined(__APPLE__)
-  return has_feature("hw.optional.arm.FEAT_BF16");
+  return has_feature("hw.optional.arm.FEAT_BF16") && has_feature("hw.optional.arm.FEAT_I8MM");
 #else
   return false;
 #endif

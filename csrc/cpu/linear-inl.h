@@ -3,6 +3,7 @@
 #pragma once
 
 #include "activation-inl.h"
+#include "pairs-inl.h"
 #include "product-inl.h"
 #include "tiles-inl.h"
 
@@ -68,29 +69,18 @@ void finish_panels(const LinearArgs& args, const float* sums, int64_t row, int64
 namespace gitfast::cpu {
 namespace {
 
-// Sums of `rows` rows; those of `p` are the first.
-template <class Source>
-void product_of_block(Product<Source> p, int64_t rows) {
-  const RowTiles tiles(rows);
-  for (int64_t t = 0; t < tiles.count; ++t) {
-    const int64_t r = tiles.split(t);
-    Product<Source> tile = p;
-    tile.a += r * p.a_stride;
-    tile.c += r * p.c_stride;
-    product_of_rows(tile, tiles.split(t + 1) - r);
-  }
-}
-
-// Rows [row, row + rows) of the panels [panel, panel + panels). Where many rows read a panel, it is widened once.
+// Rows [row, row + rows) of the panels [panel, panel + panels). Where many rows read a panel, it is widened or grouped
+// once.
 template <class Source, int64_t kMaxRows, int64_t kMaxPanels>
 void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t row, int64_t rows, int64_t panel,
                   int64_t panels) {
   using Term = typename Source::Term;
-  constexpr bool kMany = kMaxRows > kTileRows, kWiden = kMany && Source::kTerms > 1;
-  using Inner = std::conditional_t<kWiden, ShortTerms, Source>;
+  constexpr bool kMany = kMaxRows > kTileRows, kPrepare = kMany && (Source::kTerms > 1 || kPaired<Source>);
+  using Prepared = std::conditional_t<kPaired<Source>, Grouped<Source>, ShortTerms>;
+  using Inner = std::conditional_t<kPrepare, Prepared, Source>;
   constexpr int64_t kStride = kMaxPanels * kPanel, kTermWeights = kWeightsIn<Term>;
   alignas(64) float sums[kMaxRows * kStride];
-  alignas(64) Term wide[kWiden ? kSumBlock / kTermWeights * kPanel : 1];
+  alignas(64) Term prepared[kPrepare ? kSumBlock / kTermWeights * kPanel : 1];
   const PackedLinear& w = *args.w;
   const auto* words = static_cast<const typename Source::Word*>(w.panels) + panel * w.panel_words();
   Product<Inner> p = {};
@@ -101,12 +91,16 @@ void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t
   p.vectors = panels * kPanelVectors;
   p.c = sums;
   p.c_stride = kStride;
-  p.cached = kWiden;
+  p.cached = kPrepare;
   for (int64_t k = 0; k < w.k; k += kSumBlock, words += kSumBlock / (kTermWeights * Source::kTerms) * kPanel) {
     const int64_t n = smaller(kSumBlock, w.k - k);
-    if constexpr (kWiden) {
-      widen<Source>(words, ceil_div(n, kTermWeights * Source::kTerms), wide);
-      p.b = wide;
+    if constexpr (kPrepare) {
+      const int64_t rows_of_words = ceil_div(n, kTermWeights * Source::kTerms);
+      if constexpr (kPaired<Source>)
+        group<Source>(words, rows_of_words, prepared);
+      else
+        widen<Source>(words, rows_of_words, prepared);
+      p.b = prepared;
     } else {
       p.b = words;
     }
@@ -138,7 +132,13 @@ void linear_of(const LinearArgs& args, Rows<typename Source::Term> x, int64_t pa
   }
 #endif
   if constexpr (!kTiled<Source>) {
-    if (args.m > kTileRows) return linear_of_many_rows<Source>(args, x, panel_begin, panel_end);
+    if (args.m > kTileRows) {
+#if defined(GITFAST_PAIRED_PRODUCTS)
+      if constexpr (std::is_same_v<Source, Pairs>)
+        if (whole_units(*args.w)) return linear_of_many_rows<Bf16Units>(args, x, panel_begin, panel_end);
+#endif
+      return linear_of_many_rows<Source>(args, x, panel_begin, panel_end);
+    }
     // The weights are read once, several panels side by side.
     const int64_t panels = larger(1, columns_at_once<Source>(static_cast<int>(args.m)) / kPanelVectors);
     for (int64_t p = panel_begin; p < panel_end; p += panels)

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "activation-inl.h"
+#include "pairs-inl.h"
 #include "product-inl.h"
 
 #if defined(GITFAST_INT8_PRODUCTS)
@@ -75,15 +76,18 @@ inline F32x16 in_units(const float* sums, uint32_t unit) {
 }
 
 // Rows [row, row + rows) of the panels [panel, panel + panels). Sums of int32 are exact: at most 2^23.
-template <int64_t kMaxRows, int64_t kMaxPanels>
+template <class Source, int64_t kMaxRows, int64_t kMaxPanels>
 void int8_block(const LinearArgs& args, int64_t row, int64_t rows, int64_t panel, int64_t panels) {
+  constexpr bool kGroup = kPaired<Source> && 2 * kMaxRows > kTileRows;
+  using Inner = std::conditional_t<kGroup, Grouped<Source>, Source>;
   constexpr int64_t kStride = kMaxPanels * kPanel;
   alignas(64) float sums[kMaxRows * kStride], block[2 * kMaxRows * kStride];
+  alignas(64) uint32_t grouped[kGroup ? kQuads * kPanel : 1];
   const PackedLinear& w = *args.w;
   const auto* words = static_cast<const uint32_t*>(w.panels) + panel * w.panel_words();
   const int64_t row_words = quantized_words(w.k) / 2;
   const uint32_t* x = args.rounded + row * 2 * row_words;
-  Product<Int8Quads> p = {};
+  Product<Inner> p = {};
   p.a_stride = row_words;
   p.step = kPanel;
   p.odd = kWidth;
@@ -91,17 +95,16 @@ void int8_block(const LinearArgs& args, int64_t row, int64_t rows, int64_t panel
   p.vectors = panels * (kPanel / kWidth);
   p.c = block;
   p.c_stride = kStride;
+  p.cached = kGroup;
   for (int64_t k = 0; k < w.k; k += kSumBlock, words += kQuads * kPanel, x += kQuadRow) {
     p.a = reinterpret_cast<const Int8Quad*>(x);
     p.b = words;
     p.k = ceil_div(smaller(kSumBlock, w.k - k), 4);
-    const RowTiles tiles(2 * rows);
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      Product<Int8Quads> tile = p;
-      tile.a += tiles.split(t) * p.a_stride;
-      tile.c += tiles.split(t) * p.c_stride;
-      product_of_rows(tile, tiles.split(t + 1) - tiles.split(t));
+    if constexpr (kGroup) {
+      group<Source>(words, p.k, grouped);
+      p.b = grouped;
     }
+    product_of_block(p, 2 * rows);
     for (int64_t r = 0; r < rows; ++r) {
       const uint32_t* units = x + 2 * r * row_words + kQuads;
       for (int64_t v = 0; v < p.vectors; ++v) {
@@ -115,19 +118,29 @@ void int8_block(const LinearArgs& args, int64_t row, int64_t rows, int64_t panel
   finish_panels<kStride>(args, sums, row, rows, panel, panels);
 }
 
-void linear_of_int8(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {
+template <class Source>
+void linear_of_quantized(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {
   if (2 * args.m <= kTileRows) {  // the weights are read once, several panels side by side
-    const int64_t panels = larger(1, columns_at_once<Int8Quads>(static_cast<int>(2 * args.m)) * kWidth / kPanel);
+    const int64_t columns = kPaired<Source> ? kPanel : columns_at_once<Source>(static_cast<int>(2 * args.m)) * kWidth;
+    const int64_t panels = larger(1, columns / kPanel);
     for (int64_t p = panel_begin; p < panel_end; p += panels)
-      int8_block<kTileRows / 2, 4>(args, 0, args.m, p, smaller(panels, panel_end - p));
+      int8_block<Source, kTileRows / 2, 4>(args, 0, args.m, p, smaller(panels, panel_end - p));
     return;
   }
   const int64_t blocks = ceil_div(args.m, kQuantizedRows);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t row = args.m * i / blocks;
     const int64_t rows = args.m * (i + 1) / blocks - row;
-    for (int64_t p = panel_begin; p < panel_end; ++p) int8_block<kQuantizedRows, 1>(args, row, rows, p, 1);
+    for (int64_t p = panel_begin; p < panel_end; ++p) int8_block<Source, kQuantizedRows, 1>(args, row, rows, p, 1);
   }
+}
+
+void linear_of_int8(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {
+#if defined(GITFAST_PAIRED_PRODUCTS)
+  // A single row takes as many instructions in units as by sdot.
+  if (args.m > 1 && whole_units(*args.w)) return linear_of_quantized<Int8Units>(args, panel_begin, panel_end);
+#endif
+  linear_of_quantized<Int8Quads>(args, panel_begin, panel_end);
 }
 
 }  // namespace

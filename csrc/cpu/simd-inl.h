@@ -20,6 +20,10 @@
 #if defined(__ARM_FEATURE_DOTPROD)
 #define GITFAST_INT8_PRODUCTS
 #endif
+// Both, two rows by two columns at once.
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && defined(__ARM_FEATURE_MATMUL_INT8)
+#define GITFAST_PAIRED_PRODUCTS
+#endif
 
 namespace gitfast::cpu {
 namespace {

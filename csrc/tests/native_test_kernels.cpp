@@ -85,17 +85,17 @@ void test_linear(const Kernels& kernels, WeightFormat format) {
 }
 
 // To the bit, with terms whose sums depend on their order.
-void test_rows_do_not_depend_on_their_number(const Kernels& kernels, WeightFormat format) {
-  constexpr int64_t kRows = 70, kColumns = 70, kTerms = 621;
+void test_rows_do_not_depend_on_their_number(const Kernels& kernels, WeightFormat format, int64_t terms) {
+  constexpr int64_t kRows = 70, kColumns = 70;
   const auto with_fractions = [](Linear& linear) {
     for (size_t i = 0; i < linear.x.size(); ++i) linear.x[i] *= 1.0f / static_cast<float>(1 + i % 13);
   };
   ThreadPool pool(1);
-  Linear all(kRows, kColumns, kTerms, format);
+  Linear all(kRows, kColumns, terms, format);
   with_fractions(all);
   all.run(kernels, pool);
-  for (int64_t m : {1, 2, 15, 16, 17, 31, 32, 33, 64}) {
-    Linear some(m, kColumns, kTerms, format);
+  for (int64_t m : {1, 2, 3, 4, 7, 15, 16, 17, 31, 32, 33, 64}) {
+    Linear some(m, kColumns, terms, format);
     with_fractions(some);
     some.run(kernels, pool);
     EXPECT(std::equal(some.y.begin(), some.y.end(), all.y.begin()));
@@ -205,6 +205,21 @@ void test_layer_norm(const Kernels& kernels) {
   }
 }
 
+#if defined(__aarch64__)
+// Sums of int8 are exact: what sums them, and how many at once, changes no bit.
+void test_int8_products_agree(const Kernels& kernels, const Kernels& others) {
+  ThreadPool pool(1);
+  for (int64_t m : {1, 2, 3, 4, 17, 103})
+    for (int64_t k : {8, 60, 264, 513, 624}) {
+      Linear linear(m, 70, k, WeightFormat::int8), other(m, 70, k, WeightFormat::int8);
+      for (size_t i = 0; i < linear.x.size(); ++i) other.x[i] = linear.x[i] *= 1.0f / static_cast<float>(1 + i % 13);
+      linear.run(kernels, pool);
+      other.run(others, pool);
+      EXPECT(linear.y == other.y);
+    }
+}
+#endif
+
 void test_best_isa() {
   using Isas = std::vector<Isa>;
   const Isas zen5 = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
@@ -218,7 +233,7 @@ void test_best_isa() {
 void test_kernels(const Kernels& kernels) {
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8}) {
     test_linear(kernels, format);
-    test_rows_do_not_depend_on_their_number(kernels, format);
+    for (int64_t terms : {621, 624}) test_rows_do_not_depend_on_their_number(kernels, format, terms);
   }
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16}) {
     test_attention(kernels, format);
@@ -235,6 +250,9 @@ void test_all_kernels() {
     std::printf("kernels: %s\n", isa_name(isa));
     EXPECT(kernels_for(isa).isa == isa);
     test_kernels(kernels_for(isa));
+#if defined(__aarch64__)
+    if (isa == Isa::neon_bf16) test_int8_products_agree(kernels_for(isa), kernels_for(Isa::neon_dot));
+#endif
 #if defined(GITFAST_EMULATED_AMX)
     if (isa == Isa::avx512_bf16 || isa == Isa::neon_bf16) {
       std::printf("kernels: amx, its registers emulated\n");
