@@ -9,15 +9,22 @@
 
 namespace gitfast::cpu {
 
-// The time between two tokens of a row stays below this if one slice and one step together do.
+// The time between two tokens of a row stays below this while no call waits behind the one whose images are encoded, if
+// one slice and one step together do.
 constexpr double kTokenGapSeconds = 0.030;
 // And below this where they do not: with a step after every slow slice, each image would be decoded by itself while the
 // next is encoded, and rows would share no steps.
 constexpr double kSlowTokenGapSeconds = 0.120;
+// Each call that waits for its images behind those being encoded allows so many gaps more: rows that decode are ahead
+// of it, and the sooner it joins them, the more of them share a step. With a fixed gap the rows would be through before
+// the next images are, so that callers queued for the encoder and steps were run for one or two rows.
+constexpr double kGapsPerWaitingCall = 2;
 
 struct Work {
   int64_t rows = 0;       // sequences that decode or wait to begin
+  bool begins = false;    // one of them has had no step yet
   bool images = false;    // some wait, or are being encoded
+  int64_t behind = 0;     // calls whose images wait behind those being encoded
   int64_t slices = 0;     // run since the last step
   double since_step = 0;  // seconds
   double step_cost = 0;   // expected seconds of the next step
@@ -27,14 +34,17 @@ struct Work {
 enum class Action : uint8_t { idle, step, slice };
 
 // Steps go on while images are encoded, and as many slices go between two of them as the gap allows: one at least, so
-// that encoding goes on however slow it is.
+// that encoding goes on however slow it is. A row that begins has its first token at once, which bounds a gap by the
+// encoding of one image as well.
 inline Action next_action(const Work& work) {
   if (work.rows == 0) return work.images ? Action::slice : Action::idle;
   if (!work.images) return Action::step;
   if (work.slices == 0) return Action::slice;
+  if (work.begins) return Action::step;
   const double both = work.slice_cost + work.step_cost;
   const double gap = both <= kTokenGapSeconds ? kTokenGapSeconds : kSlowTokenGapSeconds;
-  return work.since_step + both <= gap ? Action::slice : Action::step;
+  const double allowed = gap * (1 + kGapsPerWaitingCall * static_cast<double>(work.behind));
+  return work.since_step + both <= allowed ? Action::slice : Action::step;
 }
 
 // The number of `waiting` images to encode together, `fit` at most. The first call's own go together; those of others

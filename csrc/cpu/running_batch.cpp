@@ -313,6 +313,7 @@ void RunningBatch::apply_changes() {
       for (size_t r = 0; r < call.rows.size(); ++r) {
         call.rows[r].handle = call.add(r);
         owners_[call.rows[r].handle] = {&call, r};
+        begins_ = true;
       }
     } catch (...) {
       end(call, std::current_exception());
@@ -325,7 +326,9 @@ void RunningBatch::apply_changes() {
 Work RunningBatch::work(Clock::time_point now) const {
   Work work;
   work.rows = decoding_.sequences();
+  work.begins = begins_;
   work.images = encoding_ || !image_calls_.empty();
+  work.behind = static_cast<int64_t>(image_calls_.size()) - (encoding_ || image_calls_.empty() ? 0 : 1);
   work.slices = slices_;
   work.since_step = seconds(now - stepped_);
   work.step_cost = step_cost_;
@@ -346,6 +349,7 @@ void RunningBatch::run_step(Lock& lock) {
   average(step_cost_, seconds(end - begin));
   stepped_ = end;
   slices_ = 0;
+  begins_ = false;
   stats_.prefill_tokens += decoding_.counts().prefill_tokens - before.prefill_tokens;
   stats_.decode_steps += decoding_.counts().decode_steps - before.decode_steps;
   stats_.decode_rows += decoding_.counts().decode_rows - before.decode_rows;

@@ -118,6 +118,7 @@ class RunningBatch {
   std::vector<std::pair<ImageCall*, int64_t>> encoding_for_;  // per image its call, or null, and its place there
   Clock::time_point stepped_;
   int64_t slices_ = 0;    // since the last step
+  bool begins_ = false;   // rows were added since then
   double step_cost_ = 0;  // seconds, recent steps counting most
   double slice_token_cost_ = 0;
 };

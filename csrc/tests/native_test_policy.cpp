@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,15 @@
 namespace gitfast::cpu {
 namespace {
 
+Work busy(int64_t rows, double step, double slice) {
+  Work work;
+  work.rows = rows;
+  work.images = true;
+  work.step_cost = step;
+  work.slice_cost = slice;
+  return work;
+}
+
 // Encoding with rows that decode, in simulated time: what the policy makes of slices and steps that take so long.
 struct Simulation {
   double slice, step;  // seconds
@@ -23,7 +33,7 @@ struct Simulation {
   int64_t slices = 0, steps = 0;
 
   void run(double duration) {
-    Work work{4, true, 0, 0, step, slice};
+    Work work = busy(4, step, slice);
     for (double now = 0, last = 0; now < duration;) {
       work.since_step = now - last;
       const Action action = next_action(work);
@@ -58,16 +68,110 @@ void test_policy_bounds_the_gap_between_tokens() {
   slow.run(12);
   EXPECT(slow.slices - slow.steps <= 1 && slow.steps - slow.slices <= 1);
   EXPECT(next_action({}) == Action::idle);
-  EXPECT(next_action({1, false}) == Action::step);
-  EXPECT(next_action({0, true}) == Action::slice);
+  Work work;
+  work.rows = 1;
+  EXPECT(next_action(work) == Action::step);
+  work.rows = 0;
+  work.images = true;
+  EXPECT(next_action(work) == Action::slice);
 
-  Work none, rows{3, true, 0, 0, 0.010, 0};
+  const Work none, rows = busy(3, 0.010, 0);
   EXPECT(images_together(8, 8, 10, 2, none, 0.05) == 8);     // one call's own
   EXPECT(images_together(40, 40, 10, 2, none, 0.05) == 10);  // memory
   EXPECT(images_together(8, 1, 10, 2, none, 0.05) == 2);     // of several calls: until the threads are busy
   EXPECT(images_together(1, 1, 10, 2, none, 0.05) == 1);
   EXPECT(images_together(8, 8, 10, 2, rows, 0.0048) == 4);  // 20 ms are left of the gap
   EXPECT(images_together(8, 8, 10, 2, rows, 0.050) == 1);
+}
+
+// Callers that ask for one caption after another, each of `kSlices` slices and `kTokens` steps.
+struct ClosedLoop {
+  static constexpr int64_t kSlices = 18, kTokens = 20;
+  double slice, step, step_row;  // seconds; a step takes `step` and `step_row` for each of its rows
+  double longest_gap = 0;
+  std::vector<double> first{};  // seconds from a caption's begin to its first token
+  int64_t steps = 0, rows = 0, captions = 0;
+
+  void run(int64_t callers, double duration) {
+    struct Row {
+      double begun, told;
+      int64_t tokens;
+    };
+    std::vector<double> queue(static_cast<size_t>(callers), 0.0);  // when each of those who wait began, the first first
+    std::vector<Row> decoding;
+    int64_t encoded = 0;  // slices of the image in front
+    Work work;
+    double last = 0;
+    for (double now = 0; now < duration;) {
+      work.rows = static_cast<int64_t>(decoding.size());
+      work.images = !queue.empty();
+      work.behind = std::max<int64_t>(0, static_cast<int64_t>(queue.size()) - 1);
+      work.since_step = now - last;
+      work.slice_cost = slice;
+      work.step_cost = step + step_row * static_cast<double>(work.rows);
+      if (next_action(work) == Action::slice) {
+        now += slice;
+        ++work.slices;
+        if (++encoded < kSlices) continue;
+        decoding.push_back({queue.front(), 0, 0});
+        queue.erase(queue.begin());
+        encoded = 0;
+        work.begins = true;
+        continue;
+      }
+      last = now += work.step_cost;
+      work.slices = 0;
+      work.begins = false;
+      ++steps;
+      rows += work.rows;
+      for (Row& row : decoding) {
+        if (++row.tokens == 1)
+          first.push_back(now - row.begun);
+        else
+          longest_gap = std::max(longest_gap, now - row.told);
+        row.told = now;
+      }
+      const auto done =
+          std::remove_if(decoding.begin(), decoding.end(), [](const Row& row) { return row.tokens == kTokens; });
+      captions += decoding.end() - done;
+      queue.insert(queue.end(), static_cast<size_t>(decoding.end() - done), now);
+      decoding.erase(done, decoding.end());
+    }
+  }
+  double first_median() {
+    std::nth_element(first.begin(), first.begin() + static_cast<int64_t>(first.size() / 2), first.end());
+    return first[first.size() / 2];
+  }
+};
+
+void test_callers_do_not_queue_for_the_encoder() {
+  for (const auto& [slice, step, step_row] :
+       {std::tuple{0.004, 0.006, 0.0004}, {0.0055, 0.006, 0.0006}, {0.018, 0.008, 0.001}, {0.045, 0.009, 0.0025}}) {
+    ClosedLoop loop{slice, step, step_row};
+    loop.run(8, 200);
+    const double whole = 8 * 200.0 / static_cast<double>(loop.captions);  // seconds, by Little's law
+    const double encoding = ClosedLoop::kSlices * slice;
+    EXPECT(loop.first_median() < 0.35 * whole);
+    EXPECT(loop.rows > 3 * loop.steps);
+    EXPECT(loop.longest_gap < encoding + step + 8 * step_row + 1e-9);
+    // No schedule has more captions than one whose steps are all shared by eight.
+    EXPECT(static_cast<double>(loop.captions) > 0.92 * 200 / (encoding + 20 * (step + 8 * step_row) / 8));
+  }
+  ClosedLoop two{0.004, 0.006, 0.0004};  // nobody waits behind the other
+  two.run(2, 100);
+  EXPECT(two.longest_gap <= kTokenGapSeconds + 1e-9);
+
+  Work work = busy(3, 0.010, 0.010);
+  work.slices = 1;
+  work.since_step = 0.030;
+  EXPECT(next_action(work) == Action::step);
+  work.behind = 1;  // 90 ms
+  EXPECT(next_action(work) == Action::slice);
+  work.since_step = 0.075;
+  EXPECT(next_action(work) == Action::step);
+  work.since_step = 0.030;
+  work.begins = true;
+  EXPECT(next_action(work) == Action::step);
 }
 
 void test_spreading_over_lanes() {
@@ -110,6 +214,7 @@ void test_crews() {
 void test_policy() {
   std::printf("policy\n");
   test_policy_bounds_the_gap_between_tokens();
+  test_callers_do_not_queue_for_the_encoder();
   test_spreading_over_lanes();
   test_crews();
 }
