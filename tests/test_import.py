@@ -35,6 +35,33 @@ def test_import_is_light_beside_numpy():
     assert loaded_after("import gitfast; gitfast.ImageError", ("numpy", "gitfast.model")) == set()
 
 
+@pytest.mark.parametrize("before", ["import gitfast._C", ""])
+def test_a_sub_interpreter_is_refused(before):
+    """One error, not a wait for a lock that the thread itself holds; the main interpreter goes on."""
+    code = f"""
+import faulthandler
+faulthandler.dump_traceback_later(30, exit=True)
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+{before}
+other = interpreters.create()
+try:
+    told = interpreters.run_string(other, "import gitfast\\nimport gitfast._C")
+except interpreters.RunFailedError as error:
+    told = error
+print(told)
+interpreters.destroy(other)
+import gitfast._C
+print(gitfast._C.ThreadPool(1).num_threads)
+"""
+    refused, alive = run_python(code, check=True).stdout.splitlines()
+    assert "ImportError" in refused
+    assert "sub-interpreters" in refused
+    assert alive == "1"
+
+
 def test_all_names_exist():
     for name in gitfast.__all__:
         assert hasattr(gitfast, name)

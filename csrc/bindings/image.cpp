@@ -26,8 +26,8 @@ struct ArrowArray {
 };
 
 // `pixels`: uint8 (H, W, 3), or the capsule of an Arrow array of lists of four bytes, one for each of H * W pixels.
+// H and W are below 2^31.
 Picture picture_of(const py::object& pixels, int64_t width, int64_t height) {
-  if (width < 1 || height < 1) throw Error("size: expected positive numbers");
   if (!PyCapsule_CheckExact(pixels.ptr())) {
     const py::array array = as_array(pixels, "pixels");
     const TensorView view = view_of(array, "pixels");
@@ -40,7 +40,7 @@ Picture picture_of(const py::object& pixels, int64_t width, int64_t height) {
   if (!array) throw py::error_already_set();
   const ArrowArray* bytes = array->release && array->n_children == 1 ? array->children[0] : nullptr;
   if (!bytes || array->offset || bytes->offset || bytes->n_buffers != 2 || array->length != width * height ||
-      bytes->length != 4 * width * height)
+      bytes->length % 4 || bytes->length / 4 != width * height)
     throw Error("pixels: expected four bytes for each of " + std::to_string(width) + " x " + std::to_string(height) +
                 " pixels");
   return {static_cast<const uint8_t*>(bytes->buffers[1]), width, height, 4, width * 4};
@@ -57,7 +57,6 @@ using Pair = std::pair<int64_t, int64_t>;
 
 py::array resample(const py::object& pixels, Pair size, Pair resized, const std::string& filter, Pair start, Pair crop,
                    const py::object& values) {
-  const Picture picture = picture_of(pixels, size.first, size.second);
   const Target target{filter_named(filter), resized.first, resized.second, start.first,
                       start.second,         crop.first,    crop.second};
   constexpr int64_t kMost = int64_t{1} << 31;  // Pillow's too: products of these fit everywhere
@@ -65,6 +64,7 @@ py::array resample(const py::object& pixels, Pair size, Pair resized, const std:
     if (edge < 1 || edge >= kMost) throw Error("sizes: expected pixels from 1 to 2147483647");
   for (int64_t edge : {target.top, target.left})
     if (edge <= -kMost || edge >= kMost) throw Error("start: expected less than 2147483647");
+  const Picture picture = picture_of(pixels, size.first, size.second);
   if (values.is_none()) {
     py::array_t<uint8_t> out({target.crop_height, target.crop_width, int64_t{3}});
     uint8_t* data = out.mutable_data();

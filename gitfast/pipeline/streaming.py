@@ -45,7 +45,11 @@ class _Stream(Generic[T]):
         self._errors: list[BaseException] = []
         self._thread = threading.Thread(target=self._run, name="gitfast-stream", daemon=True)
         _running.add(self)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads, or none any more as the interpreter ends
+            _running.discard(self)
+            raise
 
     def next(self) -> Sequence[int] | None:
         """Return new token ids; None at the end."""
@@ -56,7 +60,8 @@ class _Stream(Generic[T]):
     def stop(self) -> None:
         """End within one token, and wait for it."""
         self._stopped = True
-        if os.getpid() == self._process:
+        # A daemon thread may be about to start it as the interpreter ends: it then ends at its first token.
+        if os.getpid() == self._process and self._thread.ident is not None:
             self._thread.join()
 
     def result(self) -> T:

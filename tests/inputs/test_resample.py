@@ -146,7 +146,7 @@ def test_arguments_that_cannot_be():
     assert not call(start=(100, -100)).any()
     for changed, message in [
         ({"size": (4, 5)}, "pixels: expected"),
-        ({"size": (-5, 4)}, "size: expected"),
+        ({"size": (-5, 4)}, "sizes: expected"),
         ({"pixels": pixels.astype(np.int32)}, "pixels: "),
         ({"pixels": pixels[:, ::2]}, "pixels: "),
         ({"resized": (0, 3)}, "sizes: expected"),

@@ -50,6 +50,41 @@ def test_exit_with_many_unfinished_streams_kept_by_a_cycle(attempt):
     )
 
 
+def test_exit_while_a_daemon_thread_begins_a_stream():
+    """The stream is known before its thread runs, and cannot be waited for yet."""
+    ended = run("""
+        start = threading.Thread.start
+        def late(thread):
+            if thread.name == "gitfast-stream":
+                begun.set()
+                time.sleep(600)
+            start(thread)
+        begun = threading.Event()
+        threading.Thread.start = late
+        threading.Thread(target=lambda: list(model.stream(image)), daemon=True).start()
+        begun.wait()
+    """)
+    assert_clean(ended)
+    assert not ended.stderr
+
+
+def test_a_stream_for_which_there_is_no_thread():
+    ended = run("""
+        start = threading.Thread.start
+        def refused(thread):
+            raise RuntimeError("can't start new thread")
+        threading.Thread.start = refused
+        try:
+            next(model.stream(image))
+        except RuntimeError as error:
+            print(error)
+        threading.Thread.start = start
+        print("".join(model.stream(image)) == model.caption(image).text)
+    """)
+    assert_clean(ended)
+    assert (ended.stdout.splitlines(), ended.stderr) == (["can't start new thread", "True"], "")
+
+
 def test_an_error_inside_the_loop_of_a_stream():
     ended = run("for piece in model.stream(image, **LONG):\n    raise ZeroDivisionError('mine')")
     assert_clean(ended, 1)
