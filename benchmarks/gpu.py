@@ -121,8 +121,8 @@ def first() -> list[Phase]:
         bench_step(
             "kernels",
             60,
-            (*kernels, "linear", "head_select", "prefix_attention", "--rounds", "5", "--no-compile"),
-            (*kernels, "linear", "--rounds", "1", "--no-compile"),
+            (*kernels, "linear", "norm_linear", "head_select", "prefix_attention", "--rounds", "5", "--no-compile"),
+            (*kernels, "linear", "norm_linear", "--rounds", "1", "--no-compile"),
         ),
         caption_step(
             "caption-batches",
@@ -147,7 +147,7 @@ def second() -> list[Phase]:
     ]
     kernels = ("kernels", *CASES, "--no-compile", "--kernel", "prefix_attention", "--model", "git-base-vqav2")
     caption = ("caption", *CASES, "--model", "git-base-vqav2")
-    profiler = ("ncu", "--kernel-name", "regex:^(linear|prefix_attention|head_|add_layer_norm|persistent)")
+    profiler = ("ncu", "--kernel-name", "regex:^(linear|norm_linear|prefix_attention|head_|add_layer_norm|persistent)")
     profiler += ("--launch-count", "40", "--kill", "yes", "--clock-control", "none", "--set", "basic")
     few = ("--model", "git-base", "--rounds", "1", "--new-tokens", "3", "--way", "gitfast:bfloat16")
     timed = [

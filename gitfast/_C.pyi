@@ -184,6 +184,8 @@ class cuda_limits:
     MAX_SPLIT_TILES: int
     HEAD_DIMS: tuple[int, ...]
     INT8_HEAD_DIM: int
+    NORM_LINEAR_ROWS: int
+    NORM_LINEAR_WIDTH: int
     SETTINGS_WORDS: int
     FINISHED_BEAM_WORDS: int
     PERSISTENT_ROWS: int

@@ -87,12 +87,12 @@ void embed_layer_norm(Arguments& a) {
   enqueue(cuda::embed_layer_norm, args, a);
 }
 
-void linear(Arguments& a) {
-  cuda::Linear args;
-  Dim R("R"), columns("N");
+// What a linear layer takes; its rows are R of depth elements.
+void read_linear(Arguments& a, cuda::Linear& args, Dim& R, Dim& depth) {
+  Dim columns("N");
   args.out = a.rows_out("out", R, columns, args.out_stride);
   args.weight = tiled_weight(a, "weight", columns);
-  Dim depth(args.weight.depth);
+  depth = Dim(args.weight.depth);
   args.x = a.rows("x", R, depth, args.x_stride);
   if (a.has("bias")) args.bias = a.dense("bias", {&columns});
   if (a.has("residual")) args.residual = a.rows("residual", R, columns, args.residual_stride);
@@ -101,7 +101,24 @@ void linear(Arguments& a) {
   args.device = a.device();
   args.rows = R.value;
   args.overlap = a.value<bool>("overlap", false);
+}
+
+void linear(Arguments& a) {
+  cuda::Linear args;
+  Dim R("R"), depth(int64_t{0});
+  read_linear(a, args, R, depth);
   enqueue(cuda::linear, args, a);
+}
+
+void norm_linear(Arguments& a) {
+  cuda::NormLinear args;
+  Dim R("R"), depth(int64_t{0});
+  read_linear(a, args, R, depth);
+  args.gamma = a.dense("gamma", {&depth});
+  args.beta = a.dense("beta", {&depth});
+  args.normalised = a.rows_out("normalised", R, depth, args.normalised_stride);
+  args.eps = a.value<float>("eps");
+  enqueue(cuda::norm_linear, args, a);
 }
 
 void head_select(Arguments& a) {
@@ -200,6 +217,7 @@ void bind_cuda_kernels(py::module_& m, Device device) {
   bind_kernel(m, device, "bias_activation", "x", bias_activation);
   bind_kernel(m, device, "embed_layer_norm", "words", embed_layer_norm);
   bind_kernel(m, device, "linear", "x", linear);
+  bind_kernel(m, device, "norm_linear", "x", norm_linear);
   bind_kernel(m, device, "head_select", "x", head_select);
   bind_kernel(m, device, "prefix_attention", "q", prefix_attention);
   m.def("select_workspace", &cuda::select_workspace, py::arg("rows"), py::arg("columns"), py::arg("choices"));

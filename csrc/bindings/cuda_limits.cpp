@@ -3,6 +3,7 @@
 
 #include "bindings.h"
 #include "cuda/attention.h"
+#include "cuda/linear.h"
 #include "cuda/persistent.h"
 #include "cuda/search.h"
 #include "cuda/select.h"
@@ -18,6 +19,8 @@ void bind_cuda_limits(pybind11::module_& m) {
   limits.attr("HEAD_DIMS") =
       pybind11::tuple(pybind11::cast(std::vector<int64_t>(std::begin(cuda::kHeadDims), std::end(cuda::kHeadDims))));
   limits.attr("INT8_HEAD_DIM") = cuda::kInt8HeadDim;
+  limits.attr("NORM_LINEAR_ROWS") = cuda::kMaxNormLinearRows;
+  limits.attr("NORM_LINEAR_WIDTH") = cuda::kMaxNormLinearWidth;
   limits.attr("SETTINGS_WORDS") = cuda::kSettings;
   limits.attr("FINISHED_BEAM_WORDS") = cuda::kFinishedBeam;
   limits.attr("PERSISTENT_ROWS") = cuda::kMaxDecodeRows;

@@ -83,6 +83,17 @@ class TileProduct {
     }
   }
 
+  // The same of x that `prepare` changes, staged as a whole, before it is multiplied. One part must hold it.
+  template <class Prepare>
+  __device__ __forceinline__ void multiply_prepared(const InputRows<T>& x, const Layout& layout, T* stage,
+                                                    Prepare prepare) {
+    count_ = x.count;
+    stage_rows(x, layout, stage, 0, steps_);
+    __syncthreads();
+    prepare();
+    multiply_part(stage, layout.row_stride, 0, steps_);
+  }
+
   // Leaves the sums of every warp in `partial`, [kProductWarps][kTiles][16][8], and waits for the block.
   __device__ __forceinline__ void store(float* partial) const {
     const int g = lane() / 4, t = lane() % 4;

@@ -1,4 +1,5 @@
 // Residual, bias and LayerNorm: kernel and launch.
+#include "cuda/norm.cuh"
 #include "cuda/norm.h"
 #include "cuda/ptx.h"
 #include "cuda/rows.cuh"
@@ -78,10 +79,10 @@ __global__ void add_layer_norm_kernel(AddLayerNorm args) {
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
     if (threadIdx.x + i * blockDim.x >= static_cast<unsigned>(chunks)) break;
-    for (int j = 0; j < N; ++j) squares += (values[i][j] - mean) * (values[i][j] - mean);
+    for (int j = 0; j < N; ++j) squares = add_square(squares, values[i][j] - mean);
   }
   const float eps = exists ? args.eps : NAN;
-  const float scale = 1.0f / sqrtf(block_sum(squares, partial + kMaxWarps) / args.width + eps);
+  const float scale = norm_scale(block_sum(squares, partial + kMaxWarps) / args.width, eps);
 
   Chunk* out = reinterpret_cast<Chunk*>(static_cast<T*>(args.out) + row * args.out_stride);
 #pragma unroll
@@ -91,7 +92,7 @@ __global__ void add_layer_norm_kernel(AddLayerNorm args) {
     Chunk result;
     for (int j = 0; j < N; ++j)
       result.at[j] =
-          from_float<T>((values[i][j] - mean) * scale * to_float(scales[i].at[j]) + to_float(shifts[i].at[j]));
+          from_float<T>(norm_element(values[i][j], mean, scale, to_float(scales[i].at[j]), to_float(shifts[i].at[j])));
     store_vec(out + chunk, result);
   }
 }

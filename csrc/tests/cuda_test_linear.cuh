@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "cuda/linear.h"
+#include "cuda/norm.h"
 #include "cuda/select.h"
 #include "tests/cuda_test.cuh"
 
@@ -78,6 +80,49 @@ bool test_linear(DType weight_dtype, const std::vector<W>& weight, int rows, int
   return report("linear", weight_dtype, rows, columns, depth, worst);
 }
 
+// One kernel beside two: the same to the bit.
+inline bool test_norm_linear(int rows, int columns, int depth) {
+  using T = __half;
+  const size_t n = size_t{1} * rows * depth;
+  const DeviceArray<T> x(normal<T>(n, 1)), gamma(normal<T>(depth, 2)), beta(normal<T>(depth, 3));
+  const DeviceArray<T> weight(packed(normal<T>(size_t{1} * columns * depth, 4), columns, depth));
+  const std::vector<T> unwritten(size_t{1} * rows * columns, T(NAN));
+  const DeviceArray<T> normalised(std::vector<T>(n, T(NAN))), expected_rows(std::vector<T>(n, T(NAN)));
+  const DeviceArray<T> out(unwritten), expected(unwritten);
+  NormLinear args;
+  args.dtype = DType::f16;
+  args.rows = rows;
+  args.weight = {DType::f16, columns, depth, weight.data(), nullptr};
+  args.x = x.data();
+  args.x_stride = args.normalised_stride = depth;
+  args.out = out.data();
+  args.out_stride = columns;
+  args.gamma = gamma.data();
+  args.beta = beta.data();
+  args.normalised = normalised.data();
+  args.overlap = true;
+  norm_linear(args, nullptr);
+  AddLayerNorm norm;
+  norm.dtype = DType::f16;
+  norm.rows = rows;
+  norm.width = norm.x_stride = norm.out_stride = depth;
+  norm.x = x.data();
+  norm.gamma = gamma.data();
+  norm.beta = beta.data();
+  norm.out = expected_rows.data();
+  norm.overlap = true;
+  add_layer_norm(norm, nullptr);
+  Linear product = args;
+  product.x = expected_rows.data();
+  product.out = expected.data();
+  linear(product, nullptr);
+  const auto differ = [](const std::vector<T>& a, const std::vector<T>& b) {
+    return memcmp(a.data(), b.data(), a.size() * sizeof(T)) != 0 || !std::isfinite(value(a[0]));
+  };
+  const bool wrong = differ(normalised.host(), expected_rows.host()) || differ(out.host(), expected.host());
+  return report("norm_linear", DType::f16, rows, columns, depth, wrong ? INFINITY : 0);
+}
+
 template <class W>
 bool test_select(DType weight_dtype, const std::vector<W>& weight, int rows, int columns, int depth, int choices) {
   using T = __half;
@@ -131,6 +176,8 @@ inline bool test_packed_weights() {
       right &= test_linear(DType::f16, normal<__half>(n, 3), rows, columns, depth, overlap);
       right &= test_linear(DType::i8, bytes(n), rows, columns, depth, overlap);
     }
+  constexpr int kNorm[][3] = {{1, 24, 768}, {4, 13, 1024}, {3, 24, 96}};
+  for (const auto& [rows, columns, depth] : kNorm) right &= test_norm_linear(rows, columns, depth);
   constexpr int kSelect[][3] = {{1, 5, 5}, {17, 300, 10}, {2, 4200, 64}};
   for (const auto& [rows, columns, choices] : kSelect) {
     right &= test_select(DType::f16, normal<__half>(size_t{64} * columns, 3), rows, columns, 64, choices);

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gitfast import _C
 from gitfast.bench import peers
 from gitfast.bench.case import OURS, Case, Operands, Side
 from gitfast.bench.shapes import Attention, attentions, layer_rows
@@ -301,6 +302,57 @@ def _linear(context: Context, layer: Layer) -> Operands:
     return Operands(context.sides(ours, plain, (x, plain_weight, bias)) | alone, layer.rows, some_rows)
 
 
+def norm_linear(context: Context, models: Sequence[str]) -> Iterator[Case]:
+    """A layer whose few rows are normalised by the same kernel, beside a kernel for each."""
+    for rows in layer_rows(models, ("decode",)):
+        if rows.rows > _C.cuda_limits.NORM_LINEAR_ROWS or rows.width > _C.cuda_limits.NORM_LINEAR_WIDTH:
+            continue
+        for stored in STORED:
+            for layer in (
+                Layer("qkv", rows.rows, 3 * rows.width, rows.width, stored),
+                Layer("fc1", rows.rows, rows.mlp, rows.width, stored, activation="gelu"),
+            ):
+                flops, build = 2 * layer.rows * layer.n * layer.k, partial(_norm_linear, context, layer)
+                moved = layer.bytes + 2 * (layer.rows + 2) * layer.k  # the normalised rows, gamma and beta
+                yield Case("norm_linear", rows.label, layer.shape, stored, flops=flops, bytes=moved, build=build)
+
+
+def _norm_linear(context: Context, layer: Layer) -> Operands:
+    torch, eps = context.torch, 1e-5
+    packed, plain_weight = _weight(context, layer.n, layer.k, layer.stored)
+    x, bias = context.normal(layer.rows, layer.k, dtype="bfloat16"), context.normal(layer.n, dtype="bfloat16")
+    gamma, beta = (context.normal(layer.k, dtype="bfloat16") for _ in range(2))
+    normalised, out = torch.empty_like(x), torch.empty(layer.rows, layer.n, dtype=x.dtype, device=context.device)
+    norm, weight = {"gamma": gamma, "beta": beta, "eps": eps}, {"weight": packed.data, "weight_scales": packed.scales}
+    product = {**weight, "bias": bias, "activation": layer.activation, "out": out}
+
+    def ours(overlap: bool = True) -> Tensor:
+        rows = {"x": x, "normalised": normalised, "overlap": overlap}
+        context.kernels.norm_linear(**rows, **norm, **product, stream=context.stream())
+        return out
+
+    def two_kernels() -> Tensor:
+        stream = context.stream()
+        context.kernels.add_layer_norm(
+            x=x, bias=None, residual=None, **norm, out=normalised, overlap=True, stream=stream
+        )
+        context.kernels.linear(x=normalised, residual=None, **product, overlap=True, stream=stream)
+        return out
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        normalised = torch.nn.functional.layer_norm(x, (layer.k,), gamma, beta, eps)
+        return peers.linear(torch, normalised, weight, bias, layer.activation, None)
+
+    def some_rows(some: np.ndarray) -> np.ndarray:
+        given = map(_doubles, (x[some], gamma, beta, packed.unpack(), bias))
+        return reference.norm_linear(*given, eps=eps, activation=layer.activation)[1]
+
+    dtype = peers.step_by_step("bfloat16")  # normalised rows are rounded
+    more = {"without overlap": Side(partial(ours, overlap=False), dtype), "two kernels": Side(two_kernels, dtype)}
+    sides = context.sides(ours, plain, (x, plain_weight, bias)) | {OURS: Side(ours, dtype)} | more
+    return Operands(sides, layer.rows, some_rows)
+
+
 def head_select(context: Context, models: Sequence[str]) -> Iterator[Case]:
     """Select the likeliest tokens with their log-probabilities: one for greedy search, 2 K for K beams."""
     for rows in layer_rows(models, ("decode",)):
@@ -346,6 +398,7 @@ def _head_select(context: Context, layer: Layer, choices: int) -> Operands:
 KERNELS = {
     kernel.__name__: kernel
     for kernel in (
-        add_layer_norm, bias_gelu, bias_quick_gelu, embed_layer_norm, linear, head_select, prefix_attention,
+        add_layer_norm, bias_gelu, bias_quick_gelu, embed_layer_norm, linear, norm_linear, head_select,
+        prefix_attention,
     )
 }  # fmt: skip

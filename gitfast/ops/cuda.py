@@ -39,6 +39,7 @@ __all__ = [
     "embed_layer_norm",
     "head_select",
     "linear",
+    "norm_linear",
     "prefix_attention",
     "prefix_splits",
     "start_search",
@@ -134,6 +135,35 @@ def linear(
     rest = {"activation": activation, "residual": residual, "overlap": overlap}
     _kernels(x).linear(x=x, **affine, **rest, out=out, stream=_stream(x))
     return out
+
+
+def norm_linear(
+    x: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    weight: TiledWeight,
+    bias: torch.Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    activation: Literal["none", "quick_gelu", "gelu"] = "none",
+    overlap: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute ``y = LayerNorm(x)`` and ``activation(y @ weight.T + bias)`` for few rows: x (R, K), bias (N,).
+
+    Returns y (R, K), and the product (R, N). By one kernel for up to ``_C.cuda_limits.NORM_LINEAR_ROWS`` rows of up to
+    ``NORM_LINEAR_WIDTH`` elements, in which every block normalises all of them; by two where that would take longer.
+    The results are the same to the bit.
+    """
+    if len(x) > _C.cuda_limits.NORM_LINEAR_ROWS or x.shape[1] > _C.cuda_limits.NORM_LINEAR_WIDTH:
+        y = add_layer_norm(x, gamma, beta, eps=eps, overlap=overlap)
+        return y, linear(y, weight, bias, activation=activation, overlap=overlap)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    out = x.new_empty((x.shape[0], weight.shape[0]))
+    norm = {"gamma": gamma, "beta": beta, "eps": eps, "normalised": y}
+    affine = {"weight": weight.data, "weight_scales": weight.scales, "bias": bias}
+    rest = {"activation": activation, "overlap": overlap}
+    _kernels(x).norm_linear(x=x, **norm, **affine, **rest, out=out, stream=_stream(x))
+    return y, out
 
 
 def head_select(

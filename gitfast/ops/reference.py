@@ -106,6 +106,21 @@ def linear(
     return _plus(ACTIVATIONS[activation](sums), residual)
 
 
+def norm_linear(
+    x: ArrayLike,
+    gamma: ArrayLike,
+    beta: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    activation: str = "none",
+) -> tuple[Floats, Floats]:
+    """Compute ``y = LayerNorm(x)``, (R, K), and ``activation(y @ weight.T + bias)``, (R, N)."""
+    y = layer_norm(x, gamma, beta, eps=eps)
+    return y, linear(y, weight, bias, activation=activation)
+
+
 def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None) -> Floats:
     """Attend from one row q (H, head_dim) to k and v (H, tokens, head_dim) -> (H, head_dim); zero without a token."""
     q, k, v = map(np.asarray, (q, k, v))

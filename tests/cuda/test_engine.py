@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -220,12 +222,36 @@ def test_scores(device: str, cpu: CpuEngine, processor: Processor, pixels: np.nd
 
 
 def test_a_row_does_not_depend_on_the_others(device: str, processor: Processor, pixels: np.ndarray) -> None:
-    engine, prompt = make_engine(device, "bfloat16", shallow=True), processor.tokenizer.prompt
+    """Alone, norms are part of the product behind them; of more than four rows, they have a kernel of their own."""
+    engine, prompt = make_engine(device, "bfloat16"), processor.tokenizer.prompt
     first, second = engine.encode(pixels[:2])
     options = GenerationOptions(max_new_tokens=3)
-    together = engine.generate([first, second, first], [prompt(), prompt(), prompt("what color ?")], options)
+    prompts = [prompt(), prompt(), prompt("what color ?"), prompt("two"), prompt("a red")]
+    together = engine.generate([first, second, first, first, second], prompts, options)
     alone = engine.generate([second], [prompt()], options) + engine.generate([first], [prompt("what color ?")], options)
     assert [together[1], together[2]] == alone
+
+
+@pytest.mark.parametrize(("rows", "norms", "normed_products"), [(1, 1, 5), (4, 1, 5), (5, 6, 0)])
+def test_norms_of_few_rows_have_no_kernels_of_their_own(
+    device: str, processor: Processor, monkeypatch: pytest.MonkeyPatch, rows: int, norms: int, normed_products: int
+) -> None:
+    """All but that of the embedding and that ahead of the head, of three layers."""
+    engine, kernels, called = make_engine(device), cuda._kernels, Counter()
+
+    class Counting:
+        def __init__(self, module: ModuleType) -> None:
+            self._module = module
+
+        def __getattr__(self, name: str) -> Any:
+            called[name] += 1
+            return getattr(self._module, name)
+
+    monkeypatch.setattr(cuda, "_kernels", lambda x: Counting(kernels(x)))
+    engine.generate([None] * rows, [processor.tokenizer.prompt()] * rows, GenerationOptions(max_new_tokens=1))
+    steps = called["embed_layer_norm"]
+    assert steps == engine.stats.decode_steps + 1
+    assert (called["add_layer_norm"], called["norm_linear"]) == (norms * steps, normed_products * steps)
 
 
 def test_prefixes_of_another_engine(device: str, processor: Processor, pixels: np.ndarray) -> None:

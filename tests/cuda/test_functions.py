@@ -64,6 +64,18 @@ def test_linear(device: str, stored: str | None, activation: str) -> None:
     agree(cuda.linear(x.bfloat16(), weight), reference.linear(x, plain))
 
 
+@pytest.mark.parametrize(("rows", "width"), [(1, 128), (4, 1024), (5, 128), (2, 1088)])
+def test_norm_linear(device: str, rows: int, width: int) -> None:
+    """By one kernel and by two."""
+    x, gamma, beta = random(device, rows, width), random(device, width), random(device, width)
+    weight, bias = TiledWeight.pack(random(device, 21, width) / width**0.5, "int8"), random(device, 21)
+    got = cuda.norm_linear(x, gamma, beta, weight, bias, eps=1e-3, activation="gelu")
+    x, gamma, beta, plain, bias = doubles(x, gamma, beta, weight.unpack(), bias)
+    y, truth = reference.norm_linear(x, gamma, beta, plain, bias, eps=1e-3, activation="gelu")
+    agree(got[0], y)
+    np.testing.assert_allclose(got[1].double().cpu(), truth, rtol=2 * ROUNDING, atol=0.02)
+
+
 @pytest.mark.parametrize("stored", [None, "int8", "float8"])
 def test_head_select(device: str, stored: str | None) -> None:
     x, weight = random(device, 6, 128), TiledWeight.pack(random(device, 300, 128) / 8, stored)

@@ -1,4 +1,4 @@
-"""The CUDA kernel of a linear layer of few rows."""
+"""The CUDA kernels of a linear layer of few rows, and of one whose rows are normalised first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from support.cuda import emulated
 from support.cuda.kernels import Kernels, device_only, every_order
-from support.cuda.linear_cases import ACTIVATIONS, FORMATS, make_case
+from support.cuda.linear_cases import ACTIVATIONS, FORMATS, NormCase, make_case, make_norm_case
 from support.tiers import tries
 
 DTYPES = [torch.float16, torch.bfloat16]
@@ -149,6 +149,93 @@ def test_every_value_of_8_bits_is_multiplied_exactly(kernels: Kernels) -> None:
             out = case.out[0].cpu()
             assert torch.equal(out[finite].float(), values[finite])
             assert out[~finite].isnan().all()
+
+
+def assert_equal_to_two_kernels(case: NormCase, kernels: Kernels) -> None:
+    case.run(kernels.norm_linear)
+    assert case.error() <= 1
+    twin = case.by_two(kernels.add_layer_norm, kernels.linear)
+    assert torch.equal(case.normalised, twin.normalised)
+    assert torch.equal(case.of.out, twin.of.out)
+
+
+@every_order
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "depth", "weights"), [(1, 768, "same"), (3, 64, "int8"), (4, 1024, "float8")])
+def test_norm_linear_equals_two_kernels(
+    kernels: Kernels, dtype: torch.dtype, rows: int, depth: int, weights: str
+) -> None:
+    columns = kernels.pick(25, 2304)
+    case = make_norm_case(rows, columns, depth, dtype, weights=weights, activation="gelu", device=kernels.device)
+    assert_equal_to_two_kernels(case, kernels)
+
+
+@tries(40)
+@given(
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 20),
+    steps=st.integers(1, 16),
+    dtype=st.sampled_from(DTYPES),
+    weights=st.sampled_from(FORMATS),
+    bias=st.booleans(),
+    residual=st.booleans(),
+    padding=st.integers(0, 2),
+    order=st.sampled_from(emulated.ORDERS),
+    seed=st.integers(0, 1000),
+)
+def test_norm_linear_of_any_shape(
+    kernels: Kernels,
+    rows: int,
+    columns: int,
+    steps: int,
+    dtype: torch.dtype,
+    weights: str,
+    bias: bool,
+    residual: bool,
+    padding: int,
+    order: str,
+    seed: int,
+) -> None:
+    kernels.set_order(order, seed=seed)
+    depth = steps * (32 if weights == "same" else 64)
+    case = make_norm_case(
+        rows, columns, depth, dtype, weights=weights, bias=bias, residual=residual, padding=padding, seed=seed,
+        device=kernels.device,
+    )  # fmt: skip
+    assert_equal_to_two_kernels(case, kernels)
+    if padding and rows > 1:
+        assert case.normalised.as_strided((rows - 1, 8), case.normalised.stride(), depth).isnan().all()
+
+
+def test_a_normalised_row_does_not_depend_on_the_others(kernels: Kernels) -> None:
+    case = make_norm_case(4, 24, 384, torch.bfloat16, device=kernels.device)
+    case.of.x[2] = torch.nan
+    normalised, out = case.run(kernels.norm_linear)
+    assert normalised[2].isnan().all()
+    assert out[2].isnan().all()
+    for row in (0, 1, 3):
+        of = replace(case.of, x=case.of.x[row : row + 1], out=torch.full_like(out[:1], torch.nan))
+        alone = replace(case, of=of, normalised=torch.full_like(normalised[:1], torch.nan)).run(kernels.norm_linear)
+        assert torch.equal(alone[0][0], normalised[row])
+        assert torch.equal(alone[1][0], out[row])
+
+
+def test_bad_norms_are_named(emulation: ModuleType) -> None:
+    def case(rows: int = 2, depth: int = 64) -> NormCase:
+        return make_norm_case(rows, 8, depth, torch.bfloat16)
+
+    given = case()
+    for wrong, message in (
+        (case(rows=5), "x: expected at most 4 rows of 1024 elements, got 5 of 64"),
+        (case(depth=1056), "x: expected at most 4 rows of 1024 elements, got 2 of 1056"),
+        (replace(given, gamma=given.gamma[1:]), r"gamma: expected shape \(64,\), got \(63,\)"),
+        (replace(given, beta=torch.zeros(65).bfloat16()[1:]), "gamma, beta: expected data at multiples of 16 bytes"),
+        (replace(given, normalised=torch.zeros(2, 32).bfloat16()), r"normalised: expected shape \(R=2, 64\)"),
+        (replace(given, normalised=torch.zeros(2, 65).bfloat16()[:, 1:]), "normalised: expected rows that start"),
+        (replace(given, normalised=given.of.x), "normalised: expected other memory than that of x"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong.run(emulation.norm_linear)
 
 
 @pytest.mark.parametrize(

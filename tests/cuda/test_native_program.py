@@ -14,6 +14,6 @@ def test_the_program_for_devices(emulation_file: Path) -> None:
     run = subprocess.run([emulation_file.parent / program], check=False, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     cases = {line.split()[0] for line in run.stdout.splitlines()}
-    assert cases >= {"add_layer_norm", "prefix_attention", "linear", "head_select"}
+    assert cases >= {"add_layer_norm", "prefix_attention", "linear", "norm_linear", "head_select"}
     assert cases >= {"advance_search", "persistent_decode"}
     assert "skipped" not in run.stdout

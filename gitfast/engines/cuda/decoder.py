@@ -92,6 +92,13 @@ class TiledLinear:
     ) -> Tensor:
         return cuda.linear(x, self.weight, self.bias, activation=activation, residual=residual, overlap=True)
 
+    def of_norm(
+        self, norm: nn.LayerNorm, x: Tensor, *, activation: Literal["none", "gelu"] = "none"
+    ) -> tuple[Tensor, Tensor]:
+        """Return the normalised rows, and the layer of them."""
+        given = norm.weight, norm.bias, self.weight, self.bias
+        return cuda.norm_linear(x, *given, eps=norm.eps, activation=activation, overlap=True)
+
 
 class TiledLayer:
     """One post-norm BERT layer over rows (R, D)."""
@@ -105,12 +112,19 @@ class TiledLayer:
         self.fc2, self.norm2 = TiledLinear.of(layer.output["dense"], format), layer.output["LayerNorm"]
 
     def __call__(
-        self, x: Tensor, index: int, rows: TextRows, groups: Sequence[PrefixGroup], store: TextStore
+        self,
+        x: Tensor,
+        norm: nn.LayerNorm | None,
+        index: int,
+        rows: TextRows,
+        groups: Sequence[PrefixGroup],
+        store: TextStore,
     ) -> Tensor:
-        qkv = self.qkv(x).view(len(x), 3, self.num_heads, -1)
-        y = self._attend(qkv, index, rows, groups, store).flatten(1)
-        x = _norm(self.norm1, self.out(y, residual=x))
-        return _norm(self.norm2, self.fc2(self.fc1(x, activation="gelu"), residual=x))
+        """Return rows to which ``norm2`` is still to be applied; of ``x`` that is ``norm``, if any."""
+        x, qkv = (x, self.qkv(x)) if norm is None else self.qkv.of_norm(norm, x)
+        y = self._attend(qkv.view(len(x), 3, self.num_heads, -1), index, rows, groups, store).flatten(1)
+        x, inner = self.fc1.of_norm(self.norm1, self.out(y, residual=x), activation="gelu")
+        return self.fc2(inner, residual=x)
 
     def _attend(
         self, qkv: Tensor, index: int, rows: TextRows, groups: Sequence[PrefixGroup], store: TextStore
@@ -156,9 +170,12 @@ class Decoder:
         norm = self.embeddings.LayerNorm
         tables = (words, positions, norm.weight, norm.bias)
         x = cuda.embed_layer_norm(rows.ids, rows.positions, *tables, eps=norm.eps, overlap=True)
+        last: nn.LayerNorm | None = None  # what is still to be applied to x
         for index, layer in enumerate(self.layers):
-            x = layer(x, index, rows, groups, store)
-        return x
+            x, last = layer(x, last, index, rows, groups, store), layer.norm2
+        if last is None:
+            return x
+        return cuda.add_layer_norm(x, last.weight, last.bias, eps=last.eps, overlap=True)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute the logits of rows (R, D): float32 (R, V)."""
@@ -178,7 +195,3 @@ class Decoder:
         """Choose tokens for rows (R, D): see ``ops.cuda.head_select``."""
         given: dict[str, Any] = {"choices": choices, "temperature": temperature, "keys": keys, "step": step}
         return cuda.head_select(hidden, self.head.weight, self.head.bias, **given, overlap=True)
-
-
-def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    return cuda.add_layer_norm(x, norm.weight, norm.bias, eps=norm.eps, overlap=True)

@@ -17,6 +17,7 @@ KERNELS = {
     "attention": "csrc/cuda/attention.cu",
     "attention_f32": "csrc/cuda/attention_f32.cu",
     "linear": "csrc/cuda/linear.cuh",
+    "norm_linear": "csrc/cuda/norm.cuh",
     "linear_wide": "csrc/cuda/linear.cuh",
     "select": "csrc/cuda/select.cu",
     "select_wide": "csrc/cuda/select.cu",
@@ -288,6 +289,58 @@ FAULTS |= {
     "linear: the residual of the row before": Fault(
         "linear", "(row0 + row) * args.residual_stride", "(row0 + row / 2) * args.residual_stride", WRONG_VALUES,
         file=LINEAR,
+    ),
+}  # fmt: skip
+FAULTS |= {
+    "norm_linear: sums read before a barrier": Fault(
+        "norm_linear", "sums[at] = sum; }); __syncthreads();", "sums[at] = sum; });", RACE, "thread"
+    ),
+    "norm_linear: squares read before a barrier": Fault(
+        "norm_linear", "squares[at] = sum; }); __syncthreads();", "squares[at] = sum; });", RACE, "thread"
+    ),
+    "norm_linear: rows multiplied before a barrier": Fault(
+        "norm_linear", "copy(row, element, result); }); __syncthreads();", "copy(row, element, result); });", RACE,
+        "thread",
+    ),
+    "norm_linear: staged rows read before a barrier": Fault(
+        "norm_linear", "0, steps_); __syncthreads();", "0, steps_);", RACE, "thread", KERNELS["linear"]
+    ),
+    "norm_linear: squares where sums are": Fault(
+        "norm_linear", "given.partial + given.count * kNormParts", "given.partial", RACE, "thread"
+    ),
+    "norm_linear: a part left out": Fault("norm_linear", "part < kNormParts", "part < kNormParts - 1", WRONG_VALUES),
+    "norm_linear: parts added in another order": Fault(
+        "norm_linear", "parts[row * kNormParts + part]", "parts[row * kNormParts + kNormParts - 1 - part]", WRONG_VALUES
+    ),
+    "norm_linear: read past the row": Fault(
+        "norm_linear",
+        "if (element < given.width) { const Chunk chunk = chunk_at(row, element); for (int j = 0; j < 8; ++j) sum +=",
+        "{ const Chunk chunk = chunk_at(row, element); for (int j = 0; j < 8; ++j) sum +=",
+        WRONG_VALUES,
+    ),
+    "norm_linear: write past the row": Fault(
+        "norm_linear", "if (element >= given.width) return;", "", OUT_OF_BOUNDS
+    ),
+    "norm_linear: the first row for all": Fault(
+        "norm_linear", "given.rows + row * given.row_stride + element)); };", "given.rows + element)); };", WRONG_VALUES
+    ),
+    "norm_linear: gamma for beta": Fault(
+        "norm_linear", "half ? args.beta", "half ? args.gamma", WRONG_VALUES, file=LINEAR
+    ),
+    "norm_linear: terms past the end": Fault(
+        "norm_linear", "if (i < depth) cp_async16", "cp_async16", OUT_OF_BOUNDS, file=LINEAR
+    ),
+    "norm_linear: too little shared memory": Fault(
+        "norm_linear", "2 * args.rows * kNormParts", "args.rows * kNormParts", OUT_OF_BOUNDS, file=LINEAR
+    ),
+    "norm_linear: rows as far apart as those of x": Fault(
+        "norm_linear", "row * args.normalised_stride", "row * args.weight.depth", WRONG_VALUES, file=LINEAR
+    ),
+    "norm_linear: the norm left to a block that is not there": Fault(
+        "norm_linear", "if (blockIdx.x == 0) store_vec", "if (blockIdx.x == 3) store_vec", WRONG_VALUES, file=LINEAR
+    ),
+    "norm_linear: the norm left by every block": Fault(
+        "norm_linear", "if (blockIdx.x == 0) store_vec", "store_vec", RACE, "thread", file=LINEAR
     ),
 }  # fmt: skip
 CHOICES = "csrc/cuda/select.cuh"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch
 from gitfast.ops import reference
 from gitfast.ops.cuda_weights import TiledWeight
 
+from support.cuda import norm_cases
 from support.cuda.norm_cases import ROUNDING
 
 # float16 or bfloat16 inputs, and what the weight is stored as beside them: the same, or 8 bits.
@@ -50,6 +52,47 @@ class Case:
         allowed = ROUNDING[self.out.dtype] * truth.abs() + 4e-7 * size + 1e-7
         error = ((self.out.cpu().double() - truth).abs() / allowed).max().item()
         return float("inf") if np.isnan(error) else error
+
+
+@dataclass
+class NormCase:
+    """A call that normalises the rows of a case first; ``normalised`` is full of NaN."""
+
+    of: Case
+    gamma: torch.Tensor
+    beta: torch.Tensor
+    normalised: torch.Tensor
+    eps: float = 1e-5
+
+    def run(self, kernel: Callable[..., None]) -> tuple[torch.Tensor, torch.Tensor]:
+        norm = {name: value for name, value in vars(self).items() if name != "of"}
+        self.of.run(lambda **given: kernel(**given, **norm))
+        return self.normalised, self.of.out
+
+    def by_two(self, add_layer_norm: Callable[..., None], linear: Callable[..., None]) -> NormCase:
+        """Run the same by a kernel for the norm and one for the product, into memory of its own."""
+        x, normalised = self.of.x, torch.full_like(self.normalised, torch.nan)
+        terms = {"bias": None, "residual": None, "gamma": self.gamma, "beta": self.beta}
+        add_layer_norm(x=x, **terms, eps=self.eps, out=normalised)
+        product = replace(self.of, x=normalised, out=torch.full_like(self.of.out, torch.nan))
+        product.run(linear)
+        return replace(self, of=product, normalised=normalised)
+
+    def error(self) -> float:
+        """Return the largest error of the norm, and of the product of what the norm gave: see ``Case.error``."""
+        given = (self.of.x, None, None, self.gamma, self.beta, self.normalised)
+        return max(norm_cases.Case(*given, self.eps).error(), replace(self.of, x=self.normalised).error())
+
+
+def make_norm_case(
+    rows: int, columns: int, depth: int, dtype: torch.dtype, *, padding: int = 0, seed: int = 0, **options: Any
+) -> NormCase:
+    """Random tensors: see ``make_case``."""
+    of = make_case(rows, columns, depth, dtype, padding=padding, seed=seed, **options)
+    generator = torch.Generator().manual_seed(seed + 1)
+    gamma, beta = (torch.randn(depth, generator=generator).to(of.x) for _ in range(2))
+    normalised = torch.full((rows, depth + 8 * padding), torch.nan).to(of.x)[:, :depth]
+    return NormCase(of, gamma + 1, beta, normalised)
 
 
 def make_case(

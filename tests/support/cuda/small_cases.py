@@ -131,6 +131,18 @@ def linear(emulation: ModuleType) -> Iterator[tuple[str, float]]:
         yield f"linear, {rows} x {columns} x {depth}", case.error()
 
 
+def norm_linear(emulation: ModuleType) -> Iterator[tuple[str, float]]:
+    for weights, rows, depth in (("same", 4, 288), ("int8", 3, 1024), ("same", 1, 32)):
+        case = linear_cases.make_norm_case(
+            rows, 19, depth, torch.bfloat16, weights=weights, padding=1, activation="gelu"
+        )
+        case.run(emulation.norm_linear)
+        yield f"norm_linear, {rows} x {depth}, weights {weights}", case.error()
+        twin = case.by_two(emulation.add_layer_norm, emulation.linear)
+        same = torch.equal(twin.of.out, case.of.out) and torch.equal(twin.normalised, case.normalised)
+        yield f"norm_linear, {rows} x {depth}, as two kernels", float(not same) * 2
+
+
 def linear_wide(emulation: ModuleType) -> Iterator[tuple[str, float]]:
     """Four tiles per block, and a last block that has two."""
     case = linear_cases.make_case(1, 8201, 32, torch.bfloat16)
@@ -248,6 +260,7 @@ CASES = {
     "attention": attention,
     "attention_f32": attention_f32,
     "linear": linear,
+    "norm_linear": norm_linear,
     "linear_wide": linear_wide,
     "select": select,
     "select_wide": select_wide,
