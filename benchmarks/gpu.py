@@ -43,7 +43,7 @@ CHECK_ARGUMENTS = (PYTHON, "-c", "import sys; from gitfast import cli; cli._pars
 ON_DEVICE = "device and not emulated"
 KERNEL_TESTS = (
     *("device", "arguments", "norm", "activation", "embed", "attention", "linear", "select", "search", "functions"),
-    *("encoder", "engine", "persistent_engine", "refill", "concurrent_calls"),
+    *("encoder", "image_sizes", "engine", "persistent_engine", "refill", "concurrent_calls"),
 )
 
 

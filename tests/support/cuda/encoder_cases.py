@@ -20,11 +20,11 @@ def write_model(folder: Path, **overrides: object) -> Path:
     return write_checkpoint(folder, **{**shape, **overrides})
 
 
-def read_model(folder: Path) -> tuple[GitConfig, dict[str, np.ndarray]]:
+def read_model(folder: Path, factor: float = 0.3) -> tuple[GitConfig, dict[str, np.ndarray]]:
     """Weights with matrices so small that no softmax is sharp, so that rounding errors are not amplified."""
     checkpoint = open_checkpoint(folder)
     weights = {name: np.asarray(x) for name, x in checkpoint.weights.items()}
-    return checkpoint.config, {name: x * np.float32(0.3 if x.ndim > 1 else 1) for name, x in weights.items()}
+    return checkpoint.config, {name: x * np.float32(factor if x.ndim > 1 else 1) for name, x in weights.items()}
 
 
 def make_engine(folder: Path, device: str, **options: object) -> CudaEngine:
