@@ -6,7 +6,9 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
-#include <unistd.h>
+
+#include <chrono>
+#include <thread>
 
 #if defined(__GLIBCXX__)
 #include <cxxabi.h>
@@ -15,7 +17,7 @@
 namespace gitfast::bindings {
 
 [[noreturn]] inline void sleep_until_exit() {
-  for (;;) pause();
+  for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
 }
 
 inline bool interpreter_ends() {

@@ -1,29 +1,21 @@
 // Owned, 64-byte aligned memory; large buffers ask for huge pages.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 #include <utility>
+
+#include "platform.h"
 
 namespace gitfast::cpu {
 
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t bytes) : bytes_(bytes) {
-    if (bytes == 0) return;
-    const size_t align = bytes >= kHugePage ? kHugePage : 64;
-    data_ = std::aligned_alloc(align, (bytes + align - 1) / align * align);
-    if (!data_) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-    if (align == kHugePage) madvise(data_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // whole ones, no waste
-#endif
+  explicit Buffer(size_t bytes) : data_(bytes > 0 ? allocate(bytes) : nullptr), bytes_(bytes) {}
+  ~Buffer() {
+    if (data_) release(data_);
   }
-  ~Buffer() { std::free(data_); }
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     swap(other);
@@ -39,7 +31,6 @@ class Buffer {
   const void* data() const { return data_; }
 
  private:
-  static constexpr size_t kHugePage = size_t{2} << 20;
   void swap(Buffer& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);

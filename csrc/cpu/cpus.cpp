@@ -1,14 +1,12 @@
 // The number of threads to use: the argument, the environment, or what the machine and its cgroups grant.
-#include <sched.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <limits>
 #include <sstream>
-#include <thread>
 
+#include "platform.h"
 #include "tensor.h"
 #include "threads.h"
 
@@ -31,15 +29,6 @@ int quota_of(const std::string& folder) {
   std::ifstream quota_file(folder + "/cpu.cfs_quota_us"), period_file(folder + "/cpu.cfs_period_us");
   if (quota_file >> quota && period_file >> period) return whole_cpus(quota, period);
   return kNoQuota;
-}
-
-int affinity_cpus() {
-#if defined(__linux__)
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
-#endif
-  return std::max(1u, std::thread::hardware_concurrency());
 }
 
 std::string range_text() { return "expected a whole number from 1 to " + std::to_string(kMaxThreads); }

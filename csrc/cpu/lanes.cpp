@@ -9,6 +9,7 @@
 #include <thread>
 #include <utility>
 
+#include "platform.h"
 #include "policy.h"
 #include "tensor.h"
 

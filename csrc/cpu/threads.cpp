@@ -1,9 +1,6 @@
 // The pool of threads: parts of a loop, spinning, parking, and forks.
 #include "threads.h"
 
-#include <pthread.h>
-#include <sched.h>
-
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
@@ -15,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "platform.h"
 #include "tensor.h"
 
 #if defined(__x86_64__)
@@ -46,7 +44,7 @@ void count_fork() {
   forks.fetch_add(1);
   awake.store(0);
 }
-[[maybe_unused]] const int kForkHandler = pthread_atfork(nullptr, nullptr, count_fork);
+[[maybe_unused]] const int kForkHandler = after_fork_in_child(count_fork);
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -127,38 +125,9 @@ class alignas(64) Offer {
   Parking parking_;
 };
 
-int current_cpu() {
-#if defined(__linux__)
-  return sched_getcpu();
-#else
-  return -1;
-#endif
-}
-
-// Moves the calling thread to another CPU that it may run on, if there is one. The scheduler likes to wake a thread
-// on the CPU of the one that wakes it; beside a busy neighbour they then stay there and take turns.
-void leave_cpu([[maybe_unused]] int cpu) {
-#if defined(__linux__)
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-  cpu_set_t others = allowed;
-  CPU_CLR(cpu, &others);
-  if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
-#endif
-}
-
 }  // namespace
 
 int fork_count() { return forks.load(); }
-
-BlockedSignals::BlockedSignals() {
-  sigset_t set;
-  sigfillset(&set);
-  for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS}) sigdelset(&set, fault);
-  pthread_sigmask(SIG_SETMASK, &set, &before_);
-}
-
-BlockedSignals::~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
 
 // The threads and everything they touch.
 class ThreadPool::Crew {

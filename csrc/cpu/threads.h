@@ -1,8 +1,6 @@
 // A small pool of worker threads that spin briefly, then park. Survives fork: the child makes its own threads.
 #pragma once
 
-#include <signal.h>
-
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -33,19 +31,6 @@ class ThreadPool {
 
   const int num_threads_;
   PerProcess<Crew> crew_;
-};
-
-// Keeps signals from the threads that are started while it lives, but for those that report their own faults: signals
-// are for the threads of the application.
-class BlockedSignals {
- public:
-  BlockedSignals();
-  ~BlockedSignals();
-  BlockedSignals(const BlockedSignals&) = delete;
-  BlockedSignals& operator=(const BlockedSignals&) = delete;
-
- private:
-  sigset_t before_;
 };
 
 // `requested` if positive, else GITFAST_NUM_THREADS, else usable_cpus().

@@ -5,6 +5,7 @@
 
 // With an argument, the kernels alone: emulators of processors do not fork with threads.
 int main(int argc, char**) {
+  std::setvbuf(stdout, nullptr, _IONBF, 0);  // what was begun is seen, whatever becomes of it
   gitfast::cpu::test_all_kernels();
   if (argc == 1) {
     gitfast::cpu::test_thread_pool();

@@ -184,18 +184,27 @@ void test_spreading_over_lanes() {
   EXPECT((spread({}, {1, 2}) == Counts{0, 0}));
 }
 
+// Empty: as if it were not set.
+void set_threads_variable(const char* value) {
+#if defined(_WIN32)
+  _putenv_s("GITFAST_NUM_THREADS", value);
+#else
+  setenv("GITFAST_NUM_THREADS", value, 1);
+#endif
+}
+
 void test_crews() {
   const auto is = [](Crews crews, int lanes, int threads) { return crews.lanes == lanes && crews.threads == threads; };
-  setenv("GITFAST_NUM_THREADS", "6", 1);
+  set_threads_variable("6");
   EXPECT(is(choose_crews(0, 0), 1, 6));
   EXPECT(is(choose_crews(2, 0), 2, 3));
   EXPECT(is(choose_crews(4, 0), 4, 1));
   EXPECT(is(choose_crews(9, 0), 9, 1));
   EXPECT(is(choose_crews(0, 4), 1, 4));
   EXPECT(is(choose_crews(3, 4), 3, 4));
-  setenv("GITFAST_NUM_THREADS", "64", 1);
+  set_threads_variable("64");
   EXPECT(is(choose_crews(0, 0), 4, 16));
-  unsetenv("GITFAST_NUM_THREADS");
+  set_threads_variable("");
   for (const auto& [threads, lanes] : {std::pair{1, 1}, {2, 1}, {8, 1}, {31, 1}, {32, 2}, {64, 4}})
     EXPECT(default_lanes(threads) == lanes);
   for (const auto& [lanes, threads] : {std::pair{-1, 1}, {2000, 1}, {1024, 2}}) {

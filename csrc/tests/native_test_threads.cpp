@@ -1,13 +1,16 @@
 // The thread pool, forks, and how many CPUs there are.
+#if !defined(_WIN32)
 #include <sys/wait.h>
 #include <unistd.h>
+#endif
 
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <limits>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -106,7 +109,7 @@ void test_pools_come_and_go() {
 }
 
 void test_fork() {
-#if !defined(__SANITIZE_THREAD__)  // which refuses new threads in a forked child
+#if !defined(_WIN32) && !defined(__SANITIZE_THREAD__)  // which refuses new threads in a forked child
   ThreadPool pool(3);
   const auto work = [&] {
     std::atomic<int64_t> sum{0};
@@ -134,9 +137,10 @@ void test_fork() {
 }
 
 void test_cgroup_quota() {
-  char root[] = "/tmp/gitfast-cgroup-XXXXXX";
-  EXPECT(mkdtemp(root) != nullptr);
-  const std::string base = root;
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::temp_directory_path() / ("gitfast-cgroup-" + std::to_string(std::random_device()()));
+  EXPECT(fs::create_directory(folder));
+  const std::string base = folder.string();
   const auto write = [&](const std::string& name, const std::string& text) { std::ofstream(base + name) << text; };
   const auto quota = [&] { return cgroup_cpus(base + "/membership", base); };
   constexpr int kNone = std::numeric_limits<int>::max();
@@ -145,7 +149,8 @@ void test_cgroup_quota() {
   EXPECT(quota() == kNone);
   write("/cpu.max", "250000 100000\n");
   EXPECT(quota() == 3);
-  EXPECT(std::system(("mkdir -p " + base + "/a/b " + base + "/cpu/old").c_str()) == 0);
+  fs::create_directories(folder / "a/b");
+  fs::create_directories(folder / "cpu/old");
   write("/membership", "0::/a/b\n");
   write("/a/cpu.max", "150000 100000\n");
   EXPECT(quota() == 2);
@@ -160,7 +165,7 @@ void test_cgroup_quota() {
   EXPECT(quota() == 1);
   write("/cpu/old/cpu.cfs_quota_us", "-1\n");
   EXPECT(quota() == 3);
-  EXPECT(std::system(("rm -r " + base).c_str()) == 0);
+  fs::remove_all(folder);
 }
 
 }  // namespace

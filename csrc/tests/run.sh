@@ -1,7 +1,8 @@
 #!/bin/sh
-# Builds and runs the native test program under a sanitizer, or its kernels for 64-bit ARM under qemu; or the extension
-# itself under both sanitizers, with threads of Python that use one model:
-# csrc/tests/run.sh address|thread|none|aarch64|python
+# Builds and runs the native test program under a sanitizer, or its kernels for 64-bit ARM under qemu, or all of it for
+# Windows under wine (Debian's wine64, g++-mingw-w64-x86-64-posix); or the extension itself under both sanitizers, with
+# threads of Python that use one model:
+# csrc/tests/run.sh address|thread|none|aarch64|windows|python
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 
@@ -45,18 +46,23 @@ case ${1:-} in
   aarch64)
     build aarch64 gitfast_native_test -DGITFAST_BINDINGS=OFF -DCMAKE_TOOLCHAIN_FILE="$root/csrc/tests/aarch64.cmake"
     ;;
+  windows)
+    build windows gitfast_native_test -DGITFAST_BINDINGS=OFF -DCMAKE_TOOLCHAIN_FILE="$root/csrc/tests/mingw.cmake"
+    ;;
   python)
     python_under a address,undefined
     python_under t thread
     exit
     ;;
-  *) echo "usage: csrc/tests/run.sh address|thread|none|aarch64|python" >&2; exit 2 ;;
+  *) echo "usage: csrc/tests/run.sh address|thread|none|aarch64|windows|python" >&2; exit 2 ;;
 esac
 if [ "$1" = aarch64 ]; then
   # qemu runs one thread at a time: the three side by side.
   for cpu in cortex-a72 neoverse-n1 max; do echo "$cpu"; done |
     xargs -P "$(nproc)" -I CPU sh -c 'qemu-aarch64 -cpu CPU -L /usr/aarch64-linux-gnu "$0" kernels >"$0-CPU.log" 2>&1 ||
       { cat "$0-CPU.log"; exit 1; }; echo "qemu CPU: $(tail -1 "$0-CPU.log")"' "$folder/gitfast_native_test"
+elif [ "$1" = windows ]; then
+  WINEPREFIX="$folder/wine" WINEDEBUG=-all DISPLAY='' /usr/lib/wine/wine64 "$folder/gitfast_native_test.exe"
 else
   "$folder/gitfast_native_test"
 fi
