@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from gitfast.platforms import usable_cpus
+
 
 def cpu_name() -> str:
     """Return the CPU's marketing name where the system tells it."""
@@ -26,7 +28,7 @@ def machine_facts(*packages: str) -> dict[str, Any]:
     """Return the CPU's name, the CPUs this process may use, system, date, and the versions of ``packages``."""
     return {
         "cpu": cpu_name(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": usable_cpus(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in packages},

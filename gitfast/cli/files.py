@@ -24,6 +24,7 @@ from gitfast.pipeline.folders.records import READ_WORDS, JsonRecords, TextEdit, 
 from gitfast.pipeline.folders.run import Counts, Run, Stop
 from gitfast.pipeline.folders.shards import SHARD_SUFFIXES
 from gitfast.pipeline.folders.walk import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Item, Walk, WalkReport
+from gitfast.platforms import usable_cpus
 
 _MAX_NAMED = 8  # extensions of skipped files
 _MAX_WORKERS = 4
@@ -312,7 +313,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _default_workers() -> int:
-    return min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
+    return min(_MAX_WORKERS, usable_cpus())
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -18,6 +17,7 @@ import numpy as np
 from gitfast import arguments
 from gitfast.engines.base import Decoding, Engine, EngineStats
 from gitfast.errors import ArgumentError
+from gitfast.platforms import after_fork_in_child
 from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefix, Normalization, TokenCallback
 
 _MAX_FILES = 1 << 16  # whose pixels are known: some 15 MB
@@ -263,7 +263,7 @@ def _reset_engines() -> None:
         engine._after_fork()
 
 
-os.register_at_fork(after_in_child=_reset_engines)
+after_fork_in_child(_reset_engines)
 
 
 def file_key(data: bytes, settings: object) -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
+
+from gitfast.platforms import after_fork_in_child, usable_cpus
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ class ByteBudget:
 
     def __init__(self) -> None:
         self._forget()
-        os.register_at_fork(after_in_child=self._forget)  # in the child nobody holds anything, nor any lock
+        after_fork_in_child(self._forget)  # in the child nobody holds anything, nor any lock
 
     def _forget(self) -> None:
         self._changed = threading.Condition()
@@ -69,17 +70,12 @@ class ByteBudget:
 BUDGET = ByteBudget()  # one for the process: models share its memory
 
 
-def usable_cpus() -> int:
-    """Count the CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Pool:
     """The threads, started at the first use and kept; a forked child starts its own."""
 
     def __init__(self) -> None:
         self._forget()
-        os.register_at_fork(after_in_child=self._forget)
+        after_fork_in_child(self._forget)
 
     def _forget(self) -> None:
         self._lock = threading.Lock()

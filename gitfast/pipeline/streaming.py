@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from gitfast.errors import EngineError
+from gitfast.platforms import after_fork_in_child
 from gitfast.types import TokenCallback
 
 T = TypeVar("T")
@@ -93,4 +94,4 @@ def _stop_all() -> None:
 
 # Before the interpreter ends, while threads still get the GIL. They are daemons, so that nothing else waits for them.
 getattr(threading, "_register_atexit", atexit.register)(_stop_all)
-os.register_at_fork(after_in_child=_running.clear)
+after_fork_in_child(_running.clear)

@@ -112,7 +112,10 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
+            try:
+                loop.add_signal_handler(number, self._on_signal, number)
+            except NotImplementedError:  # the loop of Windows
+                signal.signal(number, lambda received, _: loop.call_soon_threadsafe(self._on_signal, received))
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

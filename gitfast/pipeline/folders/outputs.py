@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import os
 import stat
@@ -26,6 +25,7 @@ from gitfast.pipeline.folders.keys import KeySet
 from gitfast.pipeline.folders.names import printable
 from gitfast.pipeline.folders.records import RecordError, Records
 from gitfast.pipeline.folders.walk import Item
+from gitfast.platforms import OPEN_TO_CONTINUE, lock, rename_open
 from gitfast.results import Result
 
 Existing = Literal["skip", "overwrite", "append", "prepend"]
@@ -34,7 +34,6 @@ Questions = Sequence[str | None]  # None: a caption
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # the next file would meet the same
 _MAX_SIDECAR_BYTES = 1 << 20
 _SCAN_BYTES = 1 << 20
-_OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC  # and no O_TRUNC: what is there is continued
 
 
 class OutputError(GitfastError, OSError):
@@ -151,12 +150,8 @@ class LineFile:
         if not self._regular:  # a device or a pipe: written to, and never read
             self._size = 0
             return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"{self._written_path}: another run is writing it") from None
-        except OSError:  # a file system without locks
-            pass
+        if not lock(self._file):
+            raise OutputError(f"{self._written_path}: another run is writing it")
         if self._fresh:
             self._file.truncate(0)
         keys, self._size = array("q"), 0
@@ -220,8 +215,8 @@ class LineFile:
                 os.fsync(self._file.fileno())
             if complete and self._written_path != self.path:
                 if os.path.exists(self.path):
-                    os.fchmod(self._file.fileno(), stat.S_IMODE(os.stat(self.path).st_mode))
-                os.replace(self._written_path, self.path)
+                    os.chmod(self._written_path, stat.S_IMODE(os.stat(self.path).st_mode))
+                rename_open(self._file, self._written_path, self.path)
 
 
 class _OldLines:
@@ -347,7 +342,7 @@ class Journal:
         self._digests: dict[int, bytes] = {}
         with _naming(path):
             check_regular(path)  # a pipe would be waited for
-            self._file = os.fdopen(os.open(path, _OPEN_FLAGS, 0o666), "r+b")
+            self._file = os.fdopen(os.open(path, OPEN_TO_CONTINUE, 0o666), "r+b")
             size = 0
             for line in self._file:
                 digest, _, target = line.partition(b" ")
@@ -401,7 +396,7 @@ def _open_to_continue(path: str) -> IO[bytes]:
     """
     with _naming(path):
         if not os.path.exists(path) or not stat.S_ISFIFO(os.stat(path).st_mode):
-            return os.fdopen(os.open(path, _OPEN_FLAGS, 0o666), "r+b", 0)
+            return os.fdopen(os.open(path, OPEN_TO_CONTINUE, 0o666), "r+b", 0)
         try:
             pipe = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
