@@ -526,6 +526,7 @@ FAULTS |= {
     ),
 }
 WEIGHTS_ON_THE_WAY = "csrc/cuda/weight_stream.cuh"
+DECODE_PLAN = "csrc/cuda/decode_plan.cuh"
 FAULTS |= {
     "decode: a block written to before it has begun": Fault(
         "decode",
@@ -584,7 +585,7 @@ FAULTS |= {
         "decode", "if (position_.head == 0)", "if (true)", WRONG_VALUES
     ),
     "decode: a bias in every cluster's sums": Fault(
-        "decode", "position.head == 0 ? bias : nullptr", "bias", WRONG_VALUES
+        "decode", "position.head == 0 ? bias : nullptr", "bias", WRONG_VALUES, file=DECODE_PLAN
     ),
     "decode: no key yet, and not a number": Fault(
         "decode", "peak == -INFINITY ? 0.0f : peak", "peak", WRONG_VALUES, file=SOFTMAX
@@ -597,6 +598,7 @@ FAULTS |= {
         "rows = take(size_t{kStreamRows} * row_stride * 2)",
         "rows = take(size_t{2} * row_stride)",
         WRONG_VALUES,
+        file=DECODE_PLAN,
     ),
     "decode: weights not waited for": Fault(
         "decode", "cp_async_wait<kGroups - 1>();", "", WRONG_VALUES, file=WEIGHTS_ON_THE_WAY
