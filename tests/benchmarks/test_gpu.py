@@ -14,6 +14,8 @@ from types import ModuleType
 
 import pytest
 
+from gitfast.ops.cuda_persistent import HEAD_DIM
+
 from support.cuda import emulated
 from support.paths import BENCHMARKS, ROOT
 from support.processes import ENVIRONMENT
@@ -101,6 +103,14 @@ def test_limits_fit_into_a_part(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
 def test_all_files_that_are_named_are_there(gpu: ModuleType) -> None:
     assert all((ROOT / "tests" / "cuda" / f"test_{name}.py").exists() for name in gpu.KERNEL_TESTS)
     assert (ROOT / gpu.REFILL[0]).exists()
+
+
+def test_the_model_of_a_rehearsal_is_taken_by_all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a way to decode would be rehearsed by another."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import emulated as rehearsal
+
+    assert rehearsal.MODEL.hidden_size == HEAD_DIM * rehearsal.MODEL.num_attention_heads
 
 
 def test_without_a_gpu(tmp_path: Path) -> None:
