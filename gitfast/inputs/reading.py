@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ class ByteBudget:
         self._changed = threading.Condition()
         self._held = 0
         self._decoders = 0
+        self._freed = 0  # bytes that were let go since memory was given back
 
     @property
     def held(self) -> int:
@@ -50,11 +52,20 @@ class ByteBudget:
 
     @contextmanager
     def decoding(self, nbytes: int, limit: int) -> Iterator[None]:
-        """Hold the bytes of decoding, inside ``reading`` or without; wait for others that decode. Not to be nested."""
+        """Hold the bytes of decoding, inside ``reading`` or without; wait for others that decode. Not to be nested.
+
+        Each time that half of ``limit`` was held and let go, the memory that the C library kept of it goes back to the
+        system. Glibc keeps it apart for each thread: eight would come to hold a large picture each.
+        """
         with self._changed:
             self._changed.wait_for(lambda: not self._decoders or self._held + nbytes <= limit)
             self._held += nbytes
             self._decoders += 1
+            trim = self._freed > limit // 2
+            if trim:
+                self._freed = 0
+        if trim:  # here and not at the end: callers let go of a picture after its bytes
+            _malloc_trim(0)
         try:
             yield
         finally:
@@ -64,9 +75,18 @@ class ByteBudget:
         with self._changed:
             self._held = max(0, self._held - nbytes)
             self._decoders = max(0, self._decoders - decoders)
+            self._freed += nbytes
             self._changed.notify_all()
 
 
+def _find_malloc_trim() -> Callable[[int], object]:
+    """Return glibc's function; elsewhere one that does nothing."""
+    with suppress(AttributeError, OSError, TypeError):
+        return ctypes.CDLL(None).malloc_trim
+    return lambda keep: None
+
+
+_malloc_trim = _find_malloc_trim()
 BUDGET = ByteBudget()  # one for the process: models share its memory
 
 

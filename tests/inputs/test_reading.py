@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import platform
 import threading
 import time
 import zipfile
@@ -21,6 +22,8 @@ from gitfast.inputs.limits import Limits
 from gitfast.inputs.pictures import load_image
 from gitfast.inputs.reading import ByteBudget, map_in_threads
 from gitfast.inputs.video import load_clip
+
+from support.processes import run_python
 
 WAIT_S = 30  # for what happens at once unless it never does
 
@@ -91,6 +94,32 @@ def test_pictures_decoded_at_once_stay_within_the_budget(monkeypatch: pytest.Mon
     ImageProcessor()([png(500, 400)] * 8, limits=Limits(max_decoding_bytes=1), num_threads=8)
     assert max(peaks[24:]) == 8 * pixels  # each alone
     assert budget.held == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps less, and is not told to")
+def test_memory_of_pictures_does_not_grow_with_threads() -> None:
+    """Glibc keeps what a thread has freed for that thread: eight would come to hold a picture each."""
+    code = """
+import io, resource
+import PIL.Image
+from gitfast.inputs import reading
+from gitfast.inputs.image import ImageProcessor
+from gitfast.inputs.limits import Limits
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+reading.usable_cpus = lambda: 8
+png = io.BytesIO()
+PIL.Image.new("RGBA", (3000, 3000)).save(png, "PNG", compress_level=1)
+picture = 8 * 3000 * 3000
+processor, limits = ImageProcessor(), Limits(max_decoding_bytes=picture)
+processor([png.getvalue()], limits=limits)
+before = peak()
+processor([png.getvalue()] * 12, limits=limits, num_threads=8)
+print((peak() - before) / picture)
+"""
+    assert float(run_python(code, check=True).stdout) < 3.5  # 8 without giving back
 
 
 def test_the_budget_is_released_by_bad_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
