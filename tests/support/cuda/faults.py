@@ -620,15 +620,15 @@ FAULTS |= {
         file=WEIGHTS_ON_THE_WAY,
     ),
 }
+# Blocks that leave too early are missed by others: what they read is wrong, or not there any more, or they wait.
+STUCK = r"tolerance|has ended|deadlock"
 FAULTS |= {
     "persistent: blocks that do not wait for each other": Fault(
-        "persistent", "static_cast<int>(seen) < target_)", "false)", r"tolerance|has ended"
+        "persistent", "static_cast<int>(seen) < target_)", "false)", STUCK
     ),
-    "persistent: a wait for those of the round before": Fault(
-        "persistent", "target_ += gridDim.x;\n", "", r"tolerance|has ended"
-    ),
+    "persistent: a wait for those of the round before": Fault("persistent", "target_ += gridDim.x;\n", "", STUCK),
     "persistent: a block that counts twice": Fault(
-        "persistent", "add_release(counter_, 1)", "add_release(counter_, 2)", r"tolerance|has ended"
+        "persistent", "add_release(counter_, 1)", "add_release(counter_, 2)", STUCK
     ),
     "persistent: threads behind who waits": Fault(
         "persistent", "__syncthreads(); return *flag_", "return *flag_", RACE, "thread"
@@ -637,7 +637,7 @@ FAULTS |= {
         "persistent", "bool wait() { __syncthreads();", "bool wait() {", RACE, "thread"
     ),
     "persistent: sums added up where they are written": Fault(
-        "persistent", "phase == kOut ? 0 : int64_t", "true ? 0 : int64_t", WRONG_VALUES
+        "persistent", "phase == kOut ? 0 : int64_t", "true ? 0 : int64_t", RACE, "thread"
     ),
     "persistent: products read before a barrier": Fault(
         "persistent", "  __syncthreads();\n  Stream stream", "  Stream stream", RACE, "thread"
