@@ -254,7 +254,9 @@ class OwnDecoding {
   }
 
  public:
-  explicit OwnDecoding(const Engine& engine) : engine_(engine), decoding_(engine.decoding()) {}
+  // Keeps the engine's object: pybind11's keep_alive reads memory that is none where the argument is no engine.
+  explicit OwnDecoding(const Engine& engine)
+      : object_(py::cast(engine, py::return_value_policy::reference)), engine_(engine), decoding_(engine.decoding()) {}
 
   int64_t add(const py::object& prefix, const py::object& prompt, const py::dict& options) {
     const search::SearchOptions native = search_options(options);
@@ -301,6 +303,7 @@ class OwnDecoding {
     }
   }
 
+  const py::object object_;
   const Engine& engine_;
   const int forks_ = cpu::fork_count();
   std::mutex mutex_;
@@ -405,7 +408,7 @@ void bind_engine(py::module_& m) {
       .def("score", score, arg("prefixes"), arg("sequences"), arg("cancel") = never)
       .def("logits", logits, arg("prefixes"), arg("sequences"), arg("cancel") = never)
       .def("attend", attend, arg("prefix"), arg("sequence"))
-      .def("decoding", [](const Engine& e) { return std::make_unique<OwnDecoding>(e); }, py::keep_alive<0, 1>());
+      .def("decoding", [](const Engine& e) { return std::make_unique<OwnDecoding>(e); });
   require_init(engine);
 }
 

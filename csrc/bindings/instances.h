@@ -1,4 +1,4 @@
-// Instances of bound classes that were never initialised.
+// Instances of bound classes that are not made by calling the class.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,13 +10,18 @@ namespace gitfast::bindings {
 // Cls.__new__(Cls) makes an instance without a value; pybind11 would give the first method that is called on it memory
 // that nobody has written. With this the method, or the function it is passed to, throws TypeError.
 template <class T, class... Options>
-void require_init(const pybind11::class_<T, Options...>& bound) {
+void require_init(pybind11::class_<T, Options...>& bound) {
   namespace py = pybind11;
   auto* info = py::detail::get_type_info(reinterpret_cast<PyTypeObject*>(bound.ptr()));
   info->operator_new = [](size_t) -> void* {
     throw py::type_error(py::type::of<T>().attr("__name__").template cast<std::string>() +
                          ": the object was never initialised; call the class, not its __new__");
   };
+  // object's own, with protocols 0 and 1 of pickle, calls pybind11's base class, which throws where nobody catches.
+  bound.def("__reduce__", [](const py::object& self) -> py::object {
+    throw py::type_error("cannot pickle '" + py::type::of(self).attr("__name__").template cast<std::string>() +
+                         "' object");
+  });
 }
 
 }  // namespace gitfast::bindings

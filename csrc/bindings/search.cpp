@@ -216,6 +216,7 @@ py::list result_lists(const std::vector<std::vector<search::Result>>& results) {
 // For a search on a device: the keys of each prompt's samples, and the divisor of beam scores of each length.
 static std::vector<int64_t> sample_keys(const py::dict& options, const py::object& prompts) {
   const SearchOptions o = search_options(options);
+  search::check(o, std::numeric_limits<int32_t>::max());  // bounds their number
   std::vector<int64_t> keys;
   for (const Tokens& prompt : token_lists(prompts, "prompts")) {
     const uint64_t seed = search::seed_of_item(o);

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from gitfast import _C, ops
 
+from support.bounded import outcome
 from support.cuda.lent import FLOAT, ManagedTensor, new_capsule
 from support.processes import run_python
 from support.tiny_model import make_engine, make_model, random_pixels
@@ -46,6 +49,34 @@ def use(value: object, name: str, arguments: tuple[Any, ...]) -> None:
 def test_every_type_is_tried() -> None:
     names = {"CpuEngine", "Decoding", "Prefix", "CancelFlag", "ThreadPool", "PackedWeight", "PackedPrefix", "Search"}
     assert {native.__name__ for native in TYPES} >= names
+
+
+@pytest.mark.parametrize("native", TYPES, ids=lambda native: native.__name__)
+def test_methods_of_something_else(native: type) -> None:
+    for name in methods(native):
+        attribute = getattr(native, name)
+        for value in (None, 5, "x", object(), np.ones(3, np.float32)):
+            with pytest.raises(TypeError):
+                use_of(attribute, value, ARGUMENTS.get(name, ()))
+
+
+def use_of(attribute: Any, value: object, arguments: tuple[Any, ...]) -> None:
+    """Read a property of a value of another type, or call a method on it."""
+    if isinstance(attribute, property):
+        attribute.fget(value)
+    else:
+        attribute(value, *arguments)
+
+
+@pytest.mark.parametrize("native", TYPES, ids=lambda native: native.__name__)
+def test_no_object_is_copied_or_pickled(native: type) -> None:
+    """Protocols 0 and 1 of pickle call the base class of bound ones, which ended the process."""
+    value = native.__new__(native)
+    with pytest.raises(TypeError, match=f"^cannot pickle '{native.__name__}' object"):
+        copy.copy(value)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(TypeError, match=f"^cannot pickle '{native.__name__}' object"):
+            pickle.dumps(value, protocol)
 
 
 def test_an_object_of_new_alone_is_no_argument() -> None:
@@ -158,6 +189,13 @@ def test_lengths_without_end_are_refused() -> None:
     with pytest.raises(ValueError, match="longest: expected 0 to 1048576, got -1"):
         _C.length_norms({}, -1)
     assert len(_C.length_norms({}, 3)) == 4
+
+
+def test_keys_of_more_samples_than_there_can_be() -> None:
+    options = {"do_sample": True, "eos_token_id": 3}
+    assert len(_C.sample_keys({**options, "num_return_sequences": 5}, [[2], [4]])) == 10
+    result = outcome(_C.sample_keys, {**options, "num_return_sequences": 2**31 - 1}, [[2]] * 100)
+    assert "num_return_sequences: expected 1 to 4096" in str(result)
 
 
 def test_counts_of_threads_are_bounded() -> None:
