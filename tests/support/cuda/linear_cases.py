@@ -78,6 +78,16 @@ class NormCase:
         product.run(linear)
         return replace(self, of=product, normalised=normalised)
 
+    def cancelled(self, norm_linear: Callable[..., None]) -> NormCase:
+        """Return the case of the first row with what its norm gives subtracted: only errors of rounding are left.
+
+        These tell sums in another order apart, which the rounding of results hides otherwise.
+        """
+        residual = None if self.of.residual is None else self.of.residual[:1]
+        of = replace(self.of, x=self.of.x[:1], residual=residual, out=self.of.out[:1].clone())
+        case = replace(self, of=of, beta=torch.zeros_like(self.beta), normalised=self.normalised[:1].clone())
+        return replace(case, beta=-case.run(norm_linear)[0][0], normalised=case.normalised.clone())
+
     def error(self) -> float:
         """Return the largest error of the norm, and of the product of what the norm gave: see ``Case.error``."""
         given = (self.of.x, None, None, self.gamma, self.beta, self.normalised)
