@@ -151,10 +151,10 @@ void bind_cuda_persistent(py::module_& m, Device device) {
   py::class_<DecoderWeights> weights(m, "DecoderWeights", py::module_local());
   require_init(weights);
   weights.def(py::init([device](const py::kwargs& given) { return std::make_unique<DecoderWeights>(device, given); }))
-      .def("fits", &DecoderWeights::fits)
+      .def("fits", method(&DecoderWeights::fits))
       .def("partials", &DecoderWeights::partials, py::arg("rows"))
       .def("workspace", &DecoderWeights::workspace, py::arg("rows"), py::arg("choices"))
-      .def("decode", &DecoderWeights::decode);
+      .def("decode", method(&DecoderWeights::decode));
 }
 
 }  // namespace gitfast::bindings

@@ -370,22 +370,22 @@ void bind_engine(py::module_& m) {
 
   py::class_<CancelFlag> flag(m, "CancelFlag", "What gitfast.CancelToken sets.");
   flag.def(py::init(&make_cancel_flag), arg("timeout") = py::none())
-      .def("cancel", &CancelFlag::cancel)
-      .def("check", &CancelFlag::check)
-      .def_property_readonly("cancelled", &CancelFlag::cancelled)
-      .def_property_readonly("late", &CancelFlag::late);
+      .def("cancel", method(&CancelFlag::cancel))
+      .def("check", method(&CancelFlag::check))
+      .def_property_readonly("cancelled", method(&CancelFlag::cancelled))
+      .def_property_readonly("late", method(&CancelFlag::late));
 
   py::class_<Prefix, std::shared_ptr<Prefix>> prefix(m, "Prefix",
                                                      "Keys and values of one image in every decoder layer.");
   prefix.def_property_readonly("num_tokens", [](const Prefix& p) { return p.tokens; })
-      .def_property_readonly("nbytes", &Prefix::bytes)
+      .def_property_readonly("nbytes", method(&Prefix::bytes))
       .def("keys_values", keys_values, arg("layer"), "K and V of a layer, each (heads, tokens, head_dim).");
 
   py::class_<OwnDecoding> decoding(m, "Decoding", "See gitfast.engines.base.Decoding.");
   decoding.def("add", &OwnDecoding::add, arg("prefix"), arg("prompt"), arg("options"))
       .def("cancel", &OwnDecoding::cancel, arg("handle"))
-      .def("step", &OwnDecoding::step)
-      .def("__len__", &OwnDecoding::size);
+      .def("step", method(&OwnDecoding::step))
+      .def("__len__", method(&OwnDecoding::size));
 
   require_init(flag);
   require_init(prefix);
@@ -397,9 +397,9 @@ void bind_engine(py::module_& m) {
            arg("isa") = "", arg("two_stage_head") = false, arg("num_lanes") = 0)
       .def_property_readonly("isa", [](const Engine& e) { return cpu::isa_name(e.isa()); })
       .def_property_readonly("dtype", [](const Engine& e) { return weight_format_name(e.format()); })
-      .def_property_readonly("num_threads", &Engine::num_threads)
-      .def_property_readonly("num_lanes", &Engine::num_lanes)
-      .def_property_readonly("nbytes", &Engine::bytes)
+      .def_property_readonly("num_threads", method(&Engine::num_threads))
+      .def_property_readonly("num_lanes", method(&Engine::num_lanes))
+      .def_property_readonly("nbytes", method(&Engine::bytes))
       .def_property_readonly("stats", stats)
       .def("encode", encode, arg("pixel_values"), arg("interpolate_positions") = false, arg("cancel") = never)
       .def("features", features, arg("pixel_values"), arg("interpolate_positions") = false, arg("cancel") = never)

@@ -287,13 +287,13 @@ void bind_ops(py::module_& m) {
   py::class_<cpu::ThreadPool> pool(m, "ThreadPool");
   pool.def(py::init([](int n) { return std::make_unique<cpu::ThreadPool>(cpu::choose_num_threads(n)); }),
            arg("num_threads") = 0)
-      .def_property_readonly("num_threads", &cpu::ThreadPool::num_threads);
+      .def_property_readonly("num_threads", method(&cpu::ThreadPool::num_threads));
   py::class_<PackedWeight> weight(m, "PackedWeight");
   weight
       .def(py::init<const py::object&, const py::object&, const std::string&>(), arg("weight"),
            arg("bias") = py::none(), arg("dtype") = "float32")
       .def_property_readonly("dtype", [](const PackedWeight& w) { return weight_format_name(w.view().format); })
-      .def_property_readonly("nbytes", &PackedWeight::bytes)
+      .def_property_readonly("nbytes", method(&PackedWeight::bytes))
       .def_property_readonly("shape", [](const PackedWeight& w) { return py::make_tuple(w.n().value, w.k().value); });
   py::class_<PackedPrefix> prefix(m, "PackedPrefix");
   prefix

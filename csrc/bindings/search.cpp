@@ -253,12 +253,12 @@ void bind_search(py::module_& m) {
              return Search(search::make_rules(search_options(options), vocab_size), token_lists(prompts, "prompts"));
            }),
            arg("options"), arg("prompts"), arg("vocab_size"))
-      .def_property_readonly("done", &Search::done)
-      .def_property_readonly("vocab_size", &Search::vocab_size)
-      .def_property_readonly("num_rows", &Search::num_rows)
-      .def_property_readonly("tokens", &Search::tokens)
-      .def_property_readonly("parents", &Search::parents)
-      .def_property_readonly("items", &Search::items)
+      .def_property_readonly("done", method(&Search::done))
+      .def_property_readonly("vocab_size", method(&Search::vocab_size))
+      .def_property_readonly("num_rows", method(&Search::num_rows))
+      .def_property_readonly("tokens", method(&Search::tokens))
+      .def_property_readonly("parents", method(&Search::parents))
+      .def_property_readonly("items", method(&Search::items))
       .def("advance", advance, arg("logits"))
       .def("stop", stop, arg("item") = py::none())
       .def("results", [](const Search& s) { return result_lists(s.results()); });
