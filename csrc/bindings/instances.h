@@ -24,15 +24,15 @@ void require_init(pybind11::class_<T, Options...>& bound) {
   });
 }
 
-// A method without arguments for `def` and properties. pybind11 takes None for self where a pointer to a member is
-// bound without py::arg, and calls it on null.
-template <class T, class R>
-auto method(R (T::*member)() const) {
-  return [member](const T& self) { return (self.*member)(); };
+// A method for `def` and properties. pybind11 takes None for self where a pointer to a member is bound without py::arg,
+// and calls it on null.
+template <class T, class R, class... Args>
+auto method(R (T::*member)(Args...) const) {
+  return [member](const T& self, Args... args) { return (self.*member)(args...); };
 }
-template <class T, class R>
-auto method(R (T::*member)()) {
-  return [member](T& self) { return (self.*member)(); };
+template <class T, class R, class... Args>
+auto method(R (T::*member)(Args...)) {
+  return [member](T& self, Args... args) { return (self.*member)(args...); };
 }
 
 }  // namespace gitfast::bindings
