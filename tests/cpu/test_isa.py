@@ -48,5 +48,6 @@ def test_unknown_names_are_refused_by_the_name_of_their_source(monkeypatch):
     monkeypatch.setenv("GITFAST_ISA", "sse9")
     with pytest.raises(ValueError, match=r"GITFAST_ISA: this machine runs scalar.*; got 'sse9'"):
         ops.choose_isa("")
-    with pytest.raises(ValueError, match=r"isa: this machine runs scalar.*; got 'neon'"):
-        ops.choose_isa("neon")
+    other = "avx2" if "neon" in ops.available_isas() else "neon"
+    with pytest.raises(ValueError, match=rf"isa: this machine runs scalar.*; got '{other}'"):
+        ops.choose_isa(other)
