@@ -125,7 +125,7 @@ def linear(emulation: ModuleType) -> Iterator[tuple[str, float]]:
         case = linear_cases.make_case(3, 13, 64, dtype, weights=weights, residual=True, activation="gelu", padding=1)
         case.run(emulation.linear)
         yield f"linear, {dtype}, weights {weights}", case.error()
-    for rows, columns, depth in ((8, 8, 288), (17, 9, 1888)):
+    for rows, columns, depth in ((8, 8, 288), (5, 8, 1888), (17, 9, 1888)):
         case = linear_cases.make_case(rows, columns, depth, torch.bfloat16)
         case.run(emulation.linear)
         yield f"linear, {rows} x {columns} x {depth}", case.error()
