@@ -61,8 +61,8 @@ inline Vec multiply_add(float a, Vec b, Vec sum) { return fma(splat(a), b, sum);
 #if defined(__AVX512BF16__)
 inline Vec multiply_add(Bf16Pair a, Vec b, Vec sum) {
   __m512i factor = _mm512_set1_epi32(static_cast<int>(a));
-#if defined(__clang__) && __clang_major__ == 16
-  asm("" : "+v"(factor));  // this compiler ends in a fault over vectors of bfloat16 broadcast from memory
+#if defined(__clang__) && (__clang_major__ == 16 || __clang_major__ == 17)
+  asm("" : "+v"(factor));  // these compilers end in a fault over vectors of bfloat16 broadcast from memory
 #endif
   return _mm512_dpbf16_ps(sum, (__m512bh)factor, (__m512bh)b);
 }
