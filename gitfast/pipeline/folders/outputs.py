@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import stat
+import sys
 import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -395,7 +396,7 @@ def _open_to_continue(path: str) -> IO[bytes]:
         OutputError: it cannot be opened, or is a pipe that nobody reads: writing to it would wait without end.
     """
     with _naming(path):
-        if not os.path.exists(path) or not stat.S_ISFIFO(os.stat(path).st_mode):
+        if sys.platform == "win32" or not os.path.exists(path) or not stat.S_ISFIFO(os.stat(path).st_mode):
             return os.fdopen(os.open(path, OPEN_TO_CONTINUE, 0o666), "r+b", 0)
         try:
             pipe = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
