@@ -161,7 +161,8 @@ def over_http(url: str, arguments: argparse.Namespace) -> Callable[[int, float],
 @contextmanager
 def server_peer(folder: Path, arguments: argparse.Namespace) -> Iterator[Peer]:
     command = [sys.executable, "-m", "gitfast", "serve", "--model", str(folder), "--port", "0", "--cache-mb", "0"]
-    command += ["--served-name", "bench", "--dtype", arguments.dtype, "--max-queue", str(arguments.queue)]
+    command += ["--served-name", "bench", "--dtype", arguments.dtype]
+    command += ["--max-running", str(arguments.running), "--max-queue", str(arguments.queue)]
     if arguments.threads:
         command += ["--threads", str(arguments.threads)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -387,6 +388,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--shares", type=float, nargs="*", default=list(SHARES), help="of the ceiling, of open loops")
     parser.add_argument("--threads", type=int, help="of each peer")
+    parser.add_argument("--running", type=int, default=16, help="requests at work at the server")
     parser.add_argument("--queue", type=int, default=16, help="requests that wait at the server")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
     parser.add_argument("--json", type=Path)
