@@ -46,6 +46,14 @@ def flag(name: str, value: Any) -> bool:
     raise ArgumentError(f"{name}: expected True or False, got {shown(value)}")
 
 
+def choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Return ``value``, which must be one of two or more texts."""
+    if not isinstance(value, str) or value not in choices:  # an array would be compared number by number
+        *others, last = map(repr, choices)
+        raise ArgumentError(f"{name}: expected {', '.join(others)} or {last}, got {shown(value)}")
+    return value
+
+
 def text(name: str, value: Any) -> str:
     """Return ``value``, which must be a text that is not absurdly long."""
     if not isinstance(value, str):

@@ -238,8 +238,7 @@ class Model:
         """
         if top_k is not None:
             top_k = arguments.integer("top_k", top_k, minimum=1)
-        if method not in ("trie", "score"):
-            raise ArgumentError(f"method: expected 'trie' or 'score', got {arguments.shown(method)}")
+        arguments.choice("method", method, ("trie", "score"))
         labels = arguments.texts("labels", labels)
         encoded = encode_labels(labels, self.processor.tokenizer, self.config.eos_token_id)
         ids = self._prompt("prompt", prompt)
@@ -289,8 +288,7 @@ class Model:
             normalize: "sum" over the tokens, or their "mean".
             **options: As in ``encode``.
         """
-        if normalize not in ("sum", "mean"):
-            raise ArgumentError(f"normalize: expected 'sum' or 'mean', got {arguments.shown(normalize)}")
+        arguments.choice("normalize", normalize, ("sum", "mean"))
         tokenizer, eos = self.processor.tokenizer, self.config.eos_token_id
         listed = [arguments.text("texts", texts)] if isinstance(texts, str) else arguments.texts("texts", texts)
         encoded = [[*tokenizer.encode(text), eos] for text in listed]

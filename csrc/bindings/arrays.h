@@ -58,6 +58,18 @@ inline std::string type_name(const py::handle& object) {
   return py::str(py::type::handle_of(object).attr("__name__")).cast<std::string>();
 }
 
+// A value for an error message: as Python writes it where that is short, else its type. Python refuses to write an
+// integer of 5,000 digits, and a list may hold millions.
+inline std::string shown(const py::handle& value) {
+  constexpr Py_ssize_t kMaxBytes = 200;
+  const py::object text = py::reinterpret_steal<py::object>(PyObject_Repr(value.ptr()));
+  Py_ssize_t size = 0;
+  const char* bytes = text ? PyUnicode_AsUTF8AndSize(text.ptr(), &size) : nullptr;
+  if (bytes && size <= kMaxBytes) return std::string(bytes, size);
+  PyErr_Clear();
+  return "a value of type " + type_name(value);
+}
+
 inline py::array as_array(const py::handle& object, const char* name) {
   if (!py::isinstance<py::array>(object))
     throw Error(std::string(name) + ": expected a numpy array, got " + type_name(object));

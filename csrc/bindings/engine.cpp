@@ -85,7 +85,7 @@ PrefixPtr prefix_of(const py::handle& prefix, const std::string& name) {
 
 std::vector<PrefixPtr> prefix_list(const py::object& object) {
   if (!py::isinstance<py::sequence>(object))
-    throw py::type_error("prefixes: expected a sequence of prefixes, got " + std::string(py::repr(object)));
+    throw py::type_error("prefixes: expected a sequence of prefixes, got " + shown(object));
   std::vector<PrefixPtr> out;
   for (const py::handle prefix : object)
     out.push_back(prefix_of(prefix, "prefixes[" + std::to_string(out.size()) + "]"));
@@ -182,7 +182,7 @@ py::list generate(const Engine& engine, const py::object& prefixes, const py::ob
   const std::vector<PrefixPtr> rows = prefix_list(prefixes);
   const TokenLists ids = token_lists(prompts, "prompts");
   if (!on_token.is_none() && !PyCallable_Check(on_token.ptr()))
-    throw py::type_error("on_token: expected a function or None, got " + std::string(py::repr(on_token)));
+    throw py::type_error("on_token: expected a function or None, got " + shown(on_token));
   WithoutGil* gil = nullptr;
   cpu::OnTokens report;
   if (!on_token.is_none())

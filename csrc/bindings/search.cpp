@@ -25,7 +25,7 @@ using search::SearchOptions;
 using search::Tokens;
 
 [[noreturn]] void reject(const std::string& name, const char* expected, const py::handle& value) {
-  throw py::type_error(name + ": expected " + expected + ", got " + std::string(py::repr(value)));
+  throw py::type_error(name + ": expected " + expected + ", got " + shown(value));
 }
 
 // To Python a bool is an int, but as a count or a token id True is a mistake.
@@ -41,7 +41,7 @@ T integer(const py::handle& value, const std::string& name) {
     return index.cast<T>();
   } catch (const py::cast_error&) {
     throw Error(name + ": expected " + std::to_string(std::numeric_limits<T>::min()) + " to " +
-                std::to_string(std::numeric_limits<T>::max()) + ", got " + std::string(py::str(index)));
+                std::to_string(std::numeric_limits<T>::max()) + ", got " + shown(index));
   }
 }
 
@@ -52,6 +52,11 @@ double number(const py::handle& value, const std::string& name) {
     reject(name, "a number", value);
   }
   return out;
+}
+
+// An array compares with a text number by number, so only texts are compared.
+bool is_text(const py::object& value, const char* text) {
+  return py::isinstance<py::str>(value) && value.equal(py::str(text));
 }
 
 // True for ordered elements; text and bytes have them too, but are no ids.
@@ -102,7 +107,7 @@ class Fields {
     for (const auto& [name, value] : dict_) {
       const char* text = py::isinstance<py::str>(name) ? PyUnicode_AsUTF8(name.ptr()) : nullptr;
       PyErr_Clear();  // of a surrogate, which no known name has
-      if (!text || !known_.count(text)) throw py::type_error("options: unknown option " + std::string(py::repr(name)));
+      if (!text || !known_.count(text)) throw py::type_error("options: unknown option " + shown(name));
     }
   }
 
@@ -113,18 +118,18 @@ class Fields {
 
 void read_forms(Fields& fields, SearchOptions& o) {
   if (const py::object form = fields.take("length_penalty_form")) {
-    if (form.equal(py::str("paper")))
+    if (is_text(form, "paper"))
       o.length_penalty_form = LengthPenaltyForm::paper;
-    else if (!form.equal(py::str("transformers")))
-      throw Error("length_penalty_form: expected 'transformers' or 'paper', got " + std::string(py::repr(form)));
+    else if (!is_text(form, "transformers"))
+      throw Error("length_penalty_form: expected 'transformers' or 'paper', got " + shown(form));
   }
   if (const py::object stopping = fields.take("early_stopping")) {
     if (py::isinstance<py::bool_>(stopping))
       o.early_stopping = stopping.cast<bool>() ? EarlyStopping::yes : EarlyStopping::no;
-    else if (stopping.equal(py::str("never")))
+    else if (is_text(stopping, "never"))
       o.early_stopping = EarlyStopping::never;
     else
-      throw Error("early_stopping: expected True, False or 'never', got " + std::string(py::repr(stopping)));
+      throw Error("early_stopping: expected True, False or 'never', got " + shown(stopping));
   }
 }
 
@@ -154,7 +159,7 @@ Tokens token_list(const py::handle& value, const std::string& name) {
     try {
       out.push_back(integer<int32_t>(token, name));
     } catch (const Error&) {
-      throw Error(name + ": token id " + std::string(py::str(token)) + " is outside the vocabulary");
+      throw Error(name + ": token id " + shown(token) + " is outside the vocabulary");
     }
   }
   return out;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from gitfast import _C
+from gitfast import _C, arguments
 from gitfast.checkpoints.config import GitConfig
 from gitfast.engines.search import native_options
 from gitfast.types import CancelToken, GenerationOptions, ImagePrefix, cancel_flag
@@ -60,7 +60,7 @@ def check_generate(
 ) -> list[Prefix | None]:
     """Do ``check_text`` for prompts, and check the options and the callback too."""
     if on_token is not None and not callable(on_token):
-        raise TypeError(f"on_token: expected a function or None, got {on_token!r}")
+        raise TypeError(f"on_token: expected a function or None, got {arguments.shown(on_token)}")
     _C.check_search(native_options(options, config.eos_token_ids), prompts, config.vocab_size)
     return check_text(prefixes, prompts, "prompts", config, prefix_type, options.max_new_tokens)
 

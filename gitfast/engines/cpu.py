@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gitfast import _C
+from gitfast import _C, arguments
 from gitfast._C import Prefix as CpuPrefix
 from gitfast.checkpoints.config import GitConfig
 from gitfast.checkpoints.names import CanonicalNames
@@ -69,8 +69,7 @@ class CpuEngine(Engine):
                 that is not finite.
             ValueError: ``dtype``, ``num_threads``, ``num_lanes`` or ``isa`` cannot be.
         """
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype: expected {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+        arguments.choice("dtype", dtype, DTYPES)
         (lanes, threads), chosen = _C.choose_crews(num_lanes, num_threads), _C.choose_isa(isa)
         try:
             native = _C.CpuEngine(

@@ -7,6 +7,7 @@ import importlib.util
 import os
 from dataclasses import dataclass
 
+from gitfast import arguments
 from gitfast.checkpoints.checkpoint import Checkpoint
 from gitfast.engines.base import Engine
 from gitfast.errors import EngineError
@@ -51,14 +52,13 @@ def create_engine(
 
     Raises:
         EngineError: the engine cannot run here, or not with these dtypes; the message says why.
-        ValueError: an unknown engine or dtype, or threads or lanes for an engine that has none of its own.
+        ArgumentError: an unknown engine or dtype.
+        ValueError: threads or lanes for an engine that has none of its own.
     """
-    asked = name if isinstance(name, str) else ""
-    name = {"auto": "cpu", "torch": "reference"}.get(asked, name)
-    if name not in ENGINES:
-        raise ValueError(f"engine: expected 'auto', {', '.join(map(repr, ENGINES))}, got {name!r}")
-    if not isinstance(dtype, str) or dtype not in ("auto", *DTYPES):
-        raise ValueError(f"dtype: expected 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+    asked = "reference" if isinstance(name, str) and name == "torch" else name
+    name = arguments.choice("engine", asked, ("auto", *ENGINES)).replace("auto", "cpu")
+    arguments.choice("dtype", dtype, ("auto", *DTYPES))
+    arguments.choice("prefix_dtype", prefix_dtype, ("auto", "int8"))
     status = engine_status(name)
     if not status.usable:
         raise EngineError(f"{name} engine: not usable: {status.detail}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from gitfast import arguments
 from gitfast.checkpoints.config import GitConfig
+from gitfast.checkpoints.files import is_there
 from gitfast.errors import ArgumentError, CheckpointError, VideoError
 from gitfast.inputs.image import ImageProcessor
 from gitfast.inputs.limits import DEFAULT_LIMITS, Limits
@@ -66,6 +67,7 @@ class Processor:
         """
         if not isinstance(limits, Limits):
             raise ArgumentError(f"limits: expected gitfast.Limits, got {arguments.shown(limits)}")
+        arguments.choice("preprocess", preprocess, ("hf", "original", "fast"))
         folder = Path(folder)
         tokenizer = Tokenizer.from_folder(folder)
         if tokenizer.vocab_size > config.vocab_size:
@@ -74,10 +76,8 @@ class Processor:
             )
         if preprocess == "original":
             image = ImageProcessor.original(config)
-        elif preprocess in ("hf", "fast"):
-            image = dataclasses.replace(_read_image_settings(folder, config), fast=preprocess == "fast")
         else:
-            raise ArgumentError(f"preprocess: expected 'hf', 'original' or 'fast', got {preprocess!r}")
+            image = dataclasses.replace(_read_image_settings(folder, config), fast=preprocess == "fast")
         if image.crop_size is None:
             image = dataclasses.replace(image, min_edge=config.vision_config.patch_size)
         return cls(
@@ -152,7 +152,7 @@ class Processor:
 
 def _read_image_settings(folder: Path, config: GitConfig) -> ImageProcessor:
     for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
+        if is_there(folder / name):
             return ImageProcessor.from_file(folder / name)
     warnings.warn(f"{folder}: no preprocessor_config.json; taking the settings of its configuration", stacklevel=3)
     return ImageProcessor.for_config(config)

@@ -31,12 +31,16 @@ class ClipSampling:
 
     def __post_init__(self) -> None:
         limit = DEFAULT_LIMITS.max_clip_frames
-        if self.num_frames is not None and arguments.integer("num_frames", self.num_frames, minimum=1) > limit:
-            raise ArgumentError(f"num_frames: expected at most {limit}, got {self.num_frames}")
-        arguments.integer("sampling_seed", self.seed)
+        if self.num_frames is not None:
+            number = arguments.integer("num_frames", self.num_frames, minimum=1)
+            if number > limit:
+                raise ArgumentError(f"num_frames: expected at most {limit}, got {number}")
+            object.__setattr__(self, "num_frames", number)
+        object.__setattr__(self, "seed", arguments.integer("sampling_seed", self.seed))
         if callable(self.sampling) or (isinstance(self.sampling, str) and self.sampling in ("uniform", "hf")):
             return
-        if isinstance(self.sampling, str) or not isinstance(self.sampling, (Sequence, np.ndarray)):
+        listed = isinstance(self.sampling, Sequence) and not isinstance(self.sampling, str)
+        if not listed and not (isinstance(self.sampling, np.ndarray) and self.sampling.ndim == 1):
             raise ArgumentError(
                 f"sampling: expected 'uniform', 'hf', indices or a function, got {arguments.shown(self.sampling)}"
             )

@@ -108,12 +108,14 @@ class Batching:
     def __post_init__(self) -> None:
         if self.cancel is not None and not isinstance(self.cancel, CancelToken):
             raise ArgumentError(f"cancel: expected a gitfast.CancelToken, got {arguments.shown(self.cancel)}")
-        if self.workers is not None and not 1 <= arguments.integer("workers", self.workers) <= MAX_WORKERS:
-            raise ArgumentError(f"workers: expected 1 to {MAX_WORKERS} threads, got {self.workers}")
+        if self.workers is not None:
+            number = arguments.integer("workers", self.workers)
+            if not 1 <= number <= MAX_WORKERS:
+                raise ArgumentError(f"workers: expected 1 to {MAX_WORKERS} threads, got {arguments.shown(number)}")
+            object.__setattr__(self, "workers", number)
         if self.batch_size is not None:
-            arguments.integer("batch_size", self.batch_size, minimum=1)
-        if self.on_error not in ("raise", "return"):
-            raise ArgumentError(f"on_error: expected 'raise' or 'return', got {arguments.shown(self.on_error)}")
+            object.__setattr__(self, "batch_size", arguments.integer("batch_size", self.batch_size, minimum=1))
+        arguments.choice("on_error", self.on_error, ("raise", "return"))
 
     def cancelling(self) -> dict[str, Any]:
         """Return the argument that ends calls of an engine, where there is one: engines of tests need not take it."""
