@@ -48,7 +48,9 @@ fi
 archive() { $compiler -print-file-name="$1"; }
 echo '{ global: PyInit__C; local: *; };' >"$work/exports"
 link="$zig cc -target $arch-linux-gnu.$glibc -shared -s -Wl,--version-script=$work/exports -o <TARGET> <OBJECTS>"
-link+=" $(archive libstdc++.a) $(archive libgcc_eh.a) $(archive libgcc.a) -lpthread -lm"
+# Unwinding is the process's own, of libgcc_s, which every Linux has: Python before 3.14 ends daemon threads by
+# pthread_exit, whose unwinding and one from an archive abort the process where they meet.
+link+=" $(archive libstdc++.a) $(archive libgcc_s.so.1) $(archive libgcc.a) -Wl,--allow-shlib-undefined -lpthread -lm"
 
 # Its own folders: a wheel for another CPU must find nothing of this one's.
 rm -rf build/cmake build/lib.* build/bdist.* "$work/wheels"

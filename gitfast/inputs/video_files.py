@@ -143,7 +143,9 @@ def _open_container(file: IO[bytes], limits: Limits) -> Any:
         "codec_whitelist": _CODECS,
         "max_pixels": str(limits.max_frame_pixels),
     }
-    return av.open(file, mode="r", options=options, metadata_errors="replace")
+    # Titles need not be UTF-8. PyAV 19 escapes what is not by itself, and has no argument for it.
+    replacing: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    return av.open(file, mode="r", options=options, **replacing)
 
 
 def _video_stream(container: Any, limits: Limits, name: str) -> Any:

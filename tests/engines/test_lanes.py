@@ -131,7 +131,7 @@ def test_ctrl_c_ends_a_divided_call(lanes):
 
 
 CHILD = """
-import os, threading
+import os, threading, warnings
 from support.tiny_model import GREEDY, PROMPTS, make_engine, make_model, random_pixels
 
 engine = make_engine(make_model(), num_lanes=3, num_threads=2)
@@ -146,6 +146,7 @@ def work():
 
 thread = threading.Thread(target=work, daemon=True)
 thread.start()
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, from Python 3.12 on
 for _ in range(5):
     child = os.fork()
     if child == 0:
