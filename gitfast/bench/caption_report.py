@@ -115,4 +115,4 @@ def _draw_captions(axes: Any, report: Report) -> None:
     for i, row in enumerate(rows):
         axes.text(row.caption_ms.median, i, f" {row.speed.median:.2f}x", va="center", fontsize=9)
     axes.set_xlim(0, max(row.caption_ms.median for row in rows) * 1.15)
-    axes.set_xlabel("ms for a caption; dark: to the first token, light: the other tokens")
+    axes.set_xlabel("ms; dark: to the first token, light: the others")

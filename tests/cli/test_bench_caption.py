@@ -165,7 +165,7 @@ def test_a_way_that_is_wrong_is_not_timed(caption, monkeypatch, tmp_path):
         (["--way", "gitfast:int8,decode"], "way: expected options as NAME=VALUE after the dtype"),
         (["--way", "transformers:float32,decode=x"], "way: only gitfast takes options"),
         (["--way", "gitfast:int8,decode=x"], "way: gitfast on the CPU takes lanes and head, got decode"),
-        (["--way", "gitfast:int4"], "dtype: expected 'float32', 'bfloat16', 'int8', got 'int4'"),
+        (["--way", "gitfast:int4"], "dtype: expected 'float32', 'bfloat16' or 'int8', got 'int4'"),
         (["--dtype", "int4"], "dtype: expected float32, bfloat16, int8, got 'int4'"),
         (["--way", "gitfast:int8,lanes=two"], "way: expected lanes that divide 2 threads evenly, got two"),
         (["--way", "gitfast:int8,head=one"], "way: expected head=full or head=two_stage, got one"),
