@@ -166,7 +166,7 @@ def _check_token_id(value: Any, vocabulary: Any, where: str, *, several: bool) -
             _check_token_id(token, vocabulary, where, several=False)
     elif not _is_integer(value) or value < 0:
         raise ConfigError(f"{where}: expected a token id, got {_shown(value)}")
-    elif _is_integer(vocabulary) and value >= vocabulary:
+    elif _is_integer(vocabulary) and 0 < vocabulary <= value:  # another size is refused with the configuration
         raise ConfigError(f"{where}: {_shown(value)} is outside the vocabulary of {vocabulary}")
 
 

@@ -216,3 +216,11 @@ def test_damaged_files_are_named(folder: Path, content: str) -> None:
     (folder / "generation_config.json").write_text(content)
     with pytest.raises(GitfastError, match=r"generation_config\.json: "):
         open_checkpoint(folder)
+
+
+def test_a_vocabulary_of_no_size_is_the_configuration_s_fault(folder: Path) -> None:
+    save(folder, **IDS)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": -1}))
+    with pytest.raises(ConfigError, match=r"/config\.json: config\.vocab_size: expected an integer from 1"):
+        open_checkpoint(folder)
