@@ -58,7 +58,7 @@ print(gitfast._C.ThreadPool(1).num_threads)
 """
     refused, alive = run_python(code, check=True).stdout.splitlines()
     assert "ImportError" in refused
-    assert "sub-interpreters" in refused
+    assert "sub-interpreters" in refused or "subinterpreters" in refused  # our words, or from Python 3.12 on its own
     assert alive == "1"
 
 

@@ -433,7 +433,7 @@ def test_damaged_files_raise_image_errors_only(image_format: str, changes: list[
     [
         ("no/such/file.jpg", "no/such/file.jpg: No such file or directory"),
         (".", ".: expected a regular file, got a folder"),
-        ("nul\0.jpg", "embedded null byte"),
+        ("nul\0.jpg", "embedded null (byte|character)"),
         ("https://example.com/cat.jpg", "URLs are never fetched"),
         ("HTTP://127.0.0.1/", "URLs are never fetched"),
         ("file:///etc/passwd", "URLs are never fetched"),
