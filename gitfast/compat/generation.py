@@ -102,8 +102,7 @@ _DEFAULT_NEW_TOKENS = 20
 
 def generate(model: Any, inputs: Tensor | None, config: Any, passed: dict[str, Any], engine: str) -> Any:
     """Generate with the native engine where it can, else in PyTorch; see ``GitForCausalLM.generate``."""
-    if engine not in ("auto", "cpu", "reference"):
-        raise ValueError(f"engine: expected 'auto', 'cpu' or 'reference', got {engine!r}")
+    arguments.choice("engine", engine, ("auto", "cpu", "reference"))
     if inputs is not None:
         if passed.get("input_ids") is not None:
             raise ValueError("inputs, input_ids: expected at most one of them")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gitfast import arguments
 from gitfast.checkpoints.files import read_json
 from gitfast.errors import CheckpointError
 from gitfast.inputs.tokenizer import Tokenizer
@@ -102,8 +103,7 @@ class GitTokenizer:
             ValueError: an argument that cannot be, or texts of different lengths that are to be one tensor.
         """
         side = self.padding_side if padding_side is None else padding_side
-        if side not in ("left", "right"):
-            raise ValueError(f"padding_side: expected 'left' or 'right', got {side!r}")
+        arguments.choice("padding_side", side, ("left", "right"))
         if padding not in _PADDING:
             raise ValueError(f"padding: expected True, False, 'longest', 'max_length' or 'do_not_pad', got {padding!r}")
         if truncation not in _TRUNCATION:
