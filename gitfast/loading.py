@@ -41,7 +41,7 @@ def load(
             any repository of the Hub; or a bundled demonstration model: "git-tiny" (images), "git-tiny-video" (clips).
         engine: "cpu", "cuda", "reference" (PyTorch), or "auto": the CPU engine, wherever it runs.
         dtype: The weights' dtype: "float32" (not cuda); "bfloat16"; "float16" (not cpu); "int8" (one scale per output
-            channel of the decoder, bfloat16 in the vision encoder; not reference); "float8" (the same; cuda). "auto" is
+            channel, for cuda of the decoder alone; not reference); "float8" (the same; cuda). "auto" is
             float32, and bfloat16 for cuda. Sums are float32 always.
         prefix_dtype: The dtype of image prefixes: "auto", or "int8" (cuda): half the bytes of bfloat16, less exact.
         num_threads: Threads of the CPU engine, of each lane; None takes ``GITFAST_NUM_THREADS`` or the CPUs there are,

@@ -49,7 +49,8 @@ Buffer Engine::attend(const PrefixPtr& prefix, const std::vector<int32_t>& ids) 
   const auto length = static_cast<int64_t>(ids.size());
   const int64_t image = prefix->tokens, seen = image + length;
   Buffer out = float_buffer(length * image), x = float_buffer(length * d), qkv = float_buffer(length * 3 * d);
-  Buffer context = float_buffer(length * d), wide = float_buffer(length * config_.intermediate_size);
+  Buffer context = float_buffer(length * d),
+         wide = float_buffer(length * Compute::wide_stride(config_.intermediate_size));
   std::fill_n(out.floats(), length * image, 0.f);
   Compute compute(kernels_, next_pool());
   for (int64_t t = 0; t < length; ++t) {

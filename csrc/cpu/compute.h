@@ -44,6 +44,18 @@ class Compute {
     linear({x, w.k, nullptr, m, &w, act, residual, y, w.n});
   }
 
+  // Floats from one row of an MLP's inner values to the next: rows a multiple of 4 KB apart would meet in a few sets of
+  // the cache.
+  static int64_t wide_stride(int64_t intermediate) { return intermediate + 16; }
+
+  // x (rows, D) += fc2(act(fc1(in (rows, D)))); `wide` (rows, wide_stride) is workspace, and `in` may be x.
+  void mlp(const float* in, int64_t rows, const PackedLinear& fc1, Activation act, const PackedLinear& fc2, float* wide,
+           float* x) {
+    const int64_t stride = wide_stride(fc1.n);
+    linear({in, fc1.k, nullptr, rows, &fc1, act, nullptr, wide, stride});
+    linear({wide, stride, nullptr, rows, &fc2, Activation::none, x, x, fc2.n});
+  }
+
   // y = norm(x) over dense rows (rows, d); y may be x.
   void norm(const float* x, int64_t rows, const Norm& n, float* y) const {
     constexpr int64_t kRowsPerPart = 8;  // fewer cost less than waking a thread

@@ -9,20 +9,12 @@
 #include "self_attention.h"
 
 namespace gitfast::cpu {
-namespace {
-
-// Post-norm, the half layer of BERT: x = norm(linear(in) + x).
-void add_and_norm(Compute& compute, const float* in, int64_t rows, const Linear& linear, const Norm& norm, float* x) {
-  compute.linear(in, rows, linear.view, x, Activation::none, x);
-  compute.norm(x, rows, norm, x);
-}
-
-}  // namespace
 
 void finish_layer(Compute& compute, const DecoderLayer& l, int64_t rows, const float* context, float* wide, float* x) {
-  add_and_norm(compute, context, rows, l.out, l.attention_norm, x);
-  compute.linear(x, rows, l.fc1.view, wide, Activation::gelu_erf);
-  add_and_norm(compute, wide, rows, l.fc2, l.output_norm, x);
+  compute.linear(context, rows, l.out.view, x, Activation::none, x);
+  compute.norm(x, rows, l.attention_norm, x);  // post-norm, as BERT has it
+  compute.mlp(x, rows, l.fc1.view, Activation::gelu_erf, l.fc2.view, wide, x);
+  compute.norm(x, rows, l.output_norm, x);
 }
 
 namespace {
@@ -48,7 +40,7 @@ PrefixPass::PrefixPass(Compute& compute, const ModelConfig& config, const Decode
       x_(std::move(tokens)),
       qkv_(float_buffer(rows_ * 3 * config.hidden_size)),
       context_(float_buffer(rows_ * config.hidden_size)),
-      wide_(float_buffer(rows_ * config.intermediate_size)),
+      wide_(float_buffer(rows_ * Compute::wide_stride(config.intermediate_size))),
       groups_(static_cast<size_t>(images)) {
   for (int64_t b = 0; b < images; ++b) {
     prefixes_.push_back(std::make_shared<Prefix>());
@@ -87,7 +79,7 @@ void TextState::reserve(int64_t slots, int64_t used, int64_t tokens, int64_t pre
   }
   if (tokens > max_tokens_) {
     Buffer hidden = float_buffer(tokens * d), qkv = float_buffer(tokens * 3 * d), context = float_buffer(tokens * d);
-    wide_ = float_buffer(tokens * c.intermediate_size);
+    wide_ = float_buffer(tokens * Compute::wide_stride(c.intermediate_size));
     hidden_ = std::move(hidden);
     qkv_ = std::move(qkv);
     context_ = std::move(context);

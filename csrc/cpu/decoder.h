@@ -37,7 +37,7 @@ class PrefixPass {
   int64_t next_ = 0;
 };
 
-// Everything of a layer after attention: `context` (rows, D) is its output, `wide` (rows, intermediate) is workspace,
+// Everything of a layer after attention: `context` (rows, D) is its output, `wide` is workspace of Compute::mlp,
 // and x (rows, D) goes from the layer's input to its output.
 void finish_layer(Compute& compute, const DecoderLayer& layer, int64_t rows, const float* context, float* wide,
                   float* x);
@@ -79,7 +79,7 @@ class TextState {
   int num_threads_;
   int64_t max_slots_ = 0, max_tokens_ = 0, max_prefix_ = -1;
   Buffer keys_, values_;                  // (layers, slots, D)
-  Buffer hidden_, qkv_, context_, wide_;  // (tokens, D | 3 D | D | intermediate)
+  Buffer hidden_, qkv_, context_, wide_;  // (tokens, D | 3 D | D | Compute::wide_stride)
   int64_t scratch_floats_ = 0;            // per thread
   Buffer scratch_;
   std::vector<int64_t> tiles_;         // first tokens of runs that are attended together, and the end

@@ -46,7 +46,7 @@ Engine::Engine(const ModelConfig& config, const WeightSource& source, WeightForm
       pools_(make_pools(crews)),
       kernels_(kernels_for(isa)) {
   ThreadPool packers(crews.lanes * crews.threads);
-  vision_ = load_vision(config_, source, format == WeightFormat::int8 ? WeightFormat::bf16 : format, packers);
+  vision_ = load_vision(config_, source, format, packers);
   decoder_ = load_decoder(config_, source, format, packers);
   if (two_stage_head && format != WeightFormat::int8) quick_head_.emplace(decoder_.head.view, packers);
 }

@@ -29,6 +29,9 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+// All CPUs with AVX-512 have it, but for the first (Skylake).
+bool has_avx512_vnni() { return __builtin_cpu_supports("avx512vnni"); }
+
 // All CPUs with the first have the second, but for one (Cooper Lake).
 bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"); }
 
@@ -96,7 +99,8 @@ std::vector<Isa> detect() {
   __builtin_cpu_init();
   if (has_avx2()) found.push_back(Isa::avx2);
   if (has_avx2() && has_avx512()) found.push_back(Isa::avx512);
-  if (found.back() == Isa::avx512 && has_avx512_bf16()) found.push_back(Isa::avx512_bf16);
+  if (found.back() == Isa::avx512 && has_avx512_vnni()) found.push_back(Isa::avx512_vnni);
+  if (found.back() == Isa::avx512_vnni && has_avx512_bf16()) found.push_back(Isa::avx512_bf16);
   if (found.back() == Isa::avx512_bf16 && has_amx()) found.push_back(Isa::amx);
 #elif defined(__aarch64__)
   found.push_back(Isa::neon);
@@ -109,7 +113,7 @@ std::vector<Isa> detect() {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-  static constexpr const char* kNames[] = {"scalar", "avx2", "avx512",   "avx512_bf16",
+  static constexpr const char* kNames[] = {"scalar", "avx2", "avx512",   "avx512_vnni", "avx512_bf16",
                                            "amx",    "neon", "neon_dot", "neon_bf16"};
   return kNames[static_cast<int>(isa)];
 }
@@ -120,7 +124,7 @@ std::vector<Isa> available_isas() {
 }
 
 Isa best_isa(const std::vector<Isa>& available, bool intel) {
-  return intel && available.back() == Isa::avx512_bf16 ? Isa::avx512 : available.back();
+  return intel && available.back() == Isa::avx512_bf16 ? Isa::avx512_vnni : available.back();
 }
 
 Isa choose_isa(const std::string& requested) {

@@ -55,7 +55,8 @@ struct PackedLinear {
 // Pairs of bfloat16 in a row of K of them, up to a whole tile.
 constexpr int64_t rounded_words(int64_t k) { return (k + 31) / 32 * 16; }
 
-// Words in a row of K values as two rows of int8, high and low: 64 words of four for every kSumBlock, and their unit.
+// Words in a row of K values as whole numbers: for every kSumBlock, either two rows of 64 words of four int8, high and
+// low, or 128 words of two int16, and in each case their units.
 constexpr int64_t quantized_words(int64_t k) { return (k + kSumBlock - 1) / kSumBlock * (kSumBlock / 4 + 1) * 2; }
 
 // y[m, j] = act(x[m, :] . W[j, :] + bias[j]) + residual[m, j]
@@ -142,9 +143,10 @@ struct Kernels {
   // the instruction set has no such product: then weights are widened to float32, and x stays as it is.
   Rounding round_rows;
 
-  // x (rows, K) as (rows, quantized_words(K)): the rows of int8 that are multiplied with weights of int8, each value
-  // being 256 times its high part plus its low part, in the units that stand behind every kSumBlock of them, high and
-  // low. A block with a value that is not finite has NaN for units. Null where the instruction set has no such product.
+  // x (rows, K) as (rows, quantized_words(K)): the whole numbers that are multiplied with weights of int8, in units
+  // that stand behind every kSumBlock of them; where they are two rows of int8, each value is 256 times its high part
+  // plus its low part, and there are units for both. A block with a value that is not finite has NaN for units. Null
+  // where weights of int8 are multiplied as bfloat16 or float32.
   Rounding quantize_rows = nullptr;
 
   // As round_rows, in tiles of 16 rows by 16 pairs, those of the same rows one after another: what is multiplied where

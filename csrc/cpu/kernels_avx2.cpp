@@ -3,6 +3,6 @@
 
 namespace gitfast::cpu {
 
-const Kernels kAvx2Kernels = {Isa::avx2, linear, attention, layer_norm, pack_head, kRoundRows};
+const Kernels kAvx2Kernels = {Isa::avx2, linear, attention, layer_norm, pack_head, kRoundRows, quantize_rows};
 
 }  // namespace gitfast::cpu

@@ -3,6 +3,6 @@
 
 namespace gitfast::cpu {
 
-const Kernels kAvx512Kernels = {Isa::avx512, linear, attention, layer_norm, pack_head, kRoundRows};
+const Kernels kAvx512Kernels = {Isa::avx512, linear, attention, layer_norm, pack_head, kRoundRows, quantize_rows};
 
 }  // namespace gitfast::cpu

@@ -14,7 +14,8 @@ constexpr int64_t kRowsAtOnce = 204;  // rows whose sums wait together for the n
 constexpr int64_t kPanelVectors = kPanel / kWidth;
 
 // y = act(sum * scale + bias) + residual for the outputs [column, column + n) of one row, n <= 16.
-inline void finish(const LinearArgs& args, F32x16 sum, int64_t row, int64_t column, int64_t n) {
+__attribute__((always_inline)) inline void finish(const LinearArgs& args, F32x16 sum, int64_t row, int64_t column,
+                                                  int64_t n) {
   const float* scales = args.w->scales ? args.w->scales + column : nullptr;
   const float* bias = args.w->bias ? args.w->bias + column : nullptr;
   const float* residual = args.residual ? args.residual + row * args.y_stride + column : nullptr;
@@ -75,7 +76,7 @@ template <class Source, int64_t kMaxRows, int64_t kMaxPanels>
 void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t row, int64_t rows, int64_t panel,
                   int64_t panels) {
   using Term = typename Source::Term;
-  constexpr bool kMany = kMaxRows > kTileRows, kPrepare = kMany && (Source::kTerms > 1 || kPaired<Source>);
+  constexpr bool kMany = kMaxRows > 2 * kTileRows, kPrepare = kMany && (Source::kTerms > 1 || kPaired<Source>);
   using Prepared = std::conditional_t<kPaired<Source>, Grouped<Source>, ShortTerms>;
   using Inner = std::conditional_t<kPrepare, Prepared, Source>;
   constexpr int64_t kStride = kMaxPanels * kPanel, kTermWeights = kWeightsIn<Term>;
@@ -132,7 +133,10 @@ void linear_of(const LinearArgs& args, Rows<typename Source::Term> x, int64_t pa
   }
 #endif
   if constexpr (!kTiled<Source>) {
-    if (args.m > kTileRows) {
+    // Widening in registers, twice, costs less than by way of the cache, where reading and arithmetic would not
+    // overlap.
+    constexpr int64_t kFew = Source::kTerms > 1 ? 2 * kTileRows : kTileRows;
+    if (args.m > kFew) {
 #if defined(GITFAST_PAIRED_PRODUCTS)
       if constexpr (std::is_same_v<Source, Pairs>)
         if (whole_units(*args.w)) return linear_of_many_rows<Bf16Units>(args, x, panel_begin, panel_end);
@@ -140,9 +144,10 @@ void linear_of(const LinearArgs& args, Rows<typename Source::Term> x, int64_t pa
       return linear_of_many_rows<Source>(args, x, panel_begin, panel_end);
     }
     // The weights are read once, several panels side by side.
-    const int64_t panels = larger(1, columns_at_once<Source>(static_cast<int>(args.m)) / kPanelVectors);
+    const int height = static_cast<int>(RowTiles(args.m).height());
+    const int64_t panels = larger(1, columns_at_once<Source>(height) / kPanelVectors);
     for (int64_t p = panel_begin; p < panel_end; p += panels)
-      linear_block<Source, kTileRows, 4>(args, x, 0, args.m, p, smaller(panels, panel_end - p));
+      linear_block<Source, kFew, 4>(args, x, 0, args.m, p, smaller(panels, panel_end - p));
   }
 }
 

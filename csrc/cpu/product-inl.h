@@ -23,10 +23,13 @@ constexpr int kTileRows = 3;
 constexpr int kTileSums = 3;
 #endif
 
-// Rows of words to fetch ahead. Wide tiles read enough streams side by side for the hardware to keep up on its own, but
-// for those that widen: they wait for arithmetic between their loads.
+// Rows of words to fetch ahead, where they come from memory. Wide tiles read enough streams side by side for the
+// hardware to keep up on its own, but for those that widen: they wait for arithmetic between their loads. Tiles of a
+// single vector ask for the next one's words too, which are in the other halves of the same 128 bytes.
 template <class Source, int V>
-constexpr int64_t kPrefetch = V <= 2               ? 64
+constexpr int64_t kPrefetch = Source::kPrepared    ? 0
+                              : V == 1             ? 128
+                              : V == 2             ? 64
                               : Source::kTerms > 1 ? 16
                                                    : 0;
 
@@ -71,7 +74,10 @@ void tile(const Product<Source>& p, int64_t v) {
 #pragma GCC unroll 8
     for (int i = 0; i < kVecs; ++i) {
       const auto* at = b + i / kParts / 2 * p.pair + i / kParts % 2 * p.odd;
-      if (kPrefetch<Source, V> > 0 && i % kParts == 0) __builtin_prefetch(at + ahead);
+      if (kPrefetch<Source, V> > 0 && i % kParts == 0 && (V > 1 || v % 2 == 0)) {
+        __builtin_prefetch(at + ahead);
+        if (V == 1) __builtin_prefetch(at + ahead + p.odd);
+      }
       Source::load(at + i % kParts * kLanes, x[i]);
     }
 #pragma GCC unroll 12
@@ -131,6 +137,7 @@ struct RowTiles {
   int64_t count;
   explicit RowTiles(int64_t rows, int64_t height = kTileRows) : rows(rows), count(ceil_div(rows, height)) {}
   int64_t split(int64_t i) const { return rows * i / count; }
+  int64_t height() const { return ceil_div(rows, count); }  // of the highest
 };
 
 }  // namespace

@@ -16,8 +16,9 @@
 #if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define GITFAST_BF16_PRODUCTS
 #endif
-// Fours of int8, their products added in an int32.
-#if defined(__ARM_FEATURE_DOTPROD)
+// Weights of int8 are multiplied as whole numbers, their products added in an int32: fours of int8 on ARM, pairs of
+// int16 on x86, where no bfloat16 takes as many.
+#if defined(__ARM_FEATURE_DOTPROD) || (defined(__AVX2__) && !defined(__AVX512BF16__))
 #define GITFAST_INT8_PRODUCTS
 #endif
 // Both, two rows by two columns at once.
@@ -38,6 +39,7 @@ constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t VecBits __attribute__((vector_size(kLanes * 4)));
+typedef int32_t VecInts __attribute__((vector_size(kLanes * 4)));
 
 inline Vec splat(float x) { return x - Vec{}; }
 
@@ -72,13 +74,31 @@ inline Vec multiply_add(Bf16Pair a, Vec b, Vec sum) {
 }
 #endif
 
-#if defined(GITFAST_INT8_PRODUCTS)
-// Four int8. Their sums are int32 in the lanes of a Vec, and begin with its zeros.
+// Four int8, or two int16. Their sums are int32 in the lanes of a Vec, and begin with its zeros.
+#if defined(GITFAST_INT8_PRODUCTS) && defined(GITFAST_NEON)
 enum Int8Quad : uint32_t {};
 
 inline Vec multiply_add(Int8Quad a, Vec b, Vec sum) {
   const int8x16_t factor = vreinterpretq_s8_u32(vdupq_n_u32(a));
   return vreinterpretq_f32_s32(vdotq_s32(vreinterpretq_s32_f32(sum), vreinterpretq_s8_f32(b), factor));
+}
+#elif defined(GITFAST_INT8_PRODUCTS)
+enum Int16Pair : uint32_t {};
+
+inline Vec multiply_add(Int16Pair a, Vec b, Vec sum) {
+#if defined(__AVX512VNNI__)
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(_mm512_set1_epi32(static_cast<int>(a))), "v"(b));
+  return sum;
+#elif defined(__AVX512F__)
+  const __m512i products = _mm512_madd_epi16(_mm512_set1_epi32(static_cast<int>(a)), (__m512i)b);
+  asm volatile("vpaddd %1, %0, %0" : "+v"(sum) : "v"(products));
+  return sum;
+#else
+  const __m256i products = _mm256_madd_epi16(_mm256_set1_epi32(static_cast<int>(a)), (__m256i)b);
+  // In this order: GCC otherwise multiplies for all rows first, and its registers do not suffice.
+  asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
+  return sum;
+#endif
 }
 #endif
 

@@ -12,13 +12,15 @@ constexpr int64_t kWeightsIn = 1;  // weights in one term
 template <>
 constexpr int64_t kWeightsIn<Bf16Pair> = 2;
 
-// A source has: Term, what is multiplied; Word, 4 bytes of one column as stored; kTerms, the terms of one word; and
-// load(words, x), which makes the terms of kLanes columns, x[t] being their terms t.
+// A source has: Term, what is multiplied; Word, 4 bytes of one column as stored; kTerms, the terms of one word;
+// kPrepared, whether words are always in the cache, where they were just written; and load(words, x), which makes the
+// terms of kLanes columns, x[t] being their terms t.
 
 struct Floats {
   using Term = float;
   using Word = float;
   static constexpr int kTerms = 1;
+  static constexpr bool kPrepared = false;
   static void load(const float* words, Vec* x) { x[0] = load_vec(words); }
 };
 
@@ -28,6 +30,7 @@ struct Pairs {
   using Term = Bf16Pair;
   using Word = Bf16Pair;
   static constexpr int kTerms = 1;
+  static constexpr bool kPrepared = false;
   static void load(const Bf16Pair* words, Vec* x) { x[0] = load_vec(words); }
 
   // See Kernels::round_rows. `pairs` may begin where x does, if there is one row.
@@ -104,6 +107,7 @@ struct Int8AsPairs {
   using Term = Bf16Pair;
   using Word = uint32_t;
   static constexpr int kTerms = 2;
+  static constexpr bool kPrepared = false;
   static void load(const uint32_t* words, Vec* x) {
     const auto row = [](const uint8_t* bytes) { return _mm512_load_si512(bytes); };
     const __m512i w = _mm512_loadu_si512(words);
@@ -123,6 +127,7 @@ struct Int8AsPairs {
   using Term = Bf16Pair;
   using Word = uint32_t;
   static constexpr int kTerms = 2;
+  static constexpr bool kPrepared = false;
   static void load(const uint32_t* words, Vec* x) {
     const int8x16_t w = vreinterpretq_s8_u32(vld1q_u32(words));
     x[0] = widen(vmovl_s8(vget_low_s8(w)));
@@ -153,12 +158,12 @@ using ShortTerms = Pairs;  // either of them, widened
 #endif
 
 typedef uint16_t VecHalves __attribute__((vector_size(kLanes * 4)));
-typedef int32_t VecInts __attribute__((vector_size(kLanes * 4)));
 
 struct Bf16AsFloats {
   using Term = float;
   using Word = uint32_t;
   static constexpr int kTerms = 2;
+  static constexpr bool kPrepared = false;
   static void load(const uint32_t* words, Vec* x) {
     const VecBits pair = (VecBits)load_vec(words);
     x[0] = (Vec)(pair << 16);
@@ -170,6 +175,7 @@ struct Int8AsFloats {
   using Term = float;
   using Word = uint32_t;
   static constexpr int kTerms = 4;
+  static constexpr bool kPrepared = false;
   static void load(const uint32_t* words, Vec* x) {
     const VecInts word = terms_of_columns((VecHalves)load_vec(words));
     x[0] = __builtin_convertvector(word << 24 >> 24, Vec);
@@ -198,15 +204,43 @@ using ShortTerms = Floats;
 
 #endif
 
-#if defined(GITFAST_INT8_PRODUCTS)
+#if defined(GITFAST_INT8_PRODUCTS) && defined(GITFAST_NEON)
 struct Int8Quads {
   using Term = Int8Quad;
   using Word = uint32_t;
   static constexpr int kTerms = 1;
+  static constexpr bool kPrepared = false;
   // The four terms of each column side by side; stored are, per 4 columns, two terms of each and then two.
   static void load(const uint32_t* words, Vec* x) {
     constexpr uint8x16_t kOrder = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
     x[0] = vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(vld1q_u32(words)), kOrder));
+  }
+};
+#elif defined(GITFAST_INT8_PRODUCTS)
+struct Int16Pairs {
+  using Term = Int16Pair;
+  using Word = Int16Pair;
+  static constexpr int kTerms = 1;
+  static constexpr bool kPrepared = true;
+  static void load(const Int16Pair* words, Vec* x) { x[0] = load_vec(words); }
+};
+
+struct Int8AsInt16 {
+  using Term = Int16Pair;
+  using Word = uint32_t;
+  static constexpr int kTerms = 2;
+  static constexpr bool kPrepared = false;
+  // A byte twice, shifted right as an int16, is its int16.
+  static void load(const uint32_t* words, Vec* x) {
+#if defined(__AVX512F__)
+    const __m512i w = _mm512_loadu_si512(words);
+    x[0] = (Vec)_mm512_srai_epi16(_mm512_unpacklo_epi8(w, w), 8);
+    x[1] = (Vec)_mm512_srai_epi16(_mm512_unpackhi_epi8(w, w), 8);
+#else
+    const __m256i w = (__m256i)load_vec(words);
+    x[0] = (Vec)_mm256_srai_epi16(_mm256_unpacklo_epi8(w, w), 8);
+    x[1] = (Vec)_mm256_srai_epi16(_mm256_unpackhi_epi8(w, w), 8);
+#endif
   }
 };
 #endif

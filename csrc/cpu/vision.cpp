@@ -75,7 +75,7 @@ VisionPass::VisionPass(Compute& compute, const VisionConfig& config, const Visio
       rows_(in.num_frames() * frame_tokens_),
       x_(embed(compute, config, weights, in)),
       normed_(float_buffer(rows_ * config.hidden_size)),
-      wide_(float_buffer(rows_ * std::max(3 * config.hidden_size, config.intermediate_size))) {
+      wide_(float_buffer(rows_ * std::max(3 * config.hidden_size, Compute::wide_stride(config.intermediate_size)))) {
   compute.norm(x_.floats(), rows_, weights.pre_norm, x_.floats());
   frames_.reserve(static_cast<size_t>(in.num_frames()));
   for (int64_t f = 0; f < in.num_frames(); ++f)
@@ -92,8 +92,7 @@ void VisionPass::run_layer() {
   self_attention(compute_, wide, 3 * d, groups_, normed);
   compute_.linear(normed, rows_, l.out.view, x, Activation::none, x);
   compute_.norm(x, rows_, l.mlp_norm, normed);
-  compute_.linear(normed, rows_, l.fc1.view, wide, Activation::quick_gelu);
-  compute_.linear(wide, rows_, l.fc2.view, x, Activation::none, x);
+  compute_.mlp(normed, rows_, l.fc1.view, Activation::quick_gelu, l.fc2.view, wide, x);
 }
 
 Buffer VisionPass::finish() {

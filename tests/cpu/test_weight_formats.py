@@ -1,5 +1,5 @@
-"""``linear`` over weights of fewer bits multiplies exactly the rounded weights, and bfloat16 activations where the
-instruction set multiplies bfloat16."""
+"""``linear`` over weights of fewer bits multiplies exactly the rounded weights, by activations that are rounded to
+bfloat16, or to whole numbers, where the instruction set multiplies those."""
 
 from __future__ import annotations
 
@@ -39,8 +39,24 @@ def stored(weight: np.ndarray, dtype: str) -> np.ndarray:
     return whole.astype(np.float64) * (largest / np.float32(127))
 
 
-def multiplied(x: np.ndarray, isa: str) -> np.ndarray:
-    return bfloat16(x) if isa in ("avx512_bf16", "amx") else x
+def whole_numbers(x: np.ndarray, bits: int) -> np.ndarray:
+    """Each 256 values of a row in units of a power of two, the largest of them below 2^bits units; they saturate."""
+    result = np.empty(x.shape, np.float64)
+    for k in range(0, x.shape[1], 256):
+        block = x[:, k : k + 256].astype(np.float64)
+        exponents = np.frexp(np.abs(block).max(axis=1, keepdims=True))[1]
+        units = 2.0 ** (exponents - bits)
+        result[:, k : k + 256] = np.rint(block / units).clip(max=2**15 - 1) * units
+    return result
+
+
+def multiplied(x: np.ndarray, isa: str, dtype: str) -> np.ndarray:
+    """What ``linear`` makes of x, in float64."""
+    if dtype == "int8" and isa in ("avx2", "avx512", "avx512_vnni"):
+        return whole_numbers(x, bits=15)
+    if dtype == "int8" and isa in ("neon_dot", "neon_bf16"):
+        return whole_numbers(x, bits=14)
+    return (bfloat16(x) if isa in ("avx512_bf16", "amx", "neon_bf16") else x).astype(np.float64)
 
 
 @settings(deadline=None)
@@ -53,7 +69,7 @@ def test_products_of_what_is_stored(isa, m, n, k, dtype, seed):
     y = ops.linear(x, packed, residual=residual, out=poisoned(m, n), isa=isa)
     with np.errstate(invalid="ignore", divide="ignore"):
         kept = np.nan_to_num(stored(weight, dtype))
-    truth = multiplied(x, isa).astype(np.float64) @ kept.T + bias + residual
+    truth = multiplied(x, isa, dtype) @ kept.T + bias + residual
     assert np.isfinite(y).all()
     assert np.abs(y - truth).max(initial=0) <= 8 * EPS * (1 + size_of_sum(k))
 
@@ -92,12 +108,29 @@ def test_threads_and_strides_do_not_change_a_bit(isa, dtype):
         np.testing.assert_array_equal(y, alone)
 
 
-@pytest.mark.skipif("avx512" not in ISAS, reason="needs AVX-512")
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in ("avx512", "avx512_vnni")])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_avx2_and_avx512_agree_to_the_bit(dtype):
+def test_avx2_and_avx512_agree_to_the_bit(isa, dtype):
     x, weight = normal(0, 40, 700), ops.PackedWeight(normal(1, 100, 700), dtype=dtype)
-    wide, narrow = (ops.linear(x, weight, isa=isa) for isa in ("avx512", "avx2"))
+    wide, narrow = (ops.linear(x, weight, isa=isa) for isa in (isa, "avx2"))
     np.testing.assert_array_equal(wide, narrow)
+
+
+def test_values_that_are_not_finite_stay_in_their_row(isa):
+    x, weight = normal(0, 3, 300), ops.PackedWeight(normal(1, 40, 300), dtype="int8")
+    x[1, 290] = np.inf
+    y, expected = ops.linear(x, weight, isa=isa), ops.linear(x[::2], weight, isa=isa)
+    assert not np.isfinite(y[1]).any()
+    np.testing.assert_array_equal(y[::2], expected)
+
+
+def test_magnitudes_of_float32(isa):
+    """From the smallest normal numbers to near the largest, a row keeps its precision."""
+    row, weight = normal(0, 1, 300), normal(1, 40, 300)
+    packed = ops.PackedWeight(weight, dtype="int8")
+    usual = ops.linear(row, packed, isa=isa)
+    for power in (-80, -40, 40, 80):
+        np.testing.assert_array_equal(ops.linear(row * np.float32(2.0**power), packed, isa=isa), usual * 2.0**power)
 
 
 def test_bfloat16_is_rounded_as_torch_rounds():
