@@ -43,8 +43,7 @@ def linear(
     multiplied with ``x`` rounded to bfloat16 by avx512_bf16 and amx; with each 256 values of a row of ``x`` as whole
     numbers, of 15 bits by avx2, avx512 and avx512_vnni, of 14 by neon_dot and neon_bf16; and by others with ``x`` as it
     is. Sums are float32, over such 256 values exact. ``out`` may be ``residual``. ``"quick_gelu"`` is
-    x * sigmoid(1.702 x), ``"gelu"`` the exact
-    one with erf.
+    x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
     """
     if not isinstance(weight, PackedWeight):
         weight = PackedWeight(weight, bias)
