@@ -23,7 +23,9 @@ MAX_SEGMENTS = 10_000  # in a JPEG; 16 MB of metadata has 256
 MAX_CHUNKS = 200_000  # in a PNG; 100 MB in chunks of 8 KiB has 12,000
 MAX_BLOCKS = 2_000_000  # in a GIF; full ones have 255 bytes
 MAX_ENTRIES = 200_000  # in all directories of a TIFF; a page has about twenty
-MAX_UNKNOWN_TYPES = 100  # directory entries of types that TIFF does not have: libtiff prints a line for each
+# libtiff prints lines of its own. Its handlers of messages belong to all who use it: here what it prints is bounded.
+MAX_UNKNOWN_TYPES = 100  # directory entries of types that this kind of TIFF does not have: two lines for each
+MAX_FAX_ROWS = 20_000  # of all pages of a fax-coded TIFF: a line for each damaged one. A0 at 400 dpi has 18,700
 MAX_RUN_LENGTH_PIXELS = 16_000_000  # in a run-length encoded BMP, which Pillow decodes in Python
 MAX_METADATA_BYTES = 1 << 20  # in one decompressed text of a PNG that may hold the orientation
 
@@ -31,6 +33,7 @@ MAX_METADATA_BYTES = 1 << 20  # in one decompressed text of a PNG that may hold 
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
 _ORIENTATION_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
 _JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # no stuffed zero, no restart
+_TIFF_FAX = (2, 3, 4, 32771)  # values of the tag that names the compression
 _TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 11: 4, 16: 8}
 
 
@@ -212,7 +215,7 @@ def _walk_tiff(data: bytes, name: str, limits: Limits, *, all_pages: bool) -> Cl
     order, big = "<" if data[:1] == b"I" else ">", data[2] == 43  # as Pillow decides it
     head, entry, pointer = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
     head_bytes, entry_bytes, inline = struct.calcsize(order + head), 20 if big else 12, 8 if big else 4
-    pages, entries, unknown, tile, largest = 0, 0, 0, 0, (0, 0)
+    pages, entries, unknown, tile, fax_rows, largest = 0, 0, 0, 0, 0, (0, 0)
     seen: set[int] = set()
     try:
         (offset,) = struct.unpack_from(order + pointer, data, 8 if big else 4)
@@ -225,15 +228,18 @@ def _walk_tiff(data: bytes, name: str, limits: Limits, *, all_pages: bool) -> Cl
             if len(seen) > limits.max_video_frames:
                 raise ImageError(f"{name}: more than {limits.max_video_frames} frames (max_video_frames)")
             pages += 1
-            values = {}
+            values, fax = {}, False
             for index in range(count):
                 place = offset + head_bytes + index * entry_bytes
                 tag, kind, number = struct.unpack_from(order + entry[:2] + entry[2], data, place)
                 width = _TIFF_TYPE_BYTES.get(kind, 8)
-                unknown += not (1 <= kind <= 13 or 16 <= kind <= 18)
-                if tag in (256, 257, 322, 323) and number == 1 and width <= inline:
+                unknown += not (1 <= kind <= 13 or (big and 16 <= kind <= 18))
+                if tag in (256, 257, 259, 322, 323) and number == 1 and width <= inline:
                     start = place + entry_bytes - inline
                     values[tag] = int.from_bytes(data[start : start + width], "little" if order == "<" else "big")
+                # Of a tag that comes twice libtiff takes the first, Pillow the last; it may have several values, too.
+                fax |= tag == 259 and (number != 1 or values.get(259) in _TIFF_FAX)
+            fax_rows += values.get(257, 0) if fax else 0
             largest = max(largest, (values.get(256, 0), values.get(257, 0)), key=math.prod)
             tile = max(tile, values.get(322, 0) * values.get(323, 0))
             (offset,) = struct.unpack_from(order + pointer, data, offset + head_bytes + count * entry_bytes)
@@ -241,6 +247,8 @@ def _walk_tiff(data: bytes, name: str, limits: Limits, *, all_pages: bool) -> Cl
         pass  # cut short, or an offset beyond any file
     if unknown > MAX_UNKNOWN_TYPES:
         raise ImageError(f"{name}: a TIFF of more than {MAX_UNKNOWN_TYPES} directory entries of unknown types")
+    if fax_rows > MAX_FAX_ROWS:
+        raise ImageError(f"{name}: a fax-coded TIFF of {fax_rows} rows; at most {MAX_FAX_ROWS} are decoded")
     if tile > limits.max_pixels:
         raise ImageError(f"{name}: tiles of {tile} pixels; at most {limits.max_pixels} are allowed (max_pixels)")
     return Claim(size=largest if largest != (0, 0) else None, frames=max(1, pages))

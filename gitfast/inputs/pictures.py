@@ -170,13 +170,16 @@ def check_image(image: PIL.Image.Image, name: str, limits: Limits) -> None:
     check_open(image, name)
     limits.check_size(image.size, name)
     file: Any = getattr(image, "fp", None)
-    if image.format in ("JPEG", "MPO") and getattr(image, "tile", None) and hasattr(file, "seek"):
+    walked = {"JPEG": "JPEG", "MPO": "JPEG", "TIFF": "TIFF"}.get(image.format or "")
+    if walked == "TIFF" and image.mode != "1":  # fax-coded pages have one bit a pixel
+        walked = None
+    if walked is not None and getattr(image, "tile", None) and hasattr(file, "seek"):
         with decoding(name, "its file cannot be read"):
             place = file.tell()
             file.seek(0)
             data = read_encoded(file, name, limits.max_image_bytes, "max_image_bytes")
             file.seek(place)
-        inspect(data, "JPEG", name, limits, frames=False)
+        inspect(data, walked, name, limits, frames=image.tell() > 0)
 
 
 def check_open(image: PIL.Image.Image, name: str) -> None:

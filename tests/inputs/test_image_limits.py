@@ -7,6 +7,7 @@ import re
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -295,11 +296,49 @@ def test_warnings_of_the_application_itself_stay() -> None:
     assert len(caught) > 1
 
 
-def test_entries_of_unknown_types_are_bounded(no_decoding: None) -> None:
-    """libtiff prints a line for each, past every handler of Python."""
-    noisy = metadata_warnings(200).replace(struct.pack("<HI", 2, 1 << 30), struct.pack("<HI", 0, 1 << 30))
+@pytest.mark.parametrize("kind", [0, 14, 16, 17, 18, 19])  # 16 to 18 are of big files alone
+def test_entries_of_unknown_types_are_bounded(kind: int, no_decoding: None) -> None:
+    """libtiff prints lines for each, past every handler of Python."""
+    noisy = metadata_warnings(200).replace(struct.pack("<HI", 2, 1 << 30), struct.pack("<HI", kind, 1 << 30))
     with pytest.raises(ImageError, match="a TIFF of more than 100 directory entries of unknown types"):
         load_image(noisy)
+
+
+def fax(rows: int, compression: int = 3) -> bytes:
+    """A page of noise, fax-coded: libtiff prints a line for each damaged row."""
+    data = np.random.default_rng(0).bytes(60 * rows)
+    page = {256: 1600, 257: rows, 258: 1, 259: compression, 262: 0, 273: 134, 277: 1, 278: rows, 279: len(data)}
+    return tiff(page | {292: 0}) + data  # the head has 134 bytes
+
+
+@pytest.mark.parametrize("handed_over", [bytes, lambda data: PIL.Image.open(io.BytesIO(data))])
+def test_rows_of_a_fax_are_bounded(handed_over, no_decoding: None) -> None:
+    for compression in (2, 3, 4, 32771):
+        with pytest.raises(ImageError, match="a fax-coded TIFF of 20001 rows; at most 20000 are decoded"):
+            load_image(handed_over(fax(20_001, compression)))
+    with pytest.raises(ImageError, match="a fax-coded TIFF of 20001 rows"):  # the tag twice, or with two values
+        load_image(fax(20_001).replace(struct.pack("<HHI", 277, 4, 1), struct.pack("<HHI", 259, 4, 1)))
+    with pytest.raises(ImageError, match="a fax-coded TIFF of 20001 rows"):
+        load_image(fax(20_001).replace(struct.pack("<HHI", 259, 4, 1), struct.pack("<HHI", 259, 4, 2)))
+    page = PAGE | {257: 5_001, 259: 4}
+    with pytest.raises(VideoError, match="a fax-coded TIFF of 20004 rows"):
+        load_clip(tiff(page, page, page, page))
+
+
+def test_lines_of_libtiff_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "x.tif").write_bytes(fax(20_000))
+    code = "import sys; from gitfast.inputs.pictures import load_image; print(load_image(sys.argv[1]).height)"
+    ended = run_python(code, tmp_path / "x.tif")
+    assert (ended.returncode, ended.stdout) == (0, "20000\n")
+    assert 2_000 < len(ended.stderr.splitlines()) <= 20_000
+
+
+def test_documents_that_are_fax_coded_are_read() -> None:
+    page = PIL.Image.fromarray(np.random.default_rng(0).random((3508, 2480)) < 0.05)
+    for compression in ("group3", "group4", "tiff_ccitt"):
+        data = encoded(page, "TIFF", compression=compression)
+        for source in (data, PIL.Image.open(io.BytesIO(data))):
+            assert load_image(source).tobytes() == page.convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize("image_format", formats.FORMATS)
