@@ -11,6 +11,7 @@ from typing import Any
 
 from gitfast.checkpoints.adapter import CONFIG_FILE, apply_adapter, base_model_name, is_adapter
 from gitfast.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from gitfast.checkpoints.fetching import StalledError, ask, fetch
 from gitfast.checkpoints.files import is_folder, is_there
 from gitfast.checkpoints.published import SHAPES
 from gitfast.errors import CheckpointError
@@ -185,23 +186,31 @@ def _download(
     weights: Sequence[Sequence[str]] = _WEIGHTS,
 ) -> Path:
     """Download a repository, with its weights in the first of these forms that it has; return the folder."""
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     name = repository if revision is None else f"{repository}, revision {revision}"
     not_cached = None
     asked = not local_files_only and not constants.HF_HUB_OFFLINE
-    silent = asked and not _answers(repository, revision, token)
+    silence = None if not asked or _answers(repository, revision, token) else "does not answer"
+
+    def snapshot(patterns: Sequence[str]) -> str:
+        return fetch(
+            repository,
+            cache_dir,
+            revision=revision,
+            local_files_only=local_files_only or silence is not None,
+            token=token,
+            allow_patterns=[*_SMALL_FILES, *patterns],
+        )
+
     for patterns in weights:
         try:
-            folder = snapshot_download(
-                repository,
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only or silent,
-                token=token,
-                allow_patterns=[*_SMALL_FILES, *patterns],
-            )
+            try:
+                folder = snapshot(patterns)
+            except StalledError as error:
+                silence = f"is too slow: {error}"
+                folder = snapshot(patterns)  # of the cache
         except LocalEntryNotFoundError as error:  # perhaps only the other form of the weights is cached
             not_cached = error
             continue
@@ -216,7 +225,7 @@ def _download(
     if not_cached is None:
         raise CheckpointError(f"{name}: holds no weights in a format that is read")
     if asked:
-        why = f"the Hub, {constants.ENDPOINT}, does not answer"
+        why = f"the Hub, {constants.ENDPOINT}, {silence or 'does not answer'}"
     else:
         why = f"the Hub is not asked ({'local_files_only' if local_files_only else 'HF_HUB_OFFLINE'})"
     raise CheckpointError(f"{name}: not in the cache {cache_dir or constants.HF_HUB_CACHE}, and {why}") from not_cached
@@ -228,7 +237,8 @@ def _answers(repository: str, revision: str | None, token: str | bool | None) ->
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        HfApi().repo_info(repository, revision=revision, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        ask(lambda: HfApi().repo_info(repository, revision=revision, token=token, timeout=timeout))
     except HfHubHTTPError:  # no such repository, or not for this token: what asks for files says so
         return True
     except Exception:  # from the HTTP client, different in every version
