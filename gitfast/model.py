@@ -153,8 +153,10 @@ class Model:
             As ``caption``; ArgumentError too for lists of different lengths.
         """
         sources, single = self._as_list(inputs)
-        prompts = self._question_prompts(questions, len(sources), single)
-        rows = self._generate(sources, prompts, [ids for row in prompts for ids in row], options, show_prompt=False)
+        batching = self._batching(options, TaskOptions)
+        prompts = self._question_prompts(questions, len(sources), single, batching)
+        all_prompts = [ids for row in prompts for ids in row]
+        rows = self._generate(sources, prompts, all_prompts, options, batching, show_prompt=False)
         results = [result for answers in rows for result in answers]
         return results[0] if single and isinstance(questions, str) else results
 
@@ -167,9 +169,10 @@ class Model:
             inputs, **options: As in ``caption_each``.
             questions: One or a list, asked about every input.
         """
-        (prompts,) = self._question_prompts(questions, 1, True)
+        batching = self._batching(options, TaskOptions)
+        (prompts,) = self._question_prompts(questions, 1, True, batching)
         sources = as_iterable(inputs, self._noun)
-        return self._generate(sources, itertools.repeat(prompts), prompts, options, show_prompt=False)
+        return self._generate(sources, itertools.repeat(prompts), prompts, options, batching, show_prompt=False)
 
     @overload
     def encode(self, inputs: Input, **options: Unpack[ReadingOptions]) -> ImagePrefix: ...
@@ -240,10 +243,10 @@ class Model:
             top_k = arguments.integer("top_k", top_k, minimum=1)
         arguments.choice("method", method, ("trie", "score"))
         labels = arguments.texts("labels", labels)
-        encoded = encode_labels(labels, self.processor.tokenizer, self.config.eos_token_id)
+        batching = self._batching(options, ReadingOptions)
+        encoded = encode_labels(labels, self.processor.tokenizer, self.config.eos_token_id, batching)
         ids = self._prompt("prompt", prompt)
         sources, single = self._as_list(inputs)
-        batching = self._batching(options, ReadingOptions)
         rankings = []
         for prefix in self._encode(sources, batching):
             logprobs = pipeline.score(self.engine, prefix, ids, encoded, batching)
@@ -291,9 +294,9 @@ class Model:
         arguments.choice("normalize", normalize, ("sum", "mean"))
         tokenizer, eos = self.processor.tokenizer, self.config.eos_token_id
         listed = [arguments.text("texts", texts)] if isinstance(texts, str) else arguments.texts("texts", texts)
-        encoded = [[*tokenizer.encode(text), eos] for text in listed]
-        ids = self._prompt("prompt", prompt)
         batching = self._batching(options, ReadingOptions)
+        encoded = [[*tokenizer.encode(text), eos] for text in batching.polled(listed)]
+        ids = self._prompt("prompt", prompt)
         logprobs = pipeline.score(self.engine, self._encode_one(source, batching), ids, encoded, batching)
         scores = [float(x.sum(dtype=np.float64)) / (len(x) if normalize == "mean" else 1) for x in logprobs]
         return scores[0] if isinstance(texts, str) else scores
@@ -394,11 +397,14 @@ class Model:
             return [self.generation_defaults.bos_token_id]
         return self.processor.tokenizer.prompt(None if text is None else arguments.text(name, text))
 
-    def _question_prompts(self, questions: str | Many, num_inputs: int, single: bool) -> list[list[list[int]]]:
+    def _question_prompts(
+        self, questions: str | Many, num_inputs: int, single: bool, batching: Batching
+    ) -> list[list[list[int]]]:
         """Return for every input the prompts of its questions."""
         if isinstance(questions, str):
             return [[self._prompt("questions", questions)]] * num_inputs
-        prompts = [self._prompt("questions", text) for text in arguments.texts("questions", questions)]
+        texts = arguments.texts("questions", questions)
+        prompts = [self._prompt("questions", text) for text in batching.polled(texts)]
         if single:
             return [prompts]
         if len(prompts) != num_inputs:
@@ -409,7 +415,8 @@ class Model:
         self, sources: Iterable[Any], prompt: str | None, options: TaskOptions
     ) -> Generator[Result, None, None]:
         prompts = [self._prompt("prompt", prompt)]
-        rows = self._generate(sources, itertools.repeat(prompts), prompts, options, show_prompt=True)
+        batching = self._batching(options, TaskOptions)
+        rows = self._generate(sources, itertools.repeat(prompts), prompts, options, batching, show_prompt=True)
         return (result for (result,) in rows)
 
     def _generate(
@@ -418,10 +425,10 @@ class Model:
         prompts: Iterable[Prompts],
         all_prompts: Prompts,  # every one of them once or more: they decide how long the new text may be
         options: TaskOptions,
+        batching: Batching,
         *,
         show_prompt: bool,
     ) -> Generator[list[Result], None, None]:
-        batching = self._batching(options, TaskOptions)
         chosen = self._options(options, all_prompts)
         return pipeline.generate(
             self.engine, self.processor, sources, prompts, chosen, batching, show_prompt=show_prompt

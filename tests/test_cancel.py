@@ -54,3 +54,30 @@ def test_text_over_a_prefix(model):
         model.caption(prefix, cancel=token)
     with pytest.raises(gitfast.CancelledError):
         model.score(prefix, "red", cancel=token)
+
+
+LISTS = {
+    "answer": lambda model, texts, cancel: model.answer(IMAGE, texts, cancel=cancel),
+    "answer_each": lambda model, texts, cancel: model.answer_each([IMAGE], texts, cancel=cancel),
+    "classify": lambda model, texts, cancel: model.classify(IMAGE, texts, cancel=cancel),
+    "score": lambda model, texts, cancel: model.score(IMAGE, texts, cancel=cancel),
+    "allowed": lambda model, texts, cancel: model.caption(IMAGE, allowed_texts=texts, cancel=cancel),
+}
+
+
+@pytest.mark.parametrize("task", LISTS)
+def test_lists_of_texts(model, task, monkeypatch):
+    """Ended while they are split into tokens, one by one: a million takes half a minute."""
+    tokenizer = model.processor.tokenizer
+    token, encode, encoded = gitfast.CancelToken(), tokenizer.encode, []
+
+    def slow(text):
+        encoded.append(text)
+        if len(encoded) == 3:
+            token.cancel()
+        return encode(text)
+
+    monkeypatch.setattr(tokenizer, "encode", slow)
+    with pytest.raises(gitfast.CancelledError):
+        LISTS[task](model, ["red " * number for number in range(1, 100)], token)
+    assert len(encoded) == 3

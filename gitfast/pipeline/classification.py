@@ -14,22 +14,24 @@ import numpy as np
 
 from gitfast.errors import ArgumentError
 from gitfast.inputs.tokenizer import Tokenizer
+from gitfast.pipeline.options import Batching
 from gitfast.results import Label
 
 Method = Literal["trie", "score"]
 
 
-def encode_labels(labels: Sequence[str], tokenizer: Tokenizer, eos: int) -> list[list[int]]:
+def encode_labels(labels: Sequence[str], tokenizer: Tokenizer, eos: int, batching: Batching) -> list[list[int]]:
     """Encode every label to token ids, the end-of-sequence token behind them.
 
     Raises:
         ArgumentError: no labels, one without tokens, or two of the same tokens (case and accents may not count).
+        CancelledError, DeadlineError: by ``batching.cancel``, between labels.
     """
     if not labels:
         raise ArgumentError("labels: expected at least one text, got none")
     seen: dict[tuple[int, ...], int] = {}
     encoded = []
-    for index, label in enumerate(labels):
+    for index, label in enumerate(batching.polled(labels)):
         ids = [*tokenizer.encode(label), eos]
         if len(ids) == 1:
             raise ArgumentError(f"labels[{index}]: {label!r} has no tokens")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypedDict, TypeVar
 
 from gitfast import arguments
 from gitfast.errors import ArgumentError
@@ -90,6 +90,17 @@ class TaskOptions(StreamOptions, total=False):
     on_error: OnError
 
 
+T = TypeVar("T")
+
+
+def polled(items: Iterable[T], cancel: CancelToken | None) -> Iterator[T]:
+    """Yield ``items``; raise the error of ``cancel`` before the next once it has ended."""
+    for item in items:
+        if cancel is not None:
+            cancel.check()
+        yield item
+
+
 _FIELD_TYPES = typing.get_type_hints(GenerationOptions)
 # Checks by the type of a field; what has another type is checked by the search.
 _CHECKS: dict[Any, Callable[[str, Any], Any]] = {int: arguments.integer, float: arguments.real, bool: arguments.flag}
@@ -116,6 +127,10 @@ class Batching:
         if self.batch_size is not None:
             object.__setattr__(self, "batch_size", arguments.integer("batch_size", self.batch_size, minimum=1))
         arguments.choice("on_error", self.on_error, ("raise", "return"))
+
+    def polled(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield ``items`` until ``cancel`` ends the call: for loops in Python that are as long as an argument."""
+        return polled(items, self.cancel)
 
     def cancelling(self) -> dict[str, Any]:
         """Return the argument that ends calls of an engine, where there is one: engines of tests need not take it."""
@@ -172,6 +187,7 @@ def make_options(
 
     Raises:
         ArgumentError: an unknown name or preset, or no allowed texts.
+        CancelledError, DeadlineError: by ``cancel``, between allowed texts.
     """
     _check_names(values, TaskOptions)
     fields = {name: value for name, value in values.items() if name in _FIELD_TYPES}
@@ -186,7 +202,7 @@ def make_options(
         allowed = arguments.texts("allowed_texts", values["allowed_texts"])
         if not allowed:
             raise ArgumentError("allowed_texts: expected at least one text, got none")
-        fields["allowed_token_ids"] = [tokenizer.encode(text) for text in allowed]
+        fields["allowed_token_ids"] = [tokenizer.encode(text) for text in polled(allowed, values.get("cancel"))]
     return GenerationOptions(**_completed(fields, defaults or {}, room))
 
 
