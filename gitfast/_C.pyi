@@ -21,6 +21,9 @@ def resample(
     crop: tuple[int, int],
     values: np.ndarray | None,
 ) -> np.ndarray: ...
+
+max_threads: int
+
 def choose_crews(num_lanes: int, num_threads: int) -> tuple[int, int]: ...
 
 class ThreadPool:

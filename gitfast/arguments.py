@@ -14,7 +14,7 @@ MAX_TEXT_CHARS = 100_000
 _MAX_BITS = 10_000  # Python refuses to print integers of 4,300 digits
 
 
-def integer(name: str, value: Any, minimum: int | None = None) -> int:
+def integer(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
     """Return ``value``, which may be of any integer type but bool, as an int."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -26,6 +26,8 @@ def integer(name: str, value: Any, minimum: int | None = None) -> int:
         raise ArgumentError(f"{name}: expected an integer of a few digits, got one of {number.bit_length()} bits")
     if minimum is not None and number < minimum:
         raise ArgumentError(f"{name}: expected at least {minimum}, got {shown(number)}")
+    if maximum is not None and number > maximum:
+        raise ArgumentError(f"{name}: expected at most {maximum}, got {shown(number)}")
     return number
 
 

@@ -24,6 +24,21 @@ void require_init(pybind11::class_<T, Options...>& bound) {
   });
 }
 
+// pybind11's base class, and a class of Python over it alone, throw where nobody catches when they are called, as
+// pickle's protocols 0 and 1 do. With this they throw TypeError, in every module that shares this version's base class.
+inline void refuse_bare_instances() {
+  namespace py = pybind11;
+  auto* base = reinterpret_cast<PyTypeObject*>(py::detail::get_internals().instance_base);
+  static newfunc make = nullptr;
+  if (make) return;
+  make = base->tp_new;
+  base->tp_new = [](PyTypeObject* type, PyObject* args, PyObject* keywords) -> PyObject* {
+    if (!py::detail::all_type_info(type).empty()) return make(type, args, keywords);
+    PyErr_Format(PyExc_TypeError, "cannot create '%.100s' instances", type->tp_name);
+    return nullptr;
+  };
+}
+
 // A method for `def` and properties. pybind11 takes None for self where a pointer to a member is bound without py::arg,
 // and calls it on null.
 template <class T, class R, class... Args>

@@ -1,5 +1,6 @@
 // The native module gitfast._C.
 #include "bindings.h"
+#include "instances.h"
 #include "tensor.h"
 
 namespace {
@@ -15,6 +16,7 @@ constexpr const char* kOneInterpreter = "gitfast runs in the main interpreter of
 PYBIND11_MODULE(native, m) {
   if (!in_main_interpreter()) throw pybind11::import_error(kOneInterpreter);  // Python 3.13 asks PyInit in the main one
   m.doc() = "The native half of gitfast: CPU kernels and engine, search, resampling of pictures, CUDA kernels.";
+  gitfast::bindings::refuse_bare_instances();
   gitfast::bindings::bind_ops(m);
   gitfast::bindings::bind_search(m);
   gitfast::bindings::bind_engine(m);

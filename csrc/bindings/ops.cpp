@@ -277,6 +277,7 @@ void bind_ops(py::module_& m) {
   m.def("available_isas", isa_names);
   m.def("choose_isa", [](const std::string& isa) { return cpu::isa_name(cpu::choose_isa(isa)); }, arg("isa"));
   m.def("choose_num_threads", cpu::choose_num_threads, arg("num_threads"));
+  m.attr("max_threads") = cpu::kMaxThreads;
   m.def(
       "choose_crews",
       [](int num_lanes, int num_threads) {

@@ -13,7 +13,6 @@
 namespace gitfast::cpu {
 namespace {
 
-constexpr int kMaxThreads = 1024;
 constexpr int kThreadsPerLane = 16;
 constexpr int kNoQuota = std::numeric_limits<int>::max();
 

@@ -7,6 +7,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <tuple>
 #include <utility>
@@ -167,6 +168,10 @@ class ThreadPool::Crew {
     const BlockedSignals blocked;
     try {
       for (int i = 1; i < num_threads_; ++i) threads_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error& error) {
+      stop();
+      throw NoThread("num_lanes, num_threads: the system has no room for so many threads (" + error.code().message() +
+                     "); ask for fewer");
     } catch (...) {
       stop();
       throw;

@@ -4,11 +4,23 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <new>
 #include <string>
+#include <utility>
 
 #include "fork.h"
 
 namespace gitfast::cpu {
+
+// The system has no room for another thread: becomes MemoryError in Python.
+class NoThread : public std::bad_alloc {
+ public:
+  explicit NoThread(std::string text) : text_(std::move(text)) {}
+  const char* what() const noexcept override { return text_.c_str(); }
+
+ private:
+  std::string text_;
+};
 
 class ThreadPool {
  public:
@@ -23,7 +35,7 @@ class ThreadPool {
   // multiples of `grain`; returns when all are done. Parts whose thread has not woken when the caller is through
   // with its own are run by the caller, so that a busy machine costs parallelism only; `thread` is who runs, never two
   // at once. One caller at a time; concurrent callers queue. Called from inside fn it runs on that thread alone. The
-  // first exception is rethrown here, after every part has ended.
+  // first exception is rethrown here, after every part has ended. Throws NoThread where threads cannot be started.
   void parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn);
 
  private:
@@ -32,6 +44,8 @@ class ThreadPool {
   const int num_threads_;
   PerProcess<Crew> crew_;
 };
+
+constexpr int kMaxThreads = 1024;  // of a pool, and of all lanes of an engine
 
 // `requested` if positive, else GITFAST_NUM_THREADS, else usable_cpus().
 // Throws Error naming the argument or the variable.

@@ -13,7 +13,7 @@ from gitfast.checkpoints.config import GitConfig
 from gitfast.checkpoints.names import CanonicalNames
 from gitfast.engines.base import Decoding, DecodingEvent, Engine, EngineStats
 from gitfast.engines.search import generations, native_options
-from gitfast.errors import CheckpointError
+from gitfast.errors import ArgumentError, CheckpointError
 from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefix, TokenCallback, cancel_flag
 
 DTYPES = ("float32", "bfloat16", "int8")
@@ -67,9 +67,19 @@ class CpuEngine(Engine):
         Raises:
             CheckpointError: a tensor is missing, or its shape or dtype does not suit ``config``; or int8 meets a weight
                 that is not finite.
-            ValueError: ``dtype``, ``num_threads``, ``num_lanes`` or ``isa`` cannot be.
+            ArgumentError, ValueError: another argument cannot be; the message names it.
+            MemoryError: there is no room for the weights, or for so many threads.
         """
+        if not isinstance(config, GitConfig):
+            raise ArgumentError(f"config: expected a GitConfig, got {arguments.shown(config)}")
+        if not isinstance(weights, Mapping):
+            raise ArgumentError(f"weights: expected a mapping of arrays, got {arguments.shown(weights)}")
         arguments.choice("dtype", dtype, DTYPES)
+        num_threads = arguments.integer("num_threads", num_threads, 0, _C.max_threads)
+        num_lanes = arguments.integer("num_lanes", num_lanes, 0, _C.max_threads)
+        if not isinstance(isa, str) or not isa.isascii():
+            raise ArgumentError(f"isa: expected the name of an instruction set, got {arguments.shown(isa)}")
+        arguments.flag("two_stage_head", two_stage_head)
         (lanes, threads), chosen = _C.choose_crews(num_lanes, num_threads), _C.choose_isa(isa)
         try:
             native = _C.CpuEngine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import ctypes
 import pickle
 from collections.abc import Callable
@@ -77,6 +78,37 @@ def test_no_object_is_copied_or_pickled(native: type) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         with pytest.raises(TypeError, match=f"^cannot pickle '{native.__name__}' object"):
             pickle.dumps(value, protocol)
+
+
+@pytest.mark.parametrize("native", TYPES, ids=lambda native: native.__name__)
+def test_reduction_past_our_own_method(native: type) -> None:
+    """Either nothing that can be made again, or an object that was never initialised; the base class is never made."""
+    value = native.__new__(native)
+    base = native.__mro__[1]
+    for protocol in (0, 1):
+        with pytest.raises(TypeError, match="cannot"):
+            copyreg._reduce_ex(value, protocol)  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="cannot"):
+        object.__reduce__(value)
+    for make in (base, lambda: base.__new__(base), type("Bare", (base,), {})):
+        with pytest.raises(TypeError, match=r"cannot create '.*' instances"):
+            make()
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(TypeError, match="cannot"):
+            object.__reduce_ex__(value, protocol)
+    for made in (copyreg.__newobj__(native), base.__new__(native)):  # type: ignore[attr-defined]
+        for name in methods(native):
+            with pytest.raises(TypeError, match="the object was never initialised"):
+                use(made, name, ARGUMENTS.get(name, ()) if native is not _C.CancelFlag else ())
+    with pytest.raises(TypeError):
+        copyreg._reconstructor(native, base, None)  # type: ignore[attr-defined]
+
+
+def test_a_class_of_python_over_a_native_one() -> None:
+    class Pool(ops.ThreadPool):
+        pass
+
+    assert Pool(2).num_threads == 2
 
 
 def test_an_object_of_new_alone_is_no_argument() -> None:

@@ -18,7 +18,7 @@ from gitfast import _C
 from gitfast.engines.base import Engine
 from gitfast.engines.cpu import CpuEngine
 from gitfast.engines.reference import ReferenceEngine
-from gitfast.errors import CheckpointError
+from gitfast.errors import ArgumentError, CheckpointError
 from gitfast.torch_model import GitModel
 from gitfast.types import GenerationOptions, ImagePrefix
 
@@ -391,6 +391,25 @@ def test_wrong_machine_settings_are_named(model):
         make_engine(model, isa="avx1024")
     with pytest.raises(ValueError, match=r"num_threads: .*-1"):
         make_engine(model, num_threads=-1)
+
+
+@pytest.mark.parametrize(
+    "value", [None, "4", 2.5, float("nan"), float("inf"), np.float32(1), np.ones(2), -1, 1 << 70, []]
+)
+def test_arguments_of_other_types_are_named(model, value):
+    weights = weights_of(model)
+    for name in ("num_threads", "num_lanes", "two_stage_head"):
+        with pytest.raises(ArgumentError, match=f"^{name}: expected "):
+            CpuEngine.from_weights(model.config, weights, **{name: value})
+    with pytest.raises(ValueError, match=r"^isa: "):
+        CpuEngine.from_weights(model.config, weights, isa=value)
+    with pytest.raises(ArgumentError, match=r"^weights: expected a mapping of arrays, got "):
+        CpuEngine.from_weights(model.config, value)
+    with pytest.raises(ArgumentError, match=r"^config: expected a GitConfig, got "):
+        CpuEngine.from_weights(value, weights)
+    with pytest.raises(ArgumentError, match=r"^isa: expected the name"):
+        CpuEngine.from_weights(model.config, weights, isa="\ud800")
+    assert CpuEngine.from_weights(model.config, weights, num_threads=np.int64(1), num_lanes=np.uint8(2)).num_lanes == 2
 
 
 def test_features_take_what_encode_takes(engine):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -196,12 +198,46 @@ class TestChoosing:
         [
             (-1, "num_lanes: expected at least 0, got -1"),
             ("2", "num_lanes: expected an integer, got '2'"),
-            (2000, "num_lanes: expected a whole number from 1 to 1024"),
+            (2000, "num_lanes: expected at most 1024, got 2000"),
+            (1 << 40, "num_lanes: expected at most 1024, got 1099511627776"),
         ],
     )
     def test_numbers_that_cannot_be(self, checkpoint_folder, lanes, message):
         with pytest.raises((ArgumentError, ValueError), match=message):
             gitfast.load(checkpoint_folder, num_lanes=lanes)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+    @pytest.mark.parametrize("given", [{"num_lanes": 1000, "num_threads": 1}, {"num_threads": 1000}], ids=str)
+    def test_more_threads_than_memory_is_for(self, checkpoint_folder, given):
+        code = """
+            import gc, os, resource, sys
+            import gitfast
+            from PIL import Image
+
+            def pages():  # mapped, and of these resident: malloc's arenas come and go in threads
+                return [int(word) * resource.getpagesize() for word in open("/proc/self/statm").read().split()[:2]]
+
+            model, image = gitfast.load(sys.argv[1], num_threads=1), Image.new("RGB", (64, 64))
+            want = model.caption(image).token_ids
+            limit = pages()[0] + (1 << 28)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            said, sizes = set(), []
+            for _ in range(6):
+                try:
+                    gitfast.load(sys.argv[1], **eval(sys.argv[2])).caption(image)
+                except MemoryError as error:
+                    said.add(str(error))
+                gc.collect()
+                sizes.append(pages()[1] >> 20)
+            print(*said, sep=chr(10))
+            print(len(os.listdir("/proc/self/task")), sizes[-1] - sizes[1])
+            print(model.caption(image).token_ids == want)
+        """
+        ended = run_python(textwrap.dedent(code), checkpoint_folder, given)
+        message, left, same = ended.stdout.splitlines()
+        assert message.startswith("num_lanes, num_threads: the system has no room for so many threads (")
+        threads, grown = map(int, left.split())
+        assert (ended.returncode, threads <= 3, grown <= 8, same) == (0, True, True, "True"), ended.stdout
 
     def test_engines_without_lanes_say_so(self, checkpoint_folder):
         with pytest.raises(ValueError, match="num_lanes: the reference engine has no lanes"):

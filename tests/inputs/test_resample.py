@@ -160,6 +160,38 @@ def test_arguments_that_cannot_be():
             call(pixels=other.__arrow_c_array__()[1])
 
 
+LARGEST = 2**31 - 1
+
+
+@pytest.mark.parametrize("values", [None, np.zeros((3, 256), np.float32)], ids=["bytes", "floats"])
+def test_sizes_that_products_overflow_for(values):
+    pixels = np.full((4, 4, 3), 200, np.uint8)
+
+    def call(size=(4, 4), resized=(4, 4), start=(0, 0), crop=(1, 1)):
+        return _C.resample(pixels, size, resized, "bicubic", start, crop, values)
+
+    # Of the largest there are only what is kept is computed.
+    for largest in ({"resized": (LARGEST, LARGEST)}, {"start": (-LARGEST, LARGEST)}):
+        assert call(**largest).size == 3
+    far = call(resized=(LARGEST, LARGEST), start=(LARGEST - 1, LARGEST - 1), crop=(2, 2))
+    assert far.size == 12
+    if values is None:
+        assert far.ravel().tolist() == [200] * 3 + [0] * 9
+    for name in ("size", "resized", "crop"):
+        for edge in (0, -1, -LARGEST, LARGEST + 1, 1 << 40, 1 << 62):
+            for pair in ((edge, 4), (4, edge)):
+                with pytest.raises(ValueError, match=r"^sizes: expected pixels from 1 to 2147483647"):
+                    call(**{name: pair})
+    for edge in (LARGEST + 1, -LARGEST - 1, 1 << 62):
+        for pair in ((edge, 0), (0, edge)):
+            with pytest.raises(ValueError, match=r"^start: expected less than 2147483647"):
+                call(start=pair)
+    with pytest.raises(ValueError, match=r"^pixels: expected"):
+        call(size=(LARGEST, LARGEST))
+    with pytest.raises(ValueError, match="array is too big"):
+        call(crop=(LARGEST, LARGEST))
+
+
 def test_importing_it_loads_no_pillow():
     code = "import sys, gitfast.inputs.image; assert 'PIL' not in sys.modules"
     assert run_python(code).returncode == 0
