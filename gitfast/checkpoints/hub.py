@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gitfast import arguments
 from gitfast.checkpoints.adapter import CONFIG_FILE, apply_adapter, base_model_name, is_adapter
 from gitfast.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from gitfast.checkpoints.fetching import StalledError, ask, fetch
 from gitfast.checkpoints.files import is_folder, is_there
 from gitfast.checkpoints.published import SHAPES
-from gitfast.errors import CheckpointError
+from gitfast.errors import ArgumentError, CheckpointError
 
 BUNDLED = ("git-tiny", "git-tiny-video")
 PUBLISHED = tuple(f"microsoft/{name}" for name in SHAPES)
@@ -141,7 +142,9 @@ def resolve(
 
 
 def _find(model: str | os.PathLike[str], download: Callable[[str], Path]) -> Path:
-    name = os.fspath(model)
+    name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
+    if not isinstance(name, str):
+        raise ArgumentError(f"model: expected a name or a path, got {arguments.shown(model)}")
     if name and _is_model_path(Path(name)):
         return Path(name)
     if name in BUNDLED:

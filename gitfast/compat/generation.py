@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gitfast import arguments
 from gitfast.checkpoints.generation import FORCED, NO_EFFECT
 from gitfast.compat import native
+from gitfast.compat.rows import check_tensors
 from gitfast.engines.search import generate_with
 from gitfast.errors import ArgumentError, EngineError
 from gitfast.types import Generation, GenerationOptions
@@ -93,6 +95,7 @@ THEIRS: dict[str, Any] = {
 _IGNORED = NO_EFFECT - DEFAULTS.keys()
 # Options of gitfast.GenerationOptions that transformers does not have.
 OURS = frozenset({"seed", "length_penalty_form", "ban_last_token", "allowed_token_ids"})
+_FLAGS = ("do_sample", "use_cache", "return_dict_in_generate", "interpolate_pos_encoding")
 _COUNTS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "num_return_sequences", "top_k")
 _TOO_LARGE = 1 << 31
 # Arguments of ``forward`` that the native engine takes.
@@ -109,6 +112,10 @@ def generate(model: Any, inputs: Tensor | None, config: Any, passed: dict[str, A
         passed = {**passed, "input_ids": inputs}
     passed.pop("token_type_ids", None)  # of BERT's tokenizer; GIT has none
     given = {name: value for name, value in passed.items() if value is not None}
+    check_tensors(**{name: given.get(name) for name in ("input_ids", "attention_mask", "pixel_values")})
+    pixels = given.get("pixel_values")
+    if pixels is not None and (pixels.ndim not in (4, 5) or not len(pixels)):
+        raise ArgumentError(f"pixel_values: expected (B, 3, H, W) or (B, T, 3, H, W), got {tuple(pixels.shape)}")
     settings, tensors = _settings(model, config, given)
     ours = {name: given[name] for name in OURS & given.keys()}
     why = _unusual(settings, given, tensors) or native.obstacle(model)
@@ -140,6 +147,8 @@ def _settings(model: Any, config: Any, given: Mapping[str, Any]) -> tuple[dict[s
     """
     defaults = {**DEFAULTS, **THEIRS}
     settings = dict(defaults)
+    if config is not None and not isinstance(config, Mapping) and not callable(getattr(config, "to_dict", None)):
+        raise ArgumentError(f"generation_config: expected a GenerationConfig, got {arguments.shown(config)}")
     for source in (model.generation_config, config):
         values = {} if source is None else source if isinstance(source, Mapping) else source.to_dict()
         settings |= {name: value for name, value in values.items() if value is not None and name in defaults}
@@ -148,9 +157,20 @@ def _settings(model: Any, config: Any, given: Mapping[str, Any]) -> tuple[dict[s
         *inspect.signature(model.forward).parameters,
         *inspect.signature(native.own_class(model).forward).parameters,
     }
+    for name in _FLAGS:
+        if name in given and not isinstance(given[name], (bool, int, np.bool_)):  # the truth of an array is an error
+            raise ArgumentError(f"{name}: expected True or False, got {arguments.shown(given[name])}")
+    for name in ("bos_token_id", "pad_token_id"):
+        if settings[name] is not None:
+            (settings[name],) = _ids(name, settings[name], single=True)
+            if abs(settings[name]) >= _TOO_LARGE:
+                raise ArgumentError(f"{name}: expected a token id, got {arguments.shown(settings[name])}")
     # transformers lets tokens that do not exist stand for "never"
-    ends = [i for i in _ids(settings["eos_token_id"]) if 0 <= i < model.config.vocab_size]
+    ends = [i for i in _ids("eos_token_id", settings["eos_token_id"]) if 0 <= i < model.config.vocab_size]
     settings["eos_token_id"] = ends
+    for name in FORCED:
+        if isinstance(settings[name], (list, tuple, Tensor)):
+            settings[name] = _ids(name, settings[name])
     extra = given.keys() - defaults.keys() - OURS - _IGNORED
     if unknown := sorted(name for name in extra if name not in known and not _is_setting(model, name)):
         raise TypeError(f"generate: unknown options {', '.join(unknown)}")
@@ -180,11 +200,14 @@ def _unusual(settings: dict[str, Any], given: Mapping[str, Any], tensors: Mappin
     return None
 
 
-def _ids(value: Any) -> list[int]:
+def _ids(name: str, value: Any, *, single: bool = False) -> list[int]:
     """List token ids given as one, as several, as a tensor, or not at all."""
     if isinstance(value, Tensor):
         value = value.tolist()
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
+    if value is None:
+        return []
+    listed = value if isinstance(value, (list, tuple)) and not single else [value]
+    return [arguments.integer(name, item) for item in listed]
 
 
 def _generate_theirs(model: Any, config: Any, settings: dict[str, Any], passed: dict[str, Any]) -> Any:

@@ -31,7 +31,7 @@ from gitfast.checkpoints.microsoft_keys import is_microsoft
 from gitfast.checkpoints.names import canonical_name
 from gitfast.checkpoints.state_dict import without_wrappers
 from gitfast.compat import generation
-from gitfast.compat.rows import check_images, check_labels, check_text, visible_keys
+from gitfast.compat.rows import check_images, check_labels, check_tensors, check_text, visible_keys
 
 # Options of from_pretrained that are transformers' alone: files are found and fetched by transformers then.
 _THEIR_FILES = ("subfolder", "variant", "gguf_file", "force_download", "proxies", "state_dict", "quantization_config")
@@ -141,6 +141,8 @@ class GitModel(_ByName, transformers.GitModel):
         **kwargs: Any,
     ) -> Any:
         """Run the model as transformers does; the module's docstring lists the differences."""
+        check_tensors(input_ids=input_ids, pixel_values=pixel_values, inputs_embeds=inputs_embeds)
+        check_tensors(position_ids=position_ids, attention_mask=attention_mask)
         check_images(self.config, pixel_values, interpolate_pos_encoding)
         cached = 0 if past_key_values is None else past_key_values.get_seq_length()
         images = getattr(past_key_values, "image_tokens", self.image_tokens) if cached else 0
@@ -234,6 +236,7 @@ class GitForCausalLM(_ByName, transformers.GitForCausalLM):
         **kwargs: Any,
     ) -> Any:
         """Run the model as transformers does; the module's docstring lists the differences."""
+        check_tensors(labels=labels, input_ids=input_ids, pixel_values=pixel_values, inputs_embeds=inputs_embeds)
         if labels is not None and kwargs.get("shift_labels") is None:
             check_labels(labels, input_ids if inputs_embeds is None else inputs_embeds, logits_to_keep)
         inputs = {

@@ -15,6 +15,7 @@ from gitfast.checkpoints.adapter import is_adapter
 from gitfast.checkpoints.config import GitConfig
 from gitfast.checkpoints.files import read_json
 from gitfast.checkpoints.generation import read_generation
+from gitfast.errors import ArgumentError
 from gitfast.inputs.image import ImageProcessor
 from gitfast.inputs.pictures import load_image
 from gitfast.inputs.tokenizer_files import read_folder
@@ -96,6 +97,9 @@ class GitProcessor(transformers.GitProcessor):
             raise ValueError("images, text, videos: expected at least one of them")
         if images is not None and videos is not None:
             raise ValueError("images, videos: expected at most one of them")
+        for name, value in (("images", images), ("text", text), ("videos", videos)):
+            if isinstance(value, (list, tuple)) and not value:
+                raise ArgumentError(f"{name}: expected at least one, got an empty list")
         clips = None if videos is None else [load_clip(video, num_frames=self.num_frames or 1) for video in videos]
         if clips is None:
             if options.get("do_rescale", self.image_processor.do_rescale):

@@ -20,7 +20,7 @@ from gitfast.compat import generation
 from gitfast.compat.configuration import GenerationConfig, GitConfig, GitVisionConfig
 from gitfast.compat.outputs import Cache, CausalLMOutput, GenerateOutput, ModelOutput
 from gitfast.compat.pretrained import PreTrained
-from gitfast.compat.rows import check_labels, check_text, visible_keys
+from gitfast.compat.rows import check_labels, check_tensors, check_text, visible_keys
 from gitfast.torch_model import attention_weights, next_token_loss
 
 
@@ -100,6 +100,8 @@ class _Decoder(PreTrained):
         output_attentions: bool,
     ) -> ModelOutput:
         """Run all rows through the decoder, with the arguments of ``GitForCausalLM.forward``."""
+        check_tensors(input_ids=input_ids, inputs_embeds=inputs_embeds)
+        check_tensors(position_ids=position_ids, attention_mask=attention_mask)
         before = past_key_values.image_tokens if past_key_values else 0
         cached = past_key_values.get_seq_length() if past_key_values else 0
         past = cached - before
@@ -172,6 +174,7 @@ class GitModel(_Decoder):
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
         """Run ``GitForCausalLM.forward`` up to the last layer's rows (R, P + L, D)."""
+        check_tensors(pixel_values=pixel_values)
         (whole,) = self._whole
         tokens = None if pixel_values is None else whole.image_tokens(pixel_values, interpolate_pos_encoding)
         output = self.hidden(
@@ -252,6 +255,7 @@ class GitForCausalLM(_Decoder, torch_model.GitModel):
         Raises:
             ValueError: arguments that do not fit each other or the model; the message names them.
         """
+        check_tensors(pixel_values=pixel_values, labels=labels)
         tokens = None if pixel_values is None else self.image_tokens(pixel_values, interpolate_pos_encoding)
         inner = self.hidden(
             self.git,

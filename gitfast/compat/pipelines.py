@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from gitfast import arguments
+
 TASK = "image-to-text"
 _DEFAULT_MODEL = "git-tiny"
 
@@ -126,8 +128,8 @@ def pipeline(
         ValueError: another task, or a model without its processor.
         CheckpointError: as ``gitfast.load``.
     """
-    if task != TASK:
-        raise ValueError(f"task: expected {TASK!r}, got {task!r}; transformers has pipelines for others")
+    if not isinstance(task, str) or task != TASK:
+        raise ValueError(f"task: expected {TASK!r}, got {arguments.shown(task)}; transformers has pipelines for others")
     parts = (tokenizer, image_processor)
     if (tokenizer is None) != (image_processor is None) or (processor is not None and parts != (None, None)):
         raise ValueError("tokenizer, image_processor: expected both, or a processor in their place")

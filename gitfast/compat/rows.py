@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gitfast import arguments
+from gitfast.errors import ArgumentError
+
 
 def visible_keys(mask: Tensor, past: int, length: int, images: int, images_before: int) -> Tensor:
     """Make the mask (R, 1, images + L, images_before + past + images + L) from one of text (R, past + L), both bool.
@@ -24,6 +27,17 @@ def visible_keys(mask: Tensor, past: int, length: int, images: int, images_befor
     image = torch.zeros(rows, images, text.shape[-1], dtype=torch.bool, device=device)
     image[..., :images] = True
     return torch.cat([image, text], dim=1)[:, None]
+
+
+def check_tensors(**values: Any) -> None:
+    """Refuse arguments that are neither tensors nor None.
+
+    Raises:
+        ArgumentError: the message names the argument.
+    """
+    for name, value in values.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise ArgumentError(f"{name}: expected a tensor, got {arguments.shown(value)}")
 
 
 def check_text(
@@ -53,12 +67,14 @@ def check_text(
     return rows, length
 
 
-def check_labels(labels: Tensor, text: Tensor, logits_to_keep: int | Tensor) -> None:
+def check_labels(labels: Tensor, text: Tensor | None, logits_to_keep: int | Tensor) -> None:
     """Check that labels (R, L) are one per text token, and that the logits they are compared with are computed.
 
     Raises:
         ValueError: they are not.
     """
+    if text is None:  # which is an error of its own
+        return
     rows, length = text.shape[:2]
     if tuple(labels.shape) != (rows, length):
         raise ValueError(f"labels: expected shape {(rows, length)}, got {tuple(labels.shape)}")

@@ -34,7 +34,7 @@ class ClipSampling:
         if self.num_frames is not None:
             number = arguments.integer("num_frames", self.num_frames, minimum=1)
             if number > limit:
-                raise ArgumentError(f"num_frames: expected at most {limit}, got {number}")
+                raise ArgumentError(f"num_frames: expected at most {limit}, got {arguments.shown(number)}")
             object.__setattr__(self, "num_frames", number)
         object.__setattr__(self, "seed", arguments.integer("sampling_seed", self.seed))
         if callable(self.sampling) or (isinstance(self.sampling, str) and self.sampling in ("uniform", "hf")):
