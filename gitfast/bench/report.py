@@ -89,7 +89,15 @@ class ReportFile:
         self._begun = False
 
     def save(self, report: Any, new: Iterable[Any]) -> None:
-        """Save the report. ``new``: the rows and failures since the last time."""
+        """Save the report. ``new``: the rows and failures since the last time.
+
+        Raises:
+            GitfastError: it cannot be written, as on a full disk.
+        """
+        with naming("json", self._path):
+            self._save(report, new)
+
+    def _save(self, report: Any, new: Iterable[Any]) -> None:
         if not self._as_lines:
             self._path.write_text(as_json(report) + "\n", encoding="utf-8")
             return
@@ -105,10 +113,21 @@ class ReportFile:
 def check_writable(argument: str, path: Path) -> None:
     """Raise GitfastError naming the argument before any work is done. An existing file keeps its content."""
     existed = path.exists()
-    try:
+    if existed and not (
+        path.is_file() or path.is_dir()
+    ):  # a pipe would wait for its reader, and a device says nothing before the end
+        raise GitfastError(f"{argument}: cannot write {path}: not a regular file")
+    with naming(argument, path):
         path.open("ab").close()
-    except OSError as error:
-        raise GitfastError(f"{argument}: cannot write {path}: {error.strerror}") from None
     if not existed:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+@contextlib.contextmanager
+def naming(argument: str, path: Path) -> Iterator[None]:
+    """Turn an error of the system into one that names the argument and its file."""
+    try:
+        yield
+    except OSError as error:
+        raise GitfastError(f"{argument}: cannot write {path}: {error.strerror or error}") from None

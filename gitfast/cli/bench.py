@@ -133,13 +133,14 @@ class _Output:
             self._file.save(report, new)
 
     def finish(self, report: Any, draw: Any) -> int:
-        from gitfast.bench.report import as_json
+        from gitfast.bench.report import as_json, naming
 
         self.save(report, [])
         if self._instead:
             print(as_json(report))
         if self._plot and report.rows:
-            draw(report, self._plot)
+            with naming("plot", self._plot):
+                draw(report, self._plot)
         return 1 if report.failed else 0
 
 

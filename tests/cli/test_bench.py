@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -163,6 +166,28 @@ def test_a_file_that_cannot_be_written_is_said_before_anything_is_timed(capsys, 
         assert main(["bench", what, f"--{argument}", str(file)]) == 1
         captured = capsys.readouterr()
         assert (captured.out, captured.err) == ("", f"gitfast: {argument}: cannot write {file}: {reason}\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize("what", ["kernels", "caption"])
+@pytest.mark.parametrize("argument", ["json", "plot"])
+def test_a_pipe_or_device_is_no_file_to_write(capsys, monkeypatch, tmp_path, what, argument):
+    """A pipe waited for its reader, and a full device was known when everything had been timed."""
+    monkeypatch.setattr(devices, "CpuClock", None)
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", "/dev/full", "/dev/null"):
+        assert main(["bench", what, f"--{argument}", str(file)]) == 1
+        said = f"gitfast: {argument}: cannot write {file}: not a regular file\n"
+        assert tuple(capsys.readouterr()) == ("", said)
+
+
+def test_a_disk_that_fills_meanwhile_is_named(bench, monkeypatch, tmp_path):
+    def full(self: Path, *arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    code, _, errors = bench("--kernel", "layer_norm", "--model", "base", "--json", tmp_path / "x.json")
+    assert (code, errors) == (1, f"gitfast: json: cannot write {tmp_path / 'x.json'}: No space left on device\n")
 
 
 def test_what_is_in_a_file_stays_until_there_is_something_new(bench, tmp_path):
