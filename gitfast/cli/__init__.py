@@ -17,6 +17,7 @@ from gitfast.cli import answer, bench, caption, convert, evaluate, info, serve, 
 from gitfast.cli.console import Console
 from gitfast.cli.files import UsageError
 from gitfast.pipeline.folders.names import printable
+from gitfast.pipeline.folders.run import Interrupted
 
 _COMMANDS = (caption, answer, video, serve, evaluate, info, convert, bench)
 
@@ -42,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _fail("interrupted")
-        return 128 + signal.SIGINT
+        return 128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT)
     return code
 
 

@@ -6,9 +6,12 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
+
+from gitfast.cli import main
 
 from support.processes import ENVIRONMENT, PYTHON
 
@@ -45,6 +48,24 @@ def test_ctrl_c_ends_without_a_traceback(checkpoint_folder, many_files):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == b"gitfast: interrupted\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_a_list_of_files_is_awaited(monkeypatch, capsys, checkpoint_folder, number, code):
+    """Nobody writes to the list, and nothing has begun."""
+
+    class Silent:
+        buffer = None
+
+        def read(self, size):
+            signal.raise_signal(number)
+            raise AssertionError("not interrupted")
+
+    silent = Silent()
+    silent.buffer = silent
+    monkeypatch.setattr(sys, "stdin", silent)
+    assert main(["caption", "--model", str(checkpoint_folder), "--files-from", "-"]) == code
+    assert capsys.readouterr().err == "gitfast: interrupted\n"
 
 
 def test_a_reader_that_leaves(checkpoint_folder, many_files):

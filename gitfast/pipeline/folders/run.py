@@ -21,6 +21,14 @@ from gitfast.results import Result
 Task = Callable[[Iterable[Any]], Generator[Sequence[Result], None, None]]
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends the run at once; ``signal`` is its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = number
+
+
 class Stop:
     """A request to end after the inputs begun. Signals make it; a second one interrupts at once."""
 
@@ -49,8 +57,8 @@ class Stop:
         """Interrupt at the first signal: nothing has begun, and the awaited input may never come."""
         self._waiting = True
         try:
-            if self:
-                raise KeyboardInterrupt
+            if self.signal is not None:
+                raise Interrupted(self.signal)
             yield
         finally:
             self._waiting = False
@@ -58,7 +66,7 @@ class Stop:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         again, self.signal = bool(self), number
         if again or self._waiting:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
 
 
 @dataclass

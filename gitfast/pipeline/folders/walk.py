@@ -22,6 +22,7 @@ _MAX_NAMED = 10  # folders that cannot be read, named in a report; the others ar
 _TEMPORARY = re.compile(r"\..*gitfast-.*part\Z")  # leftovers of killed runs
 _FILES_AT_ONCE = 1024  # asked about together
 _READ_BYTES = 1 << 16
+_MAX_BLANK_NAMES = 1 << 20  # in a list of files, one after another
 _MAX_NAME_BYTES = 1 << 16  # in a line of a list of files; Linux takes paths of 4,096
 
 
@@ -301,12 +302,20 @@ def read_names(file: Readable, *, null: bool = False) -> Iterator[list[str]]:
     """Read paths from a binary file, as many together as a read gives.
 
     They are one a line, or separated by NUL bytes where there is one in the first read.
+
+    Raises:
+        ImageError: a name that is too long, or megabytes without a name, as a device of zeros has.
     """
     rest = file.read(_READ_BYTES)
     separator = b"\0" if null or b"\0" in rest else b"\n"
+    blank = 0
     while rest:
         *names, rest = rest.split(separator)
-        yield _decoded(names, separator)
+        found = _decoded(names, separator)
+        yield found
+        blank = 0 if found or rest else blank + len(names)
+        if blank > _MAX_BLANK_NAMES:
+            raise ImageError(f"list of files: more than {_MAX_BLANK_NAMES} empty names in a row")
         if len(rest) > _MAX_NAME_BYTES:
             raise ImageError(f"list of files: a name of more than {_MAX_NAME_BYTES} bytes")
         if not (more := file.read(_READ_BYTES)):

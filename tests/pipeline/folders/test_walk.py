@@ -138,3 +138,12 @@ def test_names_are_taken_as_they_come():
 def test_a_list_without_ends_is_refused():
     with pytest.raises(ImageError, match="a name of more than"):
         list(read_names(Pipe(*[b"x" * 50_000] * 3)))
+
+
+def test_a_device_of_separators_is_no_list():
+    for separator in (b"\0", b"\n"):
+        with pytest.raises(ImageError, match="more than 1048576 empty names in a row"):
+            for _ in read_names(Pipe(*[separator * 65_536] * 100)):
+                pass
+        spaced = [separator * 60_000 + b"a" + separator] * 40
+        assert [name for names in read_names(Pipe(*spaced)) for name in names] == ["a"] * 40
