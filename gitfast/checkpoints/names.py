@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
+from gitfast.errors import CheckpointError
+
 T = TypeVar("T")
 
 
@@ -14,11 +16,18 @@ def canonical_name(name: str) -> str:
 
 
 class CanonicalNames(Mapping[str, T]):
-    """Tensors by their canonical names; each is read when it is asked for."""
+    """Tensors by their canonical names; each is read when it is asked for.
+
+    Raises:
+        CheckpointError: a tensor is there in both spellings.
+    """
 
     def __init__(self, tensors: Mapping[str, T]) -> None:
         self._tensors = tensors
-        self._names = {canonical_name(name): name for name in tensors}
+        self._names: dict[str, str] = {}
+        for name in tensors:
+            if self._names.setdefault(canonical_name(name), name) != name:
+                raise CheckpointError(f"weights: hold {canonical_name(name)} twice, in both spellings")
 
     def __getitem__(self, name: str) -> T:
         return self._tensors[self._names.get(name, name)]

@@ -386,6 +386,18 @@ def test_wrong_weights_are_named(model, change, message):
         CpuEngine.from_weights(model.config, weights)
 
 
+def test_weights_in_both_spellings_are_refused():
+    model = make_model(num_image_with_embedding=2)
+    weights = weights_of(model)
+    name = "git.img_temporal_embedding.1"
+    published = {key.replace("temporal", "temperal"): x for key, x in weights.items()}
+    assert published.keys() != weights.keys()
+    CpuEngine.from_weights(model.config, published)
+    for make in (CpuEngine.from_weights, ReferenceEngine.from_weights):
+        with pytest.raises(CheckpointError, match=f"weights: hold {name} twice, in both spellings"):
+            make(model.config, {**weights, name.replace("temporal", "temperal"): weights[name] + 1})
+
+
 def test_wrong_machine_settings_are_named(model):
     with pytest.raises(ValueError, match=r"isa: .*'avx1024'"):
         make_engine(model, isa="avx1024")
