@@ -47,11 +47,21 @@ void product_in_blocks(Product<Source> p, int64_t rows, int64_t depth) {
   }
 }
 
+// Tiles of AMX read ahead by themselves.
+template <class Source>
+using Attended = Product<std::conditional_t<kTiled<Source>, Source, Followed<Source>>>;
+
+// Bytes from one to the other, in words.
+inline int64_t words_between(const void* from, const void* to) {
+  return (static_cast<const char*>(to) - static_cast<const char*>(from)) / 4;
+}
+
 template <class Source>
 void prefix_scores(const AttentionTile& t) {
   const AttentionArgs& args = t.args;
   constexpr int64_t kWordWeights = kWeightsIn<typename Source::Term> * Source::kTerms;
-  Product<Source> p = {};
+  Attended<Source> p = {};
+  p.next = words_between(args.prefix.keys, args.prefix.values);
   if constexpr (std::is_same_v<typename Source::Term, float>) {
     p.a = t.query();
     p.a_stride = args.q_stride;
@@ -134,7 +144,8 @@ template <class Source>
 void weighted_values(const AttentionTile& t, const float* totals, int64_t d, int64_t n) {
   const AttentionArgs& args = t.args;
   alignas(64) float sums[kAttentionRows * kValueColumns];
-  Product<Source> p = {};
+  Attended<Source> p = {};
+  p.next = words_between(args.prefix.values, args.next_keys ? args.next_keys : args.prefix.values);
   p.a = reinterpret_cast<const typename Source::Term*>(t.scores);
   p.a_stride = t.stride;
   p.b = static_cast<const typename Source::Word*>(args.prefix.values) + d;

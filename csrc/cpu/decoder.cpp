@@ -166,17 +166,21 @@ void TextState::attend(const Compute& compute, int64_t layer, const std::vector<
   const ModelConfig& c = config_;
   const int64_t d = c.hidden_size, heads = c.num_heads, hd = c.head_dim();
   const auto num_tiles = static_cast<int64_t>(tiles_.size()) - 1;
+  const auto head_of = [&](int64_t i) {
+    const Prefix* prefix = tokens[static_cast<size_t>(tiles_[static_cast<size_t>(i / heads)])].prefix;
+    return prefix ? prefix->layers[static_cast<size_t>(layer)].head(i % heads) : PackedHead();
+  };
   compute.parallel(num_tiles * heads, 1, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = tiles_[static_cast<size_t>(i / heads)], head = i % heads;
-      const Prefix* prefix = tokens[static_cast<size_t>(first)].prefix;
       AttentionArgs args;
       args.q = qkv_.floats() + first * 3 * d + head * hd;
       args.q_stride = 3 * d;
       args.rows = tiles_[static_cast<size_t>(i / heads) + 1] - first;
       args.head_dim = hd;
       args.scale = 1.f / std::sqrt(static_cast<float>(hd));
-      if (prefix) args.prefix = prefix->layers[static_cast<size_t>(layer)].head(head);
+      args.prefix = head_of(i);
+      if (i + 1 < end) args.next_keys = head_of(i + 1).keys;
       args.k_text = keys(layer) + head * hd;
       args.v_text = values(layer) + head * hd;
       args.text_stride = d;

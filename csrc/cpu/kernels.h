@@ -96,7 +96,8 @@ struct AttentionArgs {
   int64_t head_dim = 0;
   float scale = 0;  // > 0
   PackedHead prefix;
-  const float* k_text = nullptr;  // slot s of this head: k_text + s * text_stride, head_dim values
+  const void* next_keys = nullptr;  // what the next call reads, if known: few rows fetch it ahead
+  const float* k_text = nullptr;    // slot s of this head: k_text + s * text_stride, head_dim values
   const float* v_text = nullptr;
   int64_t text_stride = 0;
   const int32_t* const* slots = nullptr;  // per row; null when there is no text

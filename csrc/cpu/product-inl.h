@@ -33,6 +33,14 @@ constexpr int64_t kPrefetch = Source::kPrepared    ? 0
                               : Source::kTerms > 1 ? 16
                                                    : 0;
 
+// A source whose wide tiles fetch, instead of their own next words, those of the product behind: Product::next.
+template <class Source>
+struct Followed : Source {};
+template <class Source>
+constexpr bool kFollowed = false;
+template <class Source>
+constexpr bool kFollowed<Followed<Source>> = true;
+
 // C (rows, columns) [+]= A (rows, K) B (K, columns), the columns counted in vectors of 16. Words of B hold
 // Source::kTerms terms each; vector v of words w lies at b + w * step + v / 2 * pair + v % 2 * odd. K counts terms, the
 // strides of B words.
@@ -52,6 +60,7 @@ struct Product {
   int64_t c_stride;
   bool add;
   bool cached;
+  int64_t next;  // of a source that is followed: words from each of B to one that is read after all of this product
 };
 
 template <int N>
@@ -78,6 +87,7 @@ void tile(const Product<Source>& p, int64_t v) {
         __builtin_prefetch(at + ahead);
         if (V == 1) __builtin_prefetch(at + ahead + p.odd);
       }
+      if (kFollowed<Source> && V > 2 && i % kParts == 0) __builtin_prefetch(at + p.next);
       Source::load(at + i % kParts * kLanes, x[i]);
     }
 #pragma GCC unroll 12
