@@ -52,13 +52,12 @@ link="$zig cc -target $arch-linux-gnu.$glibc -shared -s -Wl,--version-script=$wo
 # pthread_exit, whose unwinding and one from an archive abort the process where they meet.
 link+=" $(archive libstdc++.a) $(archive libgcc_s.so.1) $(archive libgcc.a) -Wl,--allow-shlib-undefined -lpthread -lm"
 
-# Its own folders: a wheel for another CPU must find nothing of this one's.
-rm -rf build/cmake build/lib.* build/bdist.* "$work/wheels"
+rm -rf "$work/wheels"
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
 CXX=$compiler GITFAST_CUDA=off \
   CMAKE_ARGS="$arguments '-DCMAKE_CXX_CREATE_SHARED_MODULE=$link'" \
-  python -m build --wheel --no-isolation --outdir "$work/wheels" .
+  python -m build --no-isolation --outdir "$work/wheels" .  # through a source distribution: in a folder of its own
 [ "$tag" = "$built_as" ] || python -m wheel tags --remove --python-tag "$tag" --abi-tag "$tag" "$work"/wheels/*.whl
 python -m auditwheel show "$work"/wheels/*.whl
 platform=manylinux_${glibc/./_}_$arch

@@ -3,14 +3,29 @@
 // here every array has its exact size, outputs start as NaN, and threads meet in as many ways as they can.
 #include "tests/native_test.h"
 
-// With an argument, the kernels alone: emulators of processors do not fork with threads.
-int main(int argc, char**) {
+#include <algorithm>
+#include <string>
+
+namespace {
+
+constexpr struct {
+  const char* name;
+  void (*test)();
+} kParts[] = {
+    {"kernels", gitfast::cpu::test_all_kernels}, {"threads", gitfast::cpu::test_thread_pool},
+    {"forks", gitfast::cpu::test_forks},         {"policy", gitfast::cpu::test_policy},
+    {"engine", gitfast::cpu::test_engine},
+};
+
+}  // namespace
+
+// The parts that are named, or all.
+int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IONBF, 0);  // what was begun is seen, whatever becomes of it
-  gitfast::cpu::test_all_kernels();
-  if (argc == 1) {
-    gitfast::cpu::test_thread_pool();
-    gitfast::cpu::test_policy();
-    gitfast::cpu::test_engine();
-  }
+  const std::vector<std::string> named(argv + 1, argv + argc);
+  for (const std::string& name : named)
+    EXPECT(std::any_of(std::begin(kParts), std::end(kParts), [&](const auto& part) { return part.name == name; }));
+  for (const auto& part : kParts)
+    if (named.empty() || std::find(named.begin(), named.end(), part.name) != named.end()) part.test();
   std::printf("passed\n");
 }

@@ -30,6 +30,7 @@ inline Floats whole_numbers(int64_t n, uint32_t seed) {
 
 void test_all_kernels();  // native_test_kernels.cpp
 void test_thread_pool();  // native_test_threads.cpp
+void test_forks();        // native_test_threads.cpp
 void test_policy();       // native_test_policy.cpp
 void test_engine();       // native_test_engine.cpp
 
