@@ -2,7 +2,7 @@
 # Build a manylinux_2_28 wheel where its image cannot be had: the machine's own compiler, and zig as the linker, which
 # knows the symbols of glibc 2.28 (a later one is an error) and takes libstdc++ from its archive.
 # .ci/manylinux.sh DIST [x86_64|aarch64]
-# Of the environment: PYTHON, which builds; ROOT, the root folder of a Debian of that CPU (mmdebstrap makes one, with
+# Of the environment: PYTHON, which builds; ROOT, the root folder of a Debian of that CPU (.ci/root.sh makes one, with
 # libpython3-dev) if the wheel is for its Python: needed for another CPU.
 set -euo pipefail
 mkdir -p "$1"
