@@ -1,6 +1,6 @@
 #!/bin/bash
 # Try a wheel for 64-bit ARM under qemu: the main job with each set of kernels, and tests that start no process, below
-# tests/. .ci/aarch64.sh WHEEL [TEST...]; ROOT is the root folder that the wheel was built for (.ci/manylinux.sh).
+# tests/. .ci/aarch64.sh WHEEL [TEST...]; ROOT is the root folder that the wheel was built for (.ci/wheel.sh).
 set -euo pipefail
 wheel=$(realpath "$1")
 cd "$(dirname "$0")/.."

@@ -12,18 +12,24 @@
 #include <arm_neon.h>
 #endif
 
-// Pairs of bfloat16 are multiplied as such.
-#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+// GITFAST_BF16_PRODUCTS: pairs of bfloat16 are multiplied as such. GITFAST_INT8_PRODUCTS: weights of int8 are multiplied
+// as whole numbers, their products added in an int32: fours of int8 on ARM, pairs of int16 on x86, where no bfloat16
+// takes as many. GITFAST_PAIRED_PRODUCTS: both, two rows by two columns at once. Where a compiler takes an ARM CPU that
+// has them for granted, as for macOS, the scalar kernels do without.
+#if defined(__AVX512BF16__)
+#define GITFAST_BF16_PRODUCTS
+#elif defined(__AVX2__)
+#define GITFAST_INT8_PRODUCTS
+#elif defined(GITFAST_NEON)
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define GITFAST_BF16_PRODUCTS
 #endif
-// Weights of int8 are multiplied as whole numbers, their products added in an int32: fours of int8 on ARM, pairs of
-// int16 on x86, where no bfloat16 takes as many.
-#if defined(__ARM_FEATURE_DOTPROD) || (defined(__AVX2__) && !defined(__AVX512BF16__))
+#if defined(__ARM_FEATURE_DOTPROD)
 #define GITFAST_INT8_PRODUCTS
 #endif
-// Both, two rows by two columns at once.
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && defined(__ARM_FEATURE_MATMUL_INT8)
 #define GITFAST_PAIRED_PRODUCTS
+#endif
 #endif
 
 namespace gitfast::cpu {
@@ -68,7 +74,7 @@ inline Vec multiply_add(Bf16Pair a, Vec b, Vec sum) {
 #endif
   return _mm512_dpbf16_ps(sum, (__m512bh)factor, (__m512bh)b);
 }
-#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#elif defined(GITFAST_BF16_PRODUCTS)
 inline Vec multiply_add(Bf16Pair a, Vec b, Vec sum) {
   return vbfdotq_f32(sum, vreinterpretq_bf16_u32(vdupq_n_u32(a)), vreinterpretq_bf16_f32(b));
 }
