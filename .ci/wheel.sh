@@ -17,7 +17,9 @@ python=${PYTHON:-python3.11}
 glibc=2.28
 macos=11.0
 work=$PWD/build/wheel
-tools=$work/tools
+tag=$($python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+built_as=$tag
+tools=$work/tools-$tag
 
 if [ ! -x "$tools/bin/auditwheel" ]; then
   $python -m venv "$tools"
@@ -27,8 +29,6 @@ zig=$work/zig/ziglang/zig
 [ -x "$zig" ] || "$tools/bin/pip" install --quiet --target "$work/zig" ziglang
 export PATH=$tools/bin:$PATH
 
-tag=$($python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
-built_as=$tag
 compiler=${CXX:-g++}
 suffix=
 arguments="-DHAS_FLTO=OFF"
