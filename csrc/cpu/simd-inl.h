@@ -12,10 +12,10 @@
 #include <arm_neon.h>
 #endif
 
-// GITFAST_BF16_PRODUCTS: pairs of bfloat16 are multiplied as such. GITFAST_INT8_PRODUCTS: weights of int8 are multiplied
-// as whole numbers, their products added in an int32: fours of int8 on ARM, pairs of int16 on x86, where no bfloat16
-// takes as many. GITFAST_PAIRED_PRODUCTS: both, two rows by two columns at once. Where a compiler takes an ARM CPU that
-// has them for granted, as for macOS, the scalar kernels do without.
+// GITFAST_BF16_PRODUCTS: pairs of bfloat16 are multiplied as such. GITFAST_INT8_PRODUCTS: weights of int8 are
+// multiplied as whole numbers, their products added in an int32: fours of int8 on ARM, pairs of int16 on x86, where no
+// bfloat16 takes as many. GITFAST_PAIRED_PRODUCTS: both, two rows by two columns at once. Where a compiler takes an ARM
+// CPU that has them for granted, as for macOS, the scalar kernels do without.
 #if defined(__AVX512BF16__)
 #define GITFAST_BF16_PRODUCTS
 #elif defined(__AVX2__)
