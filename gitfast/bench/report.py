@@ -113,9 +113,8 @@ class ReportFile:
 def check_writable(argument: str, path: Path) -> None:
     """Raise GitfastError naming the argument before any work is done. An existing file keeps its content."""
     existed = path.exists()
-    if existed and not (
-        path.is_file() or path.is_dir()
-    ):  # a pipe would wait for its reader, and a device says nothing before the end
+    # A pipe would wait for its reader, and a device says nothing before the end.
+    if existed and not path.is_file() and not path.is_dir():
         raise GitfastError(f"{argument}: cannot write {path}: not a regular file")
     with naming(argument, path):
         path.open("ab").close()
