@@ -110,11 +110,11 @@ class ReportFile:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def check_writable(argument: str, path: Path) -> None:
+def check_writable(argument: str, path: Path, *, devices: bool = False) -> None:
     """Raise GitfastError naming the argument before any work is done. An existing file keeps its content."""
     existed = path.exists()
-    # A pipe would wait for its reader, and a device says nothing before the end.
-    if existed and not path.is_file() and not path.is_dir():
+    # A pipe would wait for its reader, and a device, as a full one, may say what is wrong at the end only.
+    if path.is_fifo() or (existed and not devices and not (path.is_file() or path.is_dir())):
         raise GitfastError(f"{argument}: cannot write {path}: not a regular file")
     with naming(argument, path):
         path.open("ab").close()

@@ -65,6 +65,8 @@ def read_bytes(path: str | Path, limit: int, error_type: type[GitfastError] = Ch
             data = file.read(limit + 1)
         except OSError as error:
             raise error_type(f"{path}: {error.strerror or error}") from error
+    if data is None:  # some files of /proc are regular, and have nothing yet
+        raise error_type(f"{path}: {os.strerror(errno.EAGAIN)}")
     if len(data) > limit:
         raise error_type(f"{path}: expected at most {limit} bytes")
     return data

@@ -138,10 +138,16 @@ def run_vqa(args: argparse.Namespace) -> int:
 
 
 def _check_sources(args: argparse.Namespace, file: str | None, name: str) -> None:
+    """Check what is read and written, before a model is loaded."""
+    from gitfast.bench.report import check_writable
+
     if (file is None) == (args.model is None):
         raise ValueError(f"{name}, --model: expected exactly one of them")
     if args.model and not args.images:
         raise ValueError("--images: expected the folder of the pictures that --model reads")
+    for option, path in (("--json", args.json), ("--report", args.report)):
+        if path is not None:
+            check_writable(option, Path(path), devices=True)
 
 
 def _source(args: argparse.Namespace, file: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,21 @@ def test_model_captions_are_scored_and_reported(data_set, tmp_path, capsys):
     values = json.loads(scores.read_text(encoding="utf-8"))
     assert values["scores"]["ROUGE-L"] > 0.9
     assert len(values["details"]) == 12
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_outputs_are_checked_before_anything_is_read(tmp_path, capsys, option):
+    """A pipe waited for its reader, and a folder that is not there was known when all had been scored."""
+    os.mkfifo(tmp_path / "pipe")
+    for file, why in (
+        (tmp_path / "pipe", "not a regular file"),
+        (tmp_path / "no" / "x", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+    ):
+        command = ["evaluate", "captions", str(tmp_path / "none"), "--captions", str(tmp_path / "none")]
+        assert main([*command, option, str(file)]) == 1
+        assert capsys.readouterr().err == f"gitfast: {option}: cannot write {file}: {why}\n"
 
 
 def test_model_answers_are_scored(data_set, tmp_path, capsys):
