@@ -27,6 +27,15 @@ POLL_INTERVAL_S = 0.02
 _END = object()
 
 
+def tell(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: Any) -> bool:
+    """Have a loop call something, from a thread. False: it is closed, as after a second signal."""
+    try:
+        loop.call_soon_threadsafe(call, *arguments)
+    except RuntimeError:
+        return False
+    return True
+
+
 class Job(Generic[T]):
     """One piece of work in a thread. Methods are for the event loop, except ``emit``.
 
@@ -50,8 +59,7 @@ class Job(Generic[T]):
         """Hand a part of the result to whoever reads ``pieces``; from the job's thread. False: stop, nobody does."""
         if self._result.done():
             return False
-        self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
-        return True
+        return tell(self._loop, self._pieces.put_nowait, piece)
 
     async def pieces(self) -> AsyncIterator[Any]:
         """Yield the work's parts as it emits them; then raise its error."""
@@ -131,7 +139,7 @@ class Jobs:
         self._admitted += 1
         self._jobs.add(job)
         job._future = self._pool.submit(self._run, job, work)
-        job._future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._release, job))
+        job._future.add_done_callback(lambda _: tell(loop, self._release, job))
         return job
 
     async def drain(self, seconds: float) -> None:
@@ -170,4 +178,4 @@ class Jobs:
         finally:
             with self._lock:
                 self._running -= 1
-        job._loop.call_soon_threadsafe(job._finish, value, error)
+        tell(job._loop, job._finish, value, error)

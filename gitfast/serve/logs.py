@@ -38,3 +38,8 @@ def configure() -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+
+
+def silence_libraries() -> None:
+    """Send nothing more of the libraries to stderr."""
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)

@@ -17,6 +17,7 @@ from gitfast.errors import EngineError
 from gitfast.model import Model
 from gitfast.serve import logs
 from gitfast.serve.app import Service, build_app
+from gitfast.serve.jobs import tell
 from gitfast.serve.settings import Settings
 
 _CLOSE_S = 5.0  # seconds for connections to end once their requests have
@@ -78,10 +79,11 @@ class _Process:
             self._failure = error
             self._server.should_exit = True
             return
-        with contextlib.suppress(RuntimeError):  # the loop is closed: a signal came first
-            loop.call_soon_threadsafe(self._ready, model)
+        tell(loop, self._ready, model)
 
     def _ready(self, model: Model) -> None:
+        if self._signal is not None:  # it came while the model was loaded: nobody is to be served any more
+            return
         self._service.start(model)
         host, port = self._listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -91,6 +93,7 @@ class _Process:
     def _stop(self, number: int) -> None:
         """Stop. First signal: admit nothing more, and end when the admitted requests have. Second: end now."""
         if self._signal is not None:
+            logs.silence_libraries()  # which would log the traceback of every request that is cut off
             self._server.force_exit = True
             return
         self._signal = number

@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import socket
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,7 @@ import pytest
 
 from gitfast.cli import main
 
+from support.processes import run_python
 from support.serving import (
     SQUARES,
     Server,
@@ -85,6 +87,51 @@ class TestStop:
                 assert_error(held.result(), 503, "shutting_down")
                 gate.unlink()
             assert server.join() == 0
+
+    def test_a_second_signal_ends_at_once(self, tmp_path):
+        gate = tmp_path / "closed"
+        with running(gate=gate) as server:
+            gate.touch()
+            with ThreadPoolExecutor(1) as pool, server.client() as client:
+                held = pool.submit(client.post, "/v1/chat/completions", json=chat_body(stream=True))
+                server.wait_for("gitfast_running_requests", 1)
+                server.process.send_signal(signal.SIGTERM)
+                deadline = time.monotonic() + 30
+                while not server.logs("draining"):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+                server.process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(httpx.TransportError):
+                    held.result()
+                gate.unlink()
+            assert server.join() == 0
+            assert "Traceback" not in "".join(server.stderr)
+
+    def test_a_signal_while_the_model_is_loaded(self):
+        """A request that is being sent holds the server until the model has come."""
+        code = """
+            import os, signal, socket, threading, time
+            import gitfast
+            from gitfast.serve.server import serve
+            from gitfast.serve.settings import Settings
+
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+
+            def load():
+                client = socket.create_connection(("127.0.0.1", port))
+                client.sendall(b"POST /v1/caption HTTP/1.1\\r\\nhost: a\\r\\ncontent-length: 9\\r\\n\\r\\nab")
+                time.sleep(0.5)
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+                threading.Timer(3, client.close).start()
+                return gitfast.load()
+
+            print(serve(load, Settings(), host="127.0.0.1", port=port))
+        """
+        ended = run_python(textwrap.dedent(code))
+        assert (ended.returncode, ended.stdout) == (0, "0\n")
+        assert "Traceback" not in ended.stderr
 
 
 class TestStart:
