@@ -15,8 +15,8 @@ const char* isa_name(Isa isa);
 std::vector<Isa> available_isas();
 
 // The last of those available. But Intel's CPUs multiply pairs of bfloat16 slowly in vectors (encoding takes 307 ms
-// with them on a Granite Rapids, and 247 in float32): those whose AMX cannot be used multiply
-// float32 and, for weights of int8, int16.
+// with them on a Granite Rapids, and 247 in float32): those whose AMX cannot be used multiply float32 and,
+// for weights of int8, int16.
 Isa best_isa(const std::vector<Isa>& available, bool intel);
 
 // `requested`: a name, or "" for the GITFAST_ISA environment variable, or failing that the best available.

@@ -48,7 +48,6 @@ struct Bf16Units {
   using Term = Bf16Pair;
   using Word = Bf16Pair;
   static constexpr int kTerms = 1;
-  static constexpr bool kPrepared = false;
   static void load(const Bf16Pair* words, int64_t step, Vec* x) {
     const Vec first = load_vec(words), second = load_vec(words + step);
     x[0] = vzip1q_f32(first, second);
@@ -64,7 +63,6 @@ struct Int8Units {
   using Term = Int8Quad;
   using Word = uint32_t;
   static constexpr int kTerms = 1;
-  static constexpr bool kPrepared = false;
   static void load(const uint32_t* words, int64_t step, Vec* x) {
     Vec first, second;
     Int8Quads::load(words, &first);

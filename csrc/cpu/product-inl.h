@@ -27,7 +27,7 @@ constexpr int kTileSums = 3;
 // hardware to keep up on its own, but for those that widen: they wait for arithmetic between their loads. Tiles of a
 // single vector ask for the next one's words too, which are in the other halves of the same 128 bytes.
 template <class Source, int V>
-constexpr int64_t kPrefetch = Source::kPrepared    ? 0
+constexpr int64_t kPrefetch = kPrepared<Source>    ? 0
                               : V == 1             ? 128
                               : V == 2             ? 64
                               : Source::kTerms > 1 ? 16

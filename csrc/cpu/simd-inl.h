@@ -91,6 +91,8 @@ inline Vec multiply_add(Int8Quad a, Vec b, Vec sum) {
 #elif defined(GITFAST_INT8_PRODUCTS)
 enum Int16Pair : uint32_t {};
 
+// Sums are added in assembly, whose order GCC keeps: it otherwise multiplies for all rows of a tile first, or copies
+// their sums, and its registers do not suffice.
 inline Vec multiply_add(Int16Pair a, Vec b, Vec sum) {
 #if defined(__AVX512VNNI__)
   asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(_mm512_set1_epi32(static_cast<int>(a))), "v"(b));
@@ -101,7 +103,6 @@ inline Vec multiply_add(Int16Pair a, Vec b, Vec sum) {
   return sum;
 #else
   const __m256i products = _mm256_madd_epi16(_mm256_set1_epi32(static_cast<int>(a)), (__m256i)b);
-  // In this order: GCC otherwise multiplies for all rows first, and its registers do not suffice.
   asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
   return sum;
 #endif

@@ -12,27 +12,26 @@ constexpr int64_t kWeightsIn = 1;  // weights in one term
 template <>
 constexpr int64_t kWeightsIn<Bf16Pair> = 2;
 
-// A source has: Term, what is multiplied; Word, 4 bytes of one column as stored; kTerms, the terms of one word;
-// kPrepared, whether words are always in the cache, where they were just written; and load(words, x), which makes the
-// terms of kLanes columns, x[t] being their terms t.
+// A source has: Term, what is multiplied; Word, 4 bytes of one column as stored; kTerms, the terms of one word; and
+// load(words, x), which makes the terms of kLanes columns, x[t] being their terms t.
 
-struct Floats {
-  using Term = float;
-  using Word = float;
+// A source whose words are terms.
+template <class Stored>
+struct Terms {
+  using Term = Stored;
+  using Word = Stored;
   static constexpr int kTerms = 1;
-  static constexpr bool kPrepared = false;
-  static void load(const float* words, Vec* x) { x[0] = load_vec(words); }
+  static void load(const Stored* words, Vec* x) { x[0] = load_vec(words); }
 };
+
+using Floats = Terms<float>;
+
+template <class Source>
+constexpr bool kPrepared = false;  // whether words always lie in the cache, where they were just written
 
 #if defined(GITFAST_BF16_PRODUCTS)
 
-struct Pairs {
-  using Term = Bf16Pair;
-  using Word = Bf16Pair;
-  static constexpr int kTerms = 1;
-  static constexpr bool kPrepared = false;
-  static void load(const Bf16Pair* words, Vec* x) { x[0] = load_vec(words); }
-
+struct Pairs : Terms<Bf16Pair> {
   // See Kernels::round_rows. `pairs` may begin where x does, if there is one row.
   static void round_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs) {
     for (int64_t r = 0; r < rows; ++r) round_row(x + r * x_stride, k, pairs + r * rounded_words(k), kWidth);
@@ -107,7 +106,6 @@ struct Int8AsPairs {
   using Term = Bf16Pair;
   using Word = uint32_t;
   static constexpr int kTerms = 2;
-  static constexpr bool kPrepared = false;
   static void load(const uint32_t* words, Vec* x) {
     const auto row = [](const uint8_t* bytes) { return _mm512_load_si512(bytes); };
     const __m512i w = _mm512_loadu_si512(words);
@@ -127,7 +125,6 @@ struct Int8AsPairs {
   using Term = Bf16Pair;
   using Word = uint32_t;
   static constexpr int kTerms = 2;
-  static constexpr bool kPrepared = false;
   static void load(const uint32_t* words, Vec* x) {
     const int8x16_t w = vreinterpretq_s8_u32(vld1q_u32(words));
     x[0] = widen(vmovl_s8(vget_low_s8(w)));
@@ -163,7 +160,6 @@ struct Bf16AsFloats {
   using Term = float;
   using Word = uint32_t;
   static constexpr int kTerms = 2;
-  static constexpr bool kPrepared = false;
   static void load(const uint32_t* words, Vec* x) {
     const VecBits pair = (VecBits)load_vec(words);
     x[0] = (Vec)(pair << 16);
@@ -175,7 +171,6 @@ struct Int8AsFloats {
   using Term = float;
   using Word = uint32_t;
   static constexpr int kTerms = 4;
-  static constexpr bool kPrepared = false;
   static void load(const uint32_t* words, Vec* x) {
     const VecInts word = terms_of_columns((VecHalves)load_vec(words));
     x[0] = __builtin_convertvector(word << 24 >> 24, Vec);
@@ -209,7 +204,6 @@ struct Int8Quads {
   using Term = Int8Quad;
   using Word = uint32_t;
   static constexpr int kTerms = 1;
-  static constexpr bool kPrepared = false;
   // The four terms of each column side by side; stored are, per 4 columns, two terms of each and then two.
   static void load(const uint32_t* words, Vec* x) {
     constexpr uint8x16_t kOrder = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
@@ -217,19 +211,14 @@ struct Int8Quads {
   }
 };
 #elif defined(GITFAST_INT8_PRODUCTS)
-struct Int16Pairs {
-  using Term = Int16Pair;
-  using Word = Int16Pair;
-  static constexpr int kTerms = 1;
-  static constexpr bool kPrepared = true;
-  static void load(const Int16Pair* words, Vec* x) { x[0] = load_vec(words); }
-};
+using Int16Pairs = Terms<Int16Pair>;
+template <>
+constexpr bool kPrepared<Int16Pairs> = true;
 
 struct Int8AsInt16 {
   using Term = Int16Pair;
   using Word = uint32_t;
   static constexpr int kTerms = 2;
-  static constexpr bool kPrepared = false;
   // A byte twice, shifted right as an int16, is its int16.
   static void load(const uint32_t* words, Vec* x) {
 #if defined(__AVX512F__)

@@ -86,7 +86,7 @@ def served(tmp_path: Path) -> Iterator[Hub]:
 
 
 def load(hub: Hub, cache: Path) -> str:
-    """What a process says that loads "a/b"; it has a minute, and to end."""
+    """Load "a/b" in a process, which has a minute to end; return what it prints."""
     code = """
         import sys, gitfast
         from gitfast.checkpoints import fetching

@@ -51,7 +51,7 @@ def whole_numbers(x: np.ndarray, bits: int) -> np.ndarray:
 
 
 def multiplied(x: np.ndarray, isa: str, dtype: str) -> np.ndarray:
-    """What ``linear`` makes of x, in float64."""
+    """Round x as ``linear`` does; return float64."""
     if dtype == "int8" and isa in ("avx2", "avx512", "avx512_vnni"):
         return whole_numbers(x, bits=15)
     if dtype == "int8" and isa in ("neon_dot", "neon_bf16"):
