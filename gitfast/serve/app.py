@@ -18,7 +18,7 @@ from gitfast import __version__
 from gitfast.model import Model
 from gitfast.serve import metrics as prometheus
 from gitfast.serve import openapi, tracing
-from gitfast.serve.body import check_files, check_json, decode_data_uri, read_inputs
+from gitfast.serve.body import BodyReader, check_files, check_json, decode_data_uri, read_inputs
 from gitfast.serve.chat import Chat, Replies, options_of, parts_of
 from gitfast.serve.errors import ApiError, busy, of_validation
 from gitfast.serve.fetch import Fetcher
@@ -41,6 +41,7 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
+        self.bodies = BodyReader(self.settings)
         self.jobs = Jobs(self.settings, self.metrics)
         self.fetcher = Fetcher(
             hosts=self.settings.url_hosts, max_bytes=self.settings.max_body_bytes, timeout=self.settings.url_timeout
@@ -49,6 +50,11 @@ class Service:
     def start(self, model: Model) -> None:
         self.model = model
         self.metrics.watch_model(model)
+
+    async def drain(self, seconds: float) -> None:
+        """Admit nothing more, bodies that are still arriving included; give what was admitted ``seconds`` to end."""
+        self.bodies.stop()
+        await self.jobs.drain(seconds)
 
     @property
     def name(self) -> str:
@@ -101,7 +107,14 @@ def build_app(service: Service) -> FastAPI:
         _add_task(app, service, task)
     app.openapi = lambda: openapi.schema_of(app)  # type: ignore[method-assign]
     paths = {"/openapi.json", *(route.path for route in app.routes if hasattr(route, "path"))}
-    app.add_middleware(Gate, settings=service.settings, jobs=service.jobs, metrics=service.metrics, paths=paths)
+    app.add_middleware(
+        Gate,
+        settings=service.settings,
+        bodies=service.bodies,
+        jobs=service.jobs,
+        metrics=service.metrics,
+        paths=paths,
+    )
     return app
 
 

@@ -17,7 +17,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
-from gitfast.serve.errors import ApiError, busy, invalid, of_validation
+from gitfast.serve.errors import ApiError, busy, invalid, of_validation, shutting_down
 from gitfast.serve.settings import Settings
 
 FILE_FIELDS = ("image", "clip")
@@ -40,6 +40,15 @@ class BodyReader:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._held = 0
+        self._arriving: set[asyncio.Timeout] = set()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End the requests whose body has not arrived: none of them would be admitted any more."""
+        self._stopped = True
+        for arriving in self._arriving:
+            if not arriving.expired():
+                arriving.reschedule(0)
 
     def release(self, size: int) -> None:
         self._held -= size
@@ -48,7 +57,8 @@ class BodyReader:
         """Read the whole body. Its bytes count as held until ``release``.
 
         Raises:
-            ApiError: 413 for too large a body, 408 for too slow a one, 503 where too much is held already.
+            ApiError: 413 for too large a body, 408 for too slow a one, 503 where too much is held already or the server
+                ends meanwhile.
             ClientLeft: the body was cut.
         """
         limit = self._settings.max_body_bytes
@@ -56,8 +66,10 @@ class BodyReader:
         if declared.isdigit() and int(declared) > limit:
             raise _too_large(limit)
         body = bytearray()
+        arriving = asyncio.timeout(self._settings.body_timeout)
         try:
-            async with asyncio.timeout(self._settings.body_timeout):
+            async with arriving:
+                self._arriving.add(arriving)
                 more = True
                 while more:
                     message = await receive()
@@ -72,11 +84,15 @@ class BodyReader:
                         raise busy("the server holds too many requests; try again", "out_of_memory")
         except TimeoutError:
             self._held -= len(body)
+            if self._stopped:
+                raise shutting_down() from None
             slow = f"the body did not arrive within {self._settings.body_timeout:g} s"
             raise ApiError(408, slow, code="body_timeout", headers={"Connection": "close"}) from None
         except BaseException:
             self._held -= len(body)
             raise
+        finally:
+            self._arriving.discard(arriving)
         return bytes(body)
 
 

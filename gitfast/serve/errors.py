@@ -61,6 +61,13 @@ def busy(message: str, code: str) -> ApiError:
     return ApiError(503, message, code=code, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
+def shutting_down() -> ApiError:
+    """Make the error of a server that ends; its connections do, too."""
+    error = busy("the server is shutting down", "shutting_down")
+    error.headers["Connection"] = "close"
+    return error
+
+
 def timed_out(seconds: float) -> ApiError:
     return ApiError(504, f"the request took longer than {seconds:g} s", code="deadline_exceeded")
 

@@ -43,12 +43,18 @@ class Gate:
     """ASGI middleware around the routes."""
 
     def __init__(
-        self, app: ASGIApp, *, settings: Settings, jobs: Jobs, metrics: Metrics, paths: Collection[str]
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        bodies: BodyReader,
+        jobs: Jobs,
+        metrics: Metrics,
+        paths: Collection[str],
     ) -> None:
         self._app = app
-        self._settings, self._jobs, self._metrics = settings, jobs, metrics
+        self._settings, self._bodies, self._jobs, self._metrics = settings, bodies, jobs, metrics
         self._paths = paths
-        self._bodies = BodyReader(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

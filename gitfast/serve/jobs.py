@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from gitfast.errors import CancelledError, DeadlineError
-from gitfast.serve.errors import busy, timed_out
+from gitfast.serve.errors import busy, shutting_down, timed_out
 from gitfast.serve.metrics import Metrics
 from gitfast.serve.settings import Settings
 from gitfast.types import CancelToken
@@ -123,7 +123,7 @@ class Jobs:
             ApiError: 503; the server is full, or ends.
         """
         if self.draining:
-            raise busy("the server is shutting down", "shutting_down")
+            raise shutting_down()
         if self._admitted >= self.settings.max_running + self.settings.max_queue:
             raise busy("the server is busy: its queue is full; try again", "queue_full")
 
@@ -149,7 +149,7 @@ class Jobs:
         while self._admitted and time.monotonic() < deadline:
             await asyncio.sleep(POLL_INTERVAL_S)
         for job in list(self._jobs):
-            job.fail(busy("the server is shutting down", "shutting_down"))
+            job.fail(shutting_down())
 
     async def close(self) -> None:
         """End all jobs and wait for their threads."""

@@ -98,7 +98,7 @@ class _Process:
             return
         self._signal = number
         logs.log("draining", signal=signal.Signals(number).name, seconds=self._settings.drain)
-        task = asyncio.get_running_loop().create_task(self._service.jobs.drain(self._settings.drain))
+        task = asyncio.get_running_loop().create_task(self._service.drain(self._settings.drain))
         self._tasks.add(task)
         self._server.should_exit = True
 

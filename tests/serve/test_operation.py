@@ -9,6 +9,7 @@ import socket
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -75,6 +76,35 @@ class TestStop:
             assert server.join() == 0
             assert "Traceback" not in "".join(server.stderr)
 
+    @pytest.mark.parametrize(
+        ("framing", "some"), [("Content-Length: 1000", "some"), ("Transfer-Encoding: chunked", "4\r\nsome\r\n")]
+    )
+    def test_a_body_that_has_not_arrived_is_not_waited_for(self, tmp_path, framing, some):
+        """It would not be admitted; a request that was is answered all the same."""
+        gate = tmp_path / "closed"
+        half = f"POST /v1/caption HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{some}"
+        limits = ["--body-timeout", 1000, "--drain-seconds", 1000]
+        with running(limits, gate=gate) as server, contextlib.ExitStack() as connections:
+            gate.touch()
+            with ThreadPoolExecutor(1) as pool, server.client() as client:
+                whole = pool.submit(caption, client)
+                server.wait_for("gitfast_running_requests", 1)
+                address = (urlsplit(server.url).hostname, urlsplit(server.url).port)
+                halves = [connections.enter_context(socket.create_connection(address, 60)) for _ in range(3)]
+                for connection in halves:
+                    connection.sendall(half.encode())
+                with server.client() as other:
+                    assert other.get("/healthz").status_code == 200  # the halves before it are being read
+                server.process.send_signal(signal.SIGTERM)
+                for connection in halves:
+                    assert connection.recv(4096).startswith(b"HTTP/1.1 503")
+                gate.unlink()
+                assert whole.result().json()["results"][0]["text"] == "five red squares"
+            assert server.join() == 0
+            codes = [entry["code"] for entry in server.logs("request") if entry["status"] == 503]
+            assert codes == ["shutting_down"] * 3
+            assert "Traceback" not in "".join(server.stderr)
+
     def test_the_drain_ends(self, tmp_path):
         """Requests that outlast it get 503, and the process still exits 0."""
         gate = tmp_path / "closed"
@@ -108,24 +138,31 @@ class TestStop:
             assert "Traceback" not in "".join(server.stderr)
 
     def test_a_signal_while_the_model_is_loaded(self):
-        """A request that is being sent holds the server until the model has come."""
+        """The model comes between the signal and the end."""
         code = """
-            import os, signal, socket, threading, time
+            import os, signal, socket, threading
             import gitfast
+            from gitfast.serve import logs
             from gitfast.serve.server import serve
             from gitfast.serve.settings import Settings
 
             with socket.create_server(("127.0.0.1", 0)) as free:
                 port = free.getsockname()[1]
 
+            draining, log = threading.Event(), logs.log
+
+            def note(event, **facts):
+                if event == "draining":
+                    draining.set()
+                log(event, **facts)
+
+            logs.log = note
+
             def load():
-                client = socket.create_connection(("127.0.0.1", port))
-                client.sendall(b"POST /v1/caption HTTP/1.1\\r\\nhost: a\\r\\ncontent-length: 9\\r\\n\\r\\nab")
-                time.sleep(0.5)
+                model = gitfast.load()
                 os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(1)
-                threading.Timer(3, client.close).start()
-                return gitfast.load()
+                draining.wait()
+                return model
 
             print(serve(load, Settings(), host="127.0.0.1", port=port))
         """
