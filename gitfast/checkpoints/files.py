@@ -7,13 +7,19 @@ text that Git LFS leaves in place of a file.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from gitfast.errors import CheckpointError, ConfigError, GitfastError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+T = TypeVar("T")
 
 _MAX_JSON_BYTES = 1 << 20
 _MAX_DIGITS = 40  # model_max_length, 10 ** 30 in published files, is the longest number there is
@@ -25,6 +31,27 @@ class FormatError(Exception):
     """A fault in a file's content, without the file's name: a reader adds that."""
 
 
+class NonBlockingFile(io.FileIO):
+    """A file opened by O_NONBLOCK: what would wait is an error. Some of /proc are regular, and have nothing yet."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self._done(super().read(size))
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        return self._done(super().readinto(buffer))
+
+    def readall(self) -> bytes:
+        return self._done(super().readall())
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        return self._done(super().write(data))
+
+    def _done(self, result: T | None) -> T:
+        if result is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return result
+
+
 def open_regular(path: str | os.PathLike[str], error_type: type[GitfastError] = CheckpointError) -> BinaryIO:
     """Open a regular file for reading in binary.
 
@@ -33,7 +60,7 @@ def open_regular(path: str | os.PathLike[str], error_type: type[GitfastError] = 
             pointer; the message names it.
     """
     try:
-        # O_NONBLOCK: opening a pipe without it waits for a writer. Regular files ignore it.
+        # O_NONBLOCK: opening a pipe without it waits for a writer. Regular files on a disk ignore it.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise error_type(f"{path}: {getattr(error, 'strerror', None) or error}") from error
@@ -43,7 +70,7 @@ def open_regular(path: str | os.PathLike[str], error_type: type[GitfastError] = 
         if not stat.S_ISREG(mode):
             kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
             raise error_type(f"{path}: expected a regular file, got {kind}")
-        file = os.fdopen(descriptor, "rb")
+        file = io.BufferedReader(NonBlockingFile(descriptor))
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise error_type(f"{path}: a Git LFS pointer, not the file itself; fetch that with 'git lfs pull'")
         file.seek(0)
@@ -65,8 +92,6 @@ def read_bytes(path: str | Path, limit: int, error_type: type[GitfastError] = Ch
             data = file.read(limit + 1)
         except OSError as error:
             raise error_type(f"{path}: {error.strerror or error}") from error
-    if data is None:  # some files of /proc are regular, and have nothing yet
-        raise error_type(f"{path}: {os.strerror(errno.EAGAIN)}")
     if len(data) > limit:
         raise error_type(f"{path}: expected at most {limit} bytes")
     return data

@@ -227,8 +227,11 @@ class _InterruptibleReads:
         self._stop = stop
 
     def read(self, size: int) -> bytes:
-        with self._stop.waiting():
-            return self._read(size)
+        try:
+            with self._stop.waiting():
+                return self._read(size)
+        except OSError as error:
+            raise ArgumentError(f"--files-from: {error.strerror}") from None
 
 
 def _open_errors(args: argparse.Namespace) -> LineFile | None:

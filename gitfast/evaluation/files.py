@@ -8,12 +8,14 @@ compared as text, so that 42 in one file is "42" in another.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gitfast.checkpoints.files import read_bytes
 from gitfast.errors import EvaluationError
 
 _ID_FIELDS = ("image_id", "id", "file_name", "image")
@@ -150,18 +152,13 @@ def read_answers(path: str | Path) -> dict[str, str]:
 def _read(path: Path) -> dict[str, Any] | list[dict[str, Any]]:
     """Read a JSON document, or the rows of JSON lines or CSV, by the file's suffix."""
     try:
-        if not path.is_file():
-            raise EvaluationError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
-        if (size := path.stat().st_size) > _MAX_BYTES:
-            raise EvaluationError(f"{path}: {size} bytes; at most {_MAX_BYTES} are read")
+        text = read_bytes(path, _MAX_BYTES, EvaluationError).decode("utf-8-sig")
         if path.suffix.lower() == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                return list(csv.DictReader(file))
-        text = path.read_text(encoding="utf-8-sig")
+            return list(csv.DictReader(io.StringIO(text, newline="")))
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path}: expected UTF-8: {error.reason} at byte {error.start}") from error
-    except (OSError, csv.Error) as error:
-        raise EvaluationError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    except csv.Error as error:
+        raise EvaluationError(f"{path}: {error}") from error
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         return list(_json_lines(text, path))
     document = _json(text, str(path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 
@@ -210,15 +209,3 @@ def test_read_json_refuses(tmp_path, content, message):
 def test_read_json_of_what_is_no_file(tmp_path, name):
     with pytest.raises(GitfastError, match=r"json|directory"):
         read_json(tmp_path / name)
-
-
-def test_a_file_that_has_nothing_yet_is_named(monkeypatch, tmp_path):
-    """Some files of /proc are regular ones, and wait where others end: opened not to wait, they give None."""
-
-    class Waiting(io.BytesIO):
-        def read(self, size=-1):
-            return None
-
-    monkeypatch.setattr("gitfast.checkpoints.files.open_regular", lambda path, error_type: Waiting())
-    with pytest.raises(ConfigError, match=r"config\.json: Resource temporarily unavailable"):
-        read_json(tmp_path / "config.json")

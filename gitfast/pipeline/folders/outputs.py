@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import io
 import os
 import stat
 import sys
@@ -20,7 +21,7 @@ from typing import IO, Literal, Protocol, TextIO
 
 import numpy as np
 
-from gitfast.checkpoints.files import open_regular
+from gitfast.checkpoints.files import NonBlockingFile, open_regular
 from gitfast.errors import GitfastError
 from gitfast.pipeline.folders.keys import KeySet
 from gitfast.pipeline.folders.names import printable
@@ -226,8 +227,7 @@ class _OldLines:
     def __init__(self, path: str, records: Records) -> None:
         self._path, self._records = path, records
         keys, offsets = array("q"), array("q")
-        with _naming(path):
-            self._file = open(path, "rb")  # noqa: SIM115, for as long as the output
+        self._file = open_regular(path, OutputError)  # for as long as the output
         for offset, lines in _lines(self._file, path, records):
             keys.extend(_keys(records, lines, offset, path))
             for line in lines:
@@ -343,7 +343,7 @@ class Journal:
         self._digests: dict[int, bytes] = {}
         with _naming(path):
             check_regular(path)  # a pipe would be waited for
-            self._file = os.fdopen(os.open(path, OPEN_TO_CONTINUE, 0o666), "r+b")
+            self._file = io.BufferedRandom(_open_to_continue(path))
             size = 0
             for line in self._file:
                 digest, _, target = line.partition(b" ")
@@ -389,15 +389,20 @@ def check_regular(path: str) -> None:
         raise OutputError(f"{path}: not a regular file")
 
 
-def _open_to_continue(path: str) -> IO[bytes]:
+def _open_to_continue(path: str) -> io.FileIO:
     """Open a file for reading and writing, or a device; a pipe for writing, and only while somebody reads it.
 
     Raises:
         OutputError: it cannot be opened, or is a pipe that nobody reads: writing to it would wait without end.
     """
     with _naming(path):
-        if sys.platform == "win32" or not os.path.exists(path) or not stat.S_ISFIFO(os.stat(path).st_mode):
+        if sys.platform == "win32":
             return os.fdopen(os.open(path, OPEN_TO_CONTINUE, 0o666), "r+b", 0)
+        if not os.path.exists(path) or not stat.S_ISFIFO(os.stat(path).st_mode):
+            file = NonBlockingFile(os.open(path, OPEN_TO_CONTINUE | os.O_NONBLOCK, 0o666), "r+b")
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device is only written to
+                os.set_blocking(file.fileno(), True)
+            return file
         try:
             pipe = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from gitfast.checkpoints.files import open_regular
 from gitfast.errors import GitfastError
 from gitfast.pipeline.folders.outputs import Existing, LineFile, OutputError, Questions, check_regular
 from gitfast.pipeline.folders.records import JsonRecords
@@ -69,7 +70,11 @@ class ParquetFile:
         pa, pq = _import_pyarrow(self.path)
         temporary = f"{self._lines_path}.new"
         try:
-            with pq.ParquetFile(self.path) as file, open(temporary, "wb") as lines:
+            with (
+                open_regular(self.path, OutputError) as results,
+                pq.ParquetFile(results) as file,
+                open(temporary, "wb") as lines,
+            ):
                 for batch in file.iter_batches(batch_size=_ROWS_PER_GROUP):
                     for row in batch.to_pylist():
                         if not isinstance(row.get("file_name"), str):

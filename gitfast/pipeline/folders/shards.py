@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, cast
 
+from gitfast.checkpoints.files import open_regular
 from gitfast.errors import GitfastError, ImageError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -46,7 +47,7 @@ def read_shard(
 def _read_tar(path: str, suffixes: tuple[str, ...], wanted: Callable[[str], bool]) -> Iterator[Member]:
     last = "its beginning"
     try:
-        with _open_tar(path) as file:
+        with open_regular(path, ImageError) as packed, _unpacked(packed, path) as file:
             headers = _TarHeaders(file)
             tar = tarfile.open(fileobj=cast(Any, headers), mode="r:")  # noqa: SIM115, the file is closed
             while (member := tar.next()) is not None:
@@ -68,20 +69,21 @@ def _read_tar(path: str, suffixes: tuple[str, ...], wanted: Callable[[str], bool
                 last = name
             if headers.last.strip(b"\0"):  # a block of zeros ends an archive; tarfile takes anything else, too
                 raise tarfile.ReadError("damaged header")
+    except ImageError as error:
+        yield "", error
     except (OSError, EOFError, ValueError, OverflowError, zlib.error, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or "not a tar file, or damaged"
         yield "", ImageError(f"{path}: {reason} (after {last})")
 
 
-def _open_tar(path: str) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.lower().endswith("gz") else open(path, "rb")
+def _unpacked(file: IO[bytes], path: str) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(file)) if path.lower().endswith("gz") else file
 
 
 class _TarHeaders:
     """A tar file as tarfile may read it: headers only, whose extensions state their own length."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.name = file.name
         self.seek, self.tell = file.seek, file.tell
         self._read = file.read
         self.last = b""  # block
@@ -102,7 +104,10 @@ def _read_parquet(path: str, wanted: Callable[[str], bool], image_column: str | 
         return
     row = 0
     try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        with (
+            open_regular(path, ImageError) as opened,
+            pq.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20) as file,
+        ):
             column = _image_column(path, file.schema_arrow, image_column)
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column]):
                 for value in batch.column(0):

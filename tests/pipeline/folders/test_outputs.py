@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
 from pathlib import Path
 
 import pytest
 
+from gitfast.checkpoints.files import NonBlockingFile
 from gitfast.pipeline.folders.outputs import ItemOutputError, LineFile, OutputError, SidecarFiles
 from gitfast.pipeline.folders.parquet import ParquetFile
 from gitfast.pipeline.folders.records import JsonRecords
@@ -64,6 +67,42 @@ def test_a_slow_reader_is_waited_for(pipe: str) -> None:
     thread.join(60)
     os.close(reader)
     assert read.count(b"\n") == count
+
+
+@pytest.fixture
+def waiting(pipe: str, monkeypatch):
+    """A name of what is a regular file by its mode, and waits where others end, as /proc/kmsg."""
+    writer = os.open(pipe, os.O_RDWR)
+    monkeypatch.setattr(stat, "S_ISREG", lambda mode: True)
+    monkeypatch.setattr(stat, "S_ISFIFO", lambda mode: False)
+    monkeypatch.setattr(NonBlockingFile, "seekable", lambda _: True)
+    monkeypatch.setattr(NonBlockingFile, "seek", lambda *_: 0)
+    yield pipe
+    os.close(writer)
+
+
+@pytest.mark.parametrize("existing", ["skip", "overwrite", "append"])
+def test_results_that_wait(waiting: str, existing) -> None:
+    if existing == "overwrite":  # it is written beside what is there
+        os.rename(waiting, f"{waiting}.overwrite-part")
+    with pytest.raises(OutputError, match=rf"a\.txt.*: {os.strerror(errno.EAGAIN)}"):
+        LineFile(waiting, JsonRecords(), existing=existing)
+
+
+def test_a_journal_that_waits(waiting: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=rf"a\.txt: {os.strerror(errno.EAGAIN)}"):
+        SidecarFiles(".txt", root=str(tmp_path), existing="append", journal=waiting)
+
+
+def test_what_would_wait_is_an_error(pipe: str) -> None:
+    with NonBlockingFile(os.open(pipe, os.O_RDWR | os.O_NONBLOCK), "r+b") as file:
+        for read in (file.readall, lambda: file.read(1), lambda: file.readinto(bytearray(1))):
+            with pytest.raises(BlockingIOError):
+                read()
+        assert 0 < file.write(bytes(1 << 24)) < 1 << 24  # as much as a pipe holds
+        with pytest.raises(BlockingIOError):
+            file.write(b"a")
+        assert file.read(1) == b"\0"
 
 
 def test_texts_are_not_joined_with_a_pipe(pipe: str, tmp_path: Path) -> None:
