@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 
 from gitfast.checkpoints.files import open_regular
 from gitfast.errors import GitfastError, ImageError
+from gitfast.pipeline.folders.parquet_pages import PageError, ParquetPages
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 SHARD_SUFFIXES = (*TAR_SUFFIXES, ".parquet")
@@ -22,7 +23,7 @@ Member = tuple[str, bytes | GitfastError]
 
 _MAX_MEMBER_BYTES = 500_000_000  # as of a video file; images have a limit of their own
 _MAX_HEADER_BYTES = 1 << 20  # in the extended headers of one member, which tarfile reads at once
-_ROWS_AT_ONCE = 16  # from a parquet file: encoded images in memory
+_ROWS_AT_ONCE = 2  # from a parquet file: images in memory, which may all be one image of its dictionary
 
 
 def read_shard(
@@ -108,17 +109,22 @@ def _read_parquet(path: str, wanted: Callable[[str], bool], image_column: str | 
             open_regular(path, ImageError) as opened,
             pq.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20) as file,
         ):
+            pages = ParquetPages(opened)
             column = _image_column(path, file.schema_arrow, image_column)
-            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column]):
-                for value in batch.column(0):
-                    name = str(row)
-                    row += 1
-                    if wanted(name):
-                        yield name, _image_of(f"{path}/{name}", value.as_py())
+            for group in range(file.num_row_groups):
+                pages.check(group)
+                for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+                    for value in batch.column(0):
+                        name = str(row)
+                        row += 1
+                        if wanted(name):
+                            yield name, _image_of(f"{path}/{name}", value.as_py())
     except ImageError as error:
         yield "", error
     except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or "not a parquet file, or damaged"
+        if isinstance(error, PageError):
+            reason = str(error)
         yield "", ImageError(f"{path}: {reason} (after row {row})")
 
 

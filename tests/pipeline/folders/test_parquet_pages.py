@@ -1,0 +1,134 @@
+"""What the headers of a parquet file's pages state is checked before memory is taken for it."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from gitfast.errors import ImageError
+from gitfast.pipeline.folders import parquet_pages
+from gitfast.pipeline.folders.parquet_pages import PageError, ParquetPages
+from gitfast.pipeline.folders.shards import read_shard
+
+from support.bounded import outcome
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+MEMORY_BYTES = 256 << 20
+
+
+def parquet_of(images: list[bytes], **options) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"n": list(range(len(images))), "image": images}), buffer, **options)
+    return buffer.getvalue()
+
+
+def read(path: Path, data: bytes) -> list[tuple[str, object]]:
+    path.write_bytes(data)
+    return [
+        (name, value if isinstance(value, ImageError) else len(value))
+        for name, value in read_shard(str(path), (), lambda _: True)
+    ]
+
+
+def varint(value: int) -> bytes:
+    value = (value << 1 ^ value >> 31) & 0xFFFFFFFF  # zigzag
+    groups = [value >> shift & 127 for shift in range(0, 35, 7)]
+    return bytes(group | 128 for group in groups[:-1]) + bytes(groups[-1:])
+
+
+def with_page_sizes(data: bytes, becomes: int, stored: int) -> bytes:
+    """Change what the first page says of itself: type, size of what it becomes, size in the file."""
+    assert data[:6] == b"PAR1\x15\x04", "the first page is no dictionary"
+    end = 6
+    for _ in range(2):
+        assert data[end] == 0x15
+        end = next(i for i in range(end + 1, len(data)) if data[i] < 128) + 1
+    return data[:6] + b"\x15" + varint(becomes) + b"\x15" + varint(stored) + data[end:]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "none"},
+        {"compression": "zstd", "data_page_version": "2.0", "write_page_checksum": True, "write_page_index": True},
+        {"compression": "gzip", "version": "1.0", "row_group_size": 3},
+        {"compression": "lz4", "use_dictionary": False, "data_page_size": 100},
+        {"use_dictionary": ["n"], "row_group_size": 1, "write_statistics": False},
+    ],
+)
+def test_files_as_they_are_written(tmp_path, options) -> None:
+    images = [os.urandom(i % 7 * 1000) for i in range(50)]
+    assert read(tmp_path / "a.parquet", parquet_of(images, **options)) == [
+        (str(i), len(image)) for i, image in enumerate(images)
+    ]
+
+
+@pytest.mark.parametrize(("becomes", "stored"), [(40, 1_765_341_912), (2**31 - 1, 40), (40, -1), (-1, 40)])
+def test_a_page_larger_than_the_file_or_than_is_read(tmp_path, becomes, stored) -> None:
+    data = with_page_sizes(parquet_of([b"123"] * 20), becomes, stored)
+    (name, error), *others = outcome(read, tmp_path / "a.parquet", data, memory_bytes=MEMORY_BYTES)
+    assert (name, others) == ("", [])
+    assert f"a page {'that becomes' if stored == 40 else 'of'} {becomes if stored == 40 else stored} " in str(error)
+
+
+def test_a_page_that_becomes_much_more_than_it_takes(tmp_path, monkeypatch) -> None:
+    data = parquet_of([bytes(3 << 20)], compression="zstd", use_dictionary=False)
+    assert read(tmp_path / "a.parquet", data) == [("0", 3 << 20)]
+    monkeypatch.setattr(parquet_pages, "_MAX_PAGE_BYTES", 1 << 20)
+    ((_, error),) = read(tmp_path / "a.parquet", data)
+    assert "becomes 31457" in str(error)
+    pixels = parquet_of([os.urandom(3 << 20)], compression="zstd", use_dictionary=False)
+    assert read(tmp_path / "a.parquet", pixels) == [("0", 3 << 20)]  # as large as it is in the file
+
+
+def test_rows_before_a_damaged_group_are_read(tmp_path) -> None:
+    data = bytearray(parquet_of([b"123"] * 20, row_group_size=10, compression="none", use_dictionary=False))
+    begin = data.index(b"\x03\0\0\x00123", len(data) // 3)
+    page = data.rindex(b"\x15\0\x15", 0, begin)
+    data[page : page + 3] = b"\xff\xff\xff"
+    *rows, (_, error) = read(tmp_path / "a.parquet", bytes(data))
+    assert rows == [(str(i), 3) for i in range(10)]
+    assert "after row 10" in str(error)
+
+
+def test_one_image_in_many_rows_is_not_in_memory_as_often(tmp_path) -> None:
+    data = parquet_of([bytes(40 << 20)] * 30)
+    assert len(data) < 4 << 20
+    rows = outcome(read, tmp_path / "a.parquet", data, memory_bytes=600 << 20)
+    assert rows == [(str(i), 40 << 20) for i in range(30)]
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1\xff\xff\xff\xffPAR1", b"PAR1" + bytes(8) + b"PAR1", b"x" * 99])
+def test_what_is_no_parquet_file(tmp_path, data) -> None:
+    ((_, error),) = read(tmp_path / "a.parquet", data)
+    assert "a.parquet: not a parquet file, or damaged" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("footer", "problem"),
+    [
+        (b"\x1c" * 2000, "structs within structs"),
+        (b"\x49\xfc" + b"\xff" * 8 + b"\x01", "damaged metadata"),  # a list of 2^63 structs
+        (b"\x15" + b"\xff" * 11, "more than 64 bits"),
+        (b"\x1b\x00", "of no kind"),
+        (b"\x16\x02\x05\x02\x02", "comes twice"),
+        (b"\x18\x7f", "damaged metadata"),  # 127 bytes that are not there
+    ],
+)
+def test_damaged_metadata(tmp_path, footer, problem) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    with open(path, "rb") as data, pytest.raises(PageError, match=problem):
+        ParquetPages(data)
+
+
+def test_metadata_larger_than_is_read(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(parquet_pages, "_MAX_FOOTER_BYTES", 100)
+    ((_, error),) = read(tmp_path / "a.parquet", parquet_of([b"123"]))
+    assert "at most 100 are read" in str(error)
