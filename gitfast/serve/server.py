@@ -87,7 +87,8 @@ class _Process:
         self._service.start(model)
         host, port = self._listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        print(f"gitfast: {self._service.name} on {url}", flush=True)
+        with contextlib.suppress(OSError):  # nobody need read it: the log says so, too
+            print(f"gitfast: {self._service.name} on {url}", flush=True)
         logs.log("ready", model=self._service.name, url=url, engine=model.engine.name)
 
     def _stop(self, number: int) -> None:

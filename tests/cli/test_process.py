@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 from gitfast.cli import main
 
 from support.processes import ENVIRONMENT, PYTHON
+from support.tiers import slow
 
 COMMAND = [*PYTHON, "-m", "gitfast"]
 
@@ -115,16 +117,75 @@ def test_file_names_that_are_no_text(checkpoint_folder, image_files, tmp_path):
     assert b"\\udcff.png.missing" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def taken_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield str(taken.getsockname()[1])
+
+
+CLOSED, LEFT, FULL = "closed", "left by its reader", "full"
+REASONS = {CLOSED: b"Bad file descriptor", FULL: b"No space left on device"}
+STREAMS = [  # stdout, stderr; None: read
+    (CLOSED, None),
+    (None, CLOSED),
+    (CLOSED, CLOSED),
+    (FULL, None),
+    (None, FULL),
+    (FULL, FULL),
+    (LEFT, None),
+]
+COMMANDS = [
+    "--help",
+    slow("--version"),
+    *(slow(f"{command} --help") for command in ("caption", "answer", "video", "serve", "info", "convert", "bench")),
+    slow("evaluate --help"),
+    "evaluate captions --help",
+    slow("evaluate vqa --help"),
+    "info",
+    slow("info --json"),
+    "serve --port taken",
+    slow("serve --port none"),
+    slow("none"),
+]
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["caption", "--help"]], ids=" ".join)
-def test_help_that_cannot_be_written_is_an_error(arguments):
-    with open("/dev/full", "wb") as full:
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("stdout", "stderr"), STREAMS)
+def test_standard_streams_that_take_nothing(command, stdout, stderr, taken_port):
+    """What cannot be said is an error, by the exit code alone where there is no other way."""
+    arguments = [taken_port if argument == "taken" else argument for argument in command.split()]
+    reader, left = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") as full, open(left, "wb"):
+        to = {None: subprocess.PIPE, CLOSED: subprocess.DEVNULL, LEFT: left, FULL: full}
+
+        def close() -> None:
+            for descriptor, stream in ((1, stdout), (2, stderr)):
+                if stream == CLOSED:
+                    os.close(descriptor)
+
         done = subprocess.run(
-            [*PYTHON, "-m", "gitfast", *arguments],
+            [*COMMAND, *arguments],
             env=ENVIRONMENT,
-            stdout=full,
-            stderr=subprocess.PIPE,
+            stdout=to[stdout],
+            stderr=to[stderr],
+            preexec_fn=close,
             timeout=60,
             check=False,
         )
-    assert (done.returncode, done.stderr) == (1, b"gitfast: standard output: No space left on device\n")
+    wrong_usage = command in ("none", "serve --port none")
+    said = done.stderr or b""
+    if wrong_usage:
+        assert done.returncode == 2
+        assert b"error: argument" in said or stderr is not None
+    elif "taken" in command:
+        assert done.returncode == 1
+        assert b"Address already in use" in said or stderr is not None
+    else:
+        assert done.returncode == (0 if stdout is None else 1)
+        assert bool(done.stdout) == (stdout is None)
+        expected = b"" if stdout not in REASONS else b"gitfast: standard output: " + REASONS[stdout] + b"\n"
+        assert said == (b"" if stderr is not None else expected)
+    assert b"Traceback" not in said
+    assert said.count(b"\n") <= 1 or wrong_usage  # after usage

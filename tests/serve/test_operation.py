@@ -183,6 +183,22 @@ class TestStart:
             assert main(["serve", "--port", str(taken.getsockname()[1])]) == 1
         assert "cannot listen there: Address already in use" in capsys.readouterr().err
 
+    def test_an_address_that_nobody_reads(self):
+        """The log has it, too."""
+        server = Server(wait=False)
+        try:
+            server.process.stdout.close()
+            deadline = time.monotonic() + 60
+            while not (ready := server.logs("ready")):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert httpx.get(f"{ready[0]['url']}/readyz", trust_env=False).status_code == 200
+            assert server.stop() == 0
+            assert "Traceback" not in "".join(server.stderr)
+        finally:
+            server.process.kill()
+            server.join()
+
     @pytest.mark.parametrize("arguments", [["--port", "70000"], ["--timeout", "soon"], ["--max-queue", "-1"]])
     def test_arguments(self, arguments, capsys):
         with pytest.raises(SystemExit) as exit_:
