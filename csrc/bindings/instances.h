@@ -20,7 +20,7 @@ void require_init(pybind11::class_<T, Options...>& bound) {
   // object's own, with protocols 0 and 1 of pickle, calls pybind11's base class, which throws where nobody catches.
   bound.def("__reduce__", [](const py::object& self) -> py::object {
     throw py::type_error("cannot pickle '" + py::type::of(self).attr("__name__").template cast<std::string>() +
-                         "' object");
+                         "' object: it stays in its process; a model can be sent to others, and loads itself there");
   });
 }
 
