@@ -14,6 +14,13 @@ namespace gitfast::cpu {
 
 inline Buffer float_buffer(int64_t n) { return Buffer(static_cast<size_t>(n) * sizeof(float)); }
 
+// Dense rows that a product reads, and the same as Kernels::rounding has them, where somebody made them so.
+struct Input {
+  Input(const float* rows, const uint32_t* rounded = nullptr) : rows(rows), rounded(rounded) {}
+  const float* rows;
+  const uint32_t* rounded;
+};
+
 // One per call of the engine: it keeps workspace between products.
 class Compute {
  public:
@@ -39,55 +46,82 @@ class Compute {
   }
 
   // y (m, N) = act(x (m, K) W^T + bias) + residual; rows are dense.
-  void linear(const float* x, int64_t m, const PackedLinear& w, float* y, Activation act = Activation::none,
+  void linear(Input x, int64_t m, const PackedLinear& w, float* y, Activation act = Activation::none,
               const float* residual = nullptr) {
-    linear({x, w.k, nullptr, m, &w, act, residual, y, w.n});
+    linear({x.rows, w.k, x.rounded, m, &w, act, residual, y, w.n});
   }
 
   // Floats from one row of an MLP's inner values to the next: rows a multiple of 4 KB apart would meet in a few sets of
   // the cache.
   static int64_t wide_stride(int64_t intermediate) { return intermediate + 16; }
 
-  // x (rows, D) += fc2(act(fc1(in (rows, D)))); `wide` (rows, wide_stride) is workspace, and `in` may be x.
-  void mlp(const float* in, int64_t rows, const PackedLinear& fc1, Activation act, const PackedLinear& fc2, float* wide,
+  // x (rows, D) += fc2(act(fc1(in (rows, D)))); `wide` (rows, wide_stride) is workspace, and `in` may be x. Inner
+  // values leave fc1 as fc2 reads them where they can.
+  void mlp(Input in, int64_t rows, const PackedLinear& fc1, Activation act, const PackedLinear& fc2, float* wide,
            float* x) {
     const int64_t stride = wide_stride(fc1.n);
-    linear({in, fc1.k, nullptr, rows, &fc1, act, nullptr, wide, stride});
-    linear({wide, stride, nullptr, rows, &fc2, Activation::none, x, x, fc2.n});
+    LinearArgs inner{in.rows, fc1.k, in.rounded, rows, &fc1, act, nullptr, wide, stride};
+    if (kernels.leaves_rounded(fc2.format)) inner.y_rounded = reserve(inner_, rows, fc2);
+    linear(inner);
+    linear({wide, stride, inner.y_rounded, rows, &fc2, Activation::none, x, x, fc2.n});
   }
 
   // y = norm(x) over dense rows (rows, d); y may be x.
   void norm(const float* x, int64_t rows, const Norm& n, float* y) const {
     constexpr int64_t kRowsPerPart = 8;  // fewer cost less than waking a thread
-    const int64_t d = n.size();
-    parallel(rows, kRowsPerPart, [&](int64_t begin, int64_t end, int) {
-      const float *gamma = n.gamma.floats(), *beta = n.beta.floats();
-      kernels.layer_norm({x + begin * d, d, end - begin, d, gamma, beta, n.eps, y + begin * d, d});
-    });
+    parallel(rows, kRowsPerPart, [&](int64_t begin, int64_t end, int) { norm_rows(x, begin, end - begin, n, y); });
+  }
+
+  // The same, and y rounded as the product with w reads it, each row by who has just made it. Valid until the next
+  // product.
+  Input norm(const float* x, int64_t rows, const Norm& n, float* y, const PackedLinear& w) {
+    const Kernels::Rounding rounding = kernels.rounding(w.format, rows);
+    if (!rounding) {
+      norm(x, rows, n, y);
+      return y;
+    }
+    const auto first = [&](int64_t row, int64_t count) { norm_rows(x, row, count, n, y); };
+    return {y, rounded({y, w.k, nullptr, rows, &w}, rounding, first)};
   }
 
   const Kernels& kernels;
   ThreadPool& pool;
 
  private:
-  void prepare(LinearArgs& args) {
-    if (const Kernels::Rounding rounding = kernels.rounding(args.w->format, args.m))
-      args.rounded = rounded(args, rounding);
+  void norm_rows(const float* x, int64_t row, int64_t count, const Norm& n, float* y) const {
+    const int64_t d = n.size();
+    kernels.layer_norm({x + row * d, d, count, d, n.gamma.floats(), n.beta.floats(), n.eps, y + row * d, d});
   }
 
-  const uint32_t* rounded(const LinearArgs& args, Kernels::Rounding rounding) {
+  void prepare(LinearArgs& args) {
+    if (args.rounded) return;
+    if (const Kernels::Rounding rounding = kernels.rounding(args.w->format, args.m))
+      args.rounded = rounded(args, rounding, [](int64_t, int64_t) {});
+  }
+
+  // x rounded, by parts of rows; make(row, count) is called for each before.
+  template <class Make>
+  const uint32_t* rounded(const LinearArgs& args, Kernels::Rounding rounding, Make make) {
     const int64_t k = args.w->k, words = kernels.words_of_row(args.w->format, k);
-    const auto bytes = static_cast<size_t>((args.m + kRoundedPadding) * words) * sizeof(uint32_t);
-    if (rounded_.bytes() < bytes) rounded_ = Buffer(bytes);
-    auto* pairs = static_cast<uint32_t*>(rounded_.data());
+    uint32_t* pairs = reserve(rounded_, args.m, *args.w);
     parallel((args.m + kTileSide - 1) / kTileSide, 1, [&](int64_t begin, int64_t end, int) {
       const int64_t row = begin * kTileSide, rows = std::min(end * kTileSide, args.m) - row;
+      make(row, rows);
       rounding(args.x + row * args.x_stride, args.x_stride, rows, k, pairs + row * words);
     });
     return pairs;
   }
 
-  Buffer rounded_;
+  // Words for LinearArgs::rounded of `rows` rows.
+  uint32_t* reserve(Buffer& buffer, int64_t rows, const PackedLinear& w) const {
+    const int64_t words = (rows + kRoundedPadding) * kernels.words_of_row(w.format, w.k);
+    const auto bytes = static_cast<size_t>(words) * sizeof(uint32_t);
+    if (buffer.bytes() < bytes) buffer = Buffer(bytes);
+    return buffer.words();
+  }
+
+  Buffer rounded_;  // rows of the product at hand
+  Buffer inner_;    // rows that leave one product for the next
 };
 
 }  // namespace gitfast::cpu

@@ -12,8 +12,8 @@ namespace gitfast::cpu {
 
 void finish_layer(Compute& compute, const DecoderLayer& l, int64_t rows, const float* context, float* wide, float* x) {
   compute.linear(context, rows, l.out.view, x, Activation::none, x);
-  compute.norm(x, rows, l.attention_norm, x);  // post-norm, as BERT has it
-  compute.mlp(x, rows, l.fc1.view, Activation::gelu_erf, l.fc2.view, wide, x);
+  const Input in = compute.norm(x, rows, l.attention_norm, x, l.fc1.view);  // post-norm, as BERT has it
+  compute.mlp(in, rows, l.fc1.view, Activation::gelu_erf, l.fc2.view, wide, x);
   compute.norm(x, rows, l.output_norm, x);
 }
 

@@ -71,6 +71,9 @@ struct LinearArgs {
   const float* residual = nullptr;  // (M, N) with y's row stride, or null; may be y itself
   float* y = nullptr;               // (M, N), row stride y_stride
   int64_t y_stride = 0;
+  // Written instead of y, which has no residual then: y as LinearArgs::rounded of a product of as many rows, if
+  // Kernels::leaves_rounded.
+  uint32_t* y_rounded = nullptr;
 };
 
 // Keys and values of one head for P tokens, float32 or bfloat16, in 4-byte words of T = 1 or 2 of them.
@@ -159,6 +162,13 @@ struct Kernels {
     if (format == WeightFormat::f32) return nullptr;
     if (format == WeightFormat::int8 && quantize_rows) return quantize_rows;
     return round_tiles && m > kTiledRows ? round_tiles : round_rows;
+  }
+
+  // Whether `linear` can leave y as it is handed to a product of such weights. Not as whole numbers: their units are
+  // those of 256 columns, which no thread has together.
+  bool leaves_rounded(WeightFormat format) const {
+    const Rounding handed = rounding(format, 1);
+    return handed && handed == round_rows;
   }
 
   // Words of one row of K, so handed.

@@ -13,13 +13,12 @@ namespace {
 constexpr int64_t kRowsAtOnce = 204;  // rows whose sums wait together for the next block of k
 constexpr int64_t kPanelVectors = kPanel / kWidth;
 
-// y = act(sum * scale + bias) + residual for the outputs [column, column + n) of one row, n <= 16.
+// y[0, n) = act(sum * scale + bias) + residual for the outputs [column, column + n) of one row, n <= kWidth.
 __attribute__((always_inline)) inline void finish(const LinearArgs& args, F32x16 sum, int64_t row, int64_t column,
-                                                  int64_t n) {
+                                                  int64_t n, float* y) {
   const float* scales = args.w->scales ? args.w->scales + column : nullptr;
   const float* bias = args.w->bias ? args.w->bias + column : nullptr;
   const float* residual = args.residual ? args.residual + row * args.y_stride + column : nullptr;
-  float* y = args.y + row * args.y_stride + column;
   if (n == kWidth) {
     if (scales) sum = sum * load(scales);
     if (bias) sum = sum + load(bias);
@@ -42,15 +41,41 @@ struct Rows {
   int64_t stride;
 };
 
+#if defined(GITFAST_BF16_PRODUCTS)
+
+// finish_panels for y that leaves rounded: the 32 columns of a panel are 16 words of a row, filled up with zeros.
+template <class SumsAt>
+void finish_rounded(const LinearArgs& args, int64_t row, int64_t rows, int64_t panel, int64_t panels, SumsAt sums_at) {
+  const int64_t words = rounded_words(args.w->n), last = smaller(panels, args.w->num_panels() - panel);
+  const bool tiles = kTiled<Pairs> && args.m > kTiledRows;
+  for (int64_t p = 0; p < last; ++p) {
+    alignas(64) float y[kPanel] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t v = 0; v < kPanelVectors; ++v) {
+        const int64_t column = (panel + p) * kPanel + v * kWidth, n = smaller(kWidth, args.w->n - column);
+        if (n > 0) finish(args, load(sums_at(r, p * kPanelVectors + v)), row + r, column, n, y + v * kWidth);
+      }
+      const int64_t at = tiles ? Pairs::tile_row(row + r, words) + (panel + p) * kTileWords
+                               : (row + r) * words + (panel + p) * kTileSide;
+      Pairs::store_pairs(args.y_rounded + at, load(y), load(y + kWidth));
+    }
+  }
+}
+
+#endif
+
 // Finish the sums of the panels from `panel` on, rows [row, row + rows) of y: those of row r and vector v of columns
 // are at sums_at(r, v).
 template <class SumsAt>
 void finish_panels(const LinearArgs& args, int64_t row, int64_t rows, int64_t panel, int64_t panels, SumsAt sums_at) {
+#if defined(GITFAST_BF16_PRODUCTS)
+  if (args.y_rounded) return finish_rounded(args, row, rows, panel, panels, sums_at);
+#endif
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t v = 0; v < panels * kPanelVectors; ++v) {
       const int64_t column = panel * kPanel + v * kWidth;
       const int64_t n = smaller(kWidth, args.w->n - column);
-      if (n > 0) finish(args, load(sums_at(r, v)), row + r, column, n);
+      if (n > 0) finish(args, load(sums_at(r, v)), row + r, column, n, args.y + (row + r) * args.y_stride + column);
     }
 }
 

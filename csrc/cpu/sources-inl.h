@@ -39,10 +39,13 @@ struct Pairs : Terms<Bf16Pair> {
 
   // See Kernels::round_tiles.
   static void round_tiles(const float* x, int64_t x_stride, int64_t rows, int64_t k, uint32_t* pairs) {
-    for (int64_t r = 0; r < rows; ++r) {
-      uint32_t* tile = pairs + r / kTileSide * kTileSide * rounded_words(k);
-      round_row(x + r * x_stride, k, tile + r % kTileSide * kTileSide, kTileWords);
-    }
+    for (int64_t r = 0; r < rows; ++r)
+      round_row(x + r * x_stride, k, pairs + tile_row(r, rounded_words(k)), kTileWords);
+  }
+
+  // Where, in tiles of rows of so many words, the first 16 words of row r are; the next are kTileWords behind them.
+  static int64_t tile_row(int64_t r, int64_t words) {
+    return r / kTileSide * kTileSide * words + r % kTileSide * kTileSide;
   }
 
  private:
@@ -62,6 +65,12 @@ struct Pairs : Terms<Bf16Pair> {
   }
 
   static __m512i pack(Vec first, Vec second) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first); }
+
+ public:
+  // 32 values as 16 pairs, in order.
+  static void store_pairs(uint32_t* pairs, const F32x16& first, const F32x16& second) {
+    _mm512_storeu_si512(pairs, pack(first.part[0], second.part[0]));
+  }
 #else
   static void round_row(const float* x, int64_t k, uint32_t* pairs, int64_t step) {
     constexpr int64_t kAtOnce = 2 * kLanes;
@@ -81,6 +90,12 @@ struct Pairs : Terms<Bf16Pair> {
   // Two vectors of floats as pairs of bfloat16, in order.
   static Vec round_pairs(Vec first, Vec second) {
     return vreinterpretq_f32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(first), second));
+  }
+  static void store_pairs(uint32_t* pairs, const F32x16& first, const F32x16& second) {
+    for (int i = 0; i < kParts; i += 2) {
+      store_vec(pairs + i / 2 * kLanes, round_pairs(first.part[i], first.part[i + 1]));
+      store_vec(pairs + (kParts + i) / 2 * kLanes, round_pairs(second.part[i], second.part[i + 1]));
+    }
   }
 #endif
 };

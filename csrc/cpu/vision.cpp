@@ -86,13 +86,12 @@ void VisionPass::run_layer() {
   const VisionLayer& l = weights_.layers[next_++];
   const int64_t d = config_.hidden_size;
   float *x = x_.floats(), *normed = normed_.floats(), *wide = wide_.floats();
-  compute_.norm(x, rows_, l.attention_norm, normed);
-  compute_.linear(normed, rows_, l.qkv.view, wide);
+  compute_.linear(compute_.norm(x, rows_, l.attention_norm, normed, l.qkv.view), rows_, l.qkv.view, wide);
   store_keys_values(compute_, wide + d, wide + 2 * d, 3 * d, groups_);
   self_attention(compute_, wide, 3 * d, groups_, normed);
   compute_.linear(normed, rows_, l.out.view, x, Activation::none, x);
-  compute_.norm(x, rows_, l.mlp_norm, normed);
-  compute_.mlp(normed, rows_, l.fc1.view, Activation::quick_gelu, l.fc2.view, wide, x);
+  const Input in = compute_.norm(x, rows_, l.mlp_norm, normed, l.fc1.view);
+  compute_.mlp(in, rows_, l.fc1.view, Activation::quick_gelu, l.fc2.view, wide, x);
 }
 
 Buffer VisionPass::finish() {

@@ -52,10 +52,12 @@ struct Linear {
     return {n, k, format, panels.data(), scales.empty() ? nullptr : scales.data(), bias.data()};
   }
 
-  void run(const Kernels& kernels, ThreadPool& pool) {
+  // y, or instead of it y rounded.
+  void run(const Kernels& kernels, ThreadPool& pool, uint32_t* y_rounded = nullptr) {
     if (const Kernels::Rounding rounding = kernels.rounding(format, m)) rounding(x.data(), k, m, k, rounded.data());
     const PackedLinear weights = packed();
-    const LinearArgs args{x.data(), k, rounded.data(), m, &weights, Activation::none, residual.data(), y.data(), n};
+    const float* added = y_rounded ? nullptr : residual.data();
+    const LinearArgs args{x.data(), k, rounded.data(), m, &weights, Activation::none, added, y.data(), n, y_rounded};
     pool.parallel_for(weights.num_panels(), 1,
                       [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); });
   }
@@ -100,6 +102,25 @@ void test_rows_do_not_depend_on_their_number(const Kernels& kernels, WeightForma
     some.run(kernels, pool);
     EXPECT(std::equal(some.y.begin(), some.y.end(), all.y.begin()));
   }
+}
+
+// What leaves a product rounded is what rounding its y gives, padding included; the rows after the last may hold
+// anything.
+void test_linear_that_leaves_rounded(const Kernels& kernels, WeightFormat format) {
+  if (!kernels.leaves_rounded(format)) return;
+  ThreadPool pool(2);
+  for (int64_t m : {1, 12, 13, 16, 17, 32, 33, 40, 205})
+    for (int64_t n : {1, 31, 32, 47, 100, 544}) {
+      Linear linear(m, n, 60, format);
+      for (size_t i = 0; i < linear.x.size(); ++i) linear.x[i] *= 1.0f / static_cast<float>(1 + i % 13);
+      linear.residual.assign(linear.residual.size(), 0.0f);
+      linear.run(kernels, pool);
+      const auto words = static_cast<size_t>((m + kRoundedPadding) * rounded_words(n));
+      Words expected(words, kNanWord), left(words, kNanWord);
+      kernels.rounding(format, m)(linear.y.data(), n, m, n, expected.data());
+      linear.run(kernels, pool, left.data());
+      EXPECT(left == expected);
+    }
 }
 
 // Equal scores: the result is the mean of the values each row sees, and NaN anywhere else must not reach it.
@@ -233,6 +254,7 @@ void test_best_isa() {
 void test_kernels(const Kernels& kernels) {
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8}) {
     test_linear(kernels, format);
+    test_linear_that_leaves_rounded(kernels, format);
     for (int64_t terms : {621, 624}) test_rows_do_not_depend_on_their_number(kernels, format, terms);
   }
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16}) {
