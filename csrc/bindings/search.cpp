@@ -150,12 +150,19 @@ void advance(Search& search, const py::object& object) {
   search.advance(logits.data(), t.strides[0]);
 }
 
-}  // namespace
+// In one argument, lists within it together. A range, or one list given many times, holds more than fits any memory.
+constexpr size_t kMaxTokenIds = size_t{1} << 22;
 
-Tokens token_list(const py::handle& value, const std::string& name) {
+void check_count(size_t count, const std::string& argument) {
+  if (count > kMaxTokenIds) throw Error(argument + ": expected at most " + std::to_string(kMaxTokenIds) + " token ids");
+}
+
+// A list in an argument, of which `ids` were read before.
+Tokens read_tokens(const py::handle& value, const std::string& name, const std::string& argument, size_t& ids) {
   if (!is_sequence(value)) reject(name, "token ids", value);
   Tokens out;
   for (const py::handle token : value) {
+    check_count(++ids, argument);
     try {
       out.push_back(integer<int32_t>(token, name));
     } catch (const Error&) {
@@ -165,10 +172,21 @@ Tokens token_list(const py::handle& value, const std::string& name) {
   return out;
 }
 
+}  // namespace
+
+Tokens token_list(const py::handle& value, const std::string& name) {
+  size_t ids = 0;
+  return read_tokens(value, name, name, ids);
+}
+
 std::vector<Tokens> token_lists(const py::handle& value, const std::string& name) {
   if (!is_sequence(value)) reject(name, "sequences of token ids", value);
   std::vector<Tokens> out;
-  for (const py::handle row : value) out.push_back(token_list(row, name + "[" + std::to_string(out.size()) + "]"));
+  size_t ids = 0;
+  for (const py::handle row : value) {
+    check_count(out.size() + 1, name);  // of empty ones, too
+    out.push_back(read_tokens(row, name + "[" + std::to_string(out.size()) + "]", name, ids));
+  }
   return out;
 }
 

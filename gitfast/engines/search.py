@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gitfast import _C
-from gitfast.errors import ArgumentError
 from gitfast.types import CancelToken, Generation, GenerationOptions, TokenCallback
 
 # (ids, parents, items) -> logits (R, V), float32: any array in CPU memory that speaks DLPack. Row r continues row
@@ -20,33 +19,10 @@ from gitfast.types import CancelToken, Generation, GenerationOptions, TokenCallb
 StepFunction = Callable[[Sequence[Sequence[int]], Sequence[int] | None, Sequence[int]], Any]
 
 
-_LISTS_OF_LISTS = ("bad_words_ids", "allowed_token_ids")
-_LISTS = ("suppress_tokens", "begin_suppress_tokens", *_LISTS_OF_LISTS)
-_MAX_IDS = 1 << 22  # of one option, lists within it together
-
-
 def native_options(options: GenerationOptions, eos_token_id: int | Sequence[int]) -> dict[str, Any]:
     """Convert options to those of the native search."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    for name in _LISTS:
-        _check_size(name, values[name])
     return values | {"eos_token_id": eos_token_id}
-
-
-def _check_size(name: str, ids: Any) -> None:
-    """Refuse more ids than anybody lists, before they are copied one by one; the search checks everything else."""
-    rows = ids if name in _LISTS_OF_LISTS and 0 < _size(ids) <= _MAX_IDS else [ids]
-    if sum(map(_size, rows)) > _MAX_IDS:
-        raise ArgumentError(f"{name}: expected at most {_MAX_IDS} token ids")
-
-
-def _size(ids: Any) -> int:
-    try:
-        return len(ids)
-    except TypeError:  # None, or what the search refuses
-        return 0
-    except OverflowError:  # a range
-        return _MAX_IDS + 1
 
 
 def generations(results: list[list[tuple[list[int], list[float], float, Any]]]) -> list[list[Generation]]:

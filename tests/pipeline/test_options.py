@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import gitfast
-from gitfast.engines.search import native_options
 from gitfast.errors import ArgumentError
 from gitfast.inputs.tokenizer import Tokenizer
 from gitfast.pipeline.options import (
@@ -62,30 +61,6 @@ def test_unknown_names(tokenizer):
         make_options({"max_tokens": 5}, tokenizer, room=9)
     with pytest.raises(TypeError, match=r"unknown option 'zzz'$"):
         make_options({"zzz": 5}, tokenizer, room=9)
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("suppress_tokens", range(10**9)),
-        ("begin_suppress_tokens", range(10**30)),
-        ("bad_words_ids", [range(10**9)]),
-        ("bad_words_ids", [[5] * 1000] * 10_000),  # one list, many times
-        ("allowed_token_ids", range(10**9)),
-        ("allowed_token_ids", np.broadcast_to(np.int32(5), (10**6, 10**6))),
-    ],
-)
-def test_ids_are_counted_before_they_are_copied(name, value):
-    with pytest.raises(ArgumentError, match=f"{name}: expected at most 4194304 token ids"):
-        native_options(GenerationOptions(**{name: value}), 3)
-
-
-@pytest.mark.parametrize("value", [None, [], 5, "abc", [[1], None], [5]])
-@pytest.mark.parametrize("name", ["suppress_tokens", "bad_words_ids", "allowed_token_ids"])
-def test_other_values_are_left_to_the_search(name, value):
-    assert native_options(GenerationOptions(**{name: value}), 3)[name] is value
-    assert native_options(GenerationOptions(), 3)["allowed_token_ids"] is None
 
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "num_beams", "top_k", "seed", "no_repeat_ngram_size", "batch_size"])

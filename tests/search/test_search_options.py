@@ -11,6 +11,8 @@ from gitfast import _C
 from gitfast.engines.search import native_options
 from gitfast.types import GenerationOptions
 
+from support.bounded import outcome
+
 V, EOS = 20, 2
 
 
@@ -112,6 +114,29 @@ def test_wrong_types(options, message):
 def test_wrong_prompts(prompts, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make(prompts=prompts)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("suppress_tokens", range(10**9)),
+        ("begin_suppress_tokens", range(10**30)),
+        ("eos_token_id", range(10**9)),
+        ("bad_words_ids", [range(10**9)]),
+        ("bad_words_ids", [[5] * 1000] * 10_000),  # one list, many times
+        ("allowed_token_ids", [[]] * 5_000_000),
+        ("allowed_token_ids", np.broadcast_to(np.int32(5), (10**6, 10**6))),
+        ("prompts", [[5] * 1000] * 10_000),
+    ],
+)
+def test_ids_are_counted_as_they_are_read(name, value):
+    prompts, options = (value, {}) if name == "prompts" else ([[3]], {name: value})
+    ended = outcome(make, options, prompts)
+    assert (type(ended), str(ended)) == (ValueError, f"{name}: expected at most 4194304 token ids")
+
+
+def test_as_many_ids_as_are_read():
+    assert make({"suppress_tokens": [5] * 4_194_304, "bad_words_ids": [[5] * 4, [6] * 4_194_300]}).num_rows == 1
 
 
 def test_vocabulary_of_one():
