@@ -52,7 +52,7 @@ class _Process:
             ws="none",
             lifespan="on",
             proxy_headers=False,
-            timeout_graceful_shutdown=int(settings.drain + _CLOSE_S),
+            timeout_graceful_shutdown=int(settings.drain + 2 * _CLOSE_S),  # after ``_drain``
         )
         self._server = _Server(config, self._stop)
         self._failure: BaseException | None = None
@@ -99,9 +99,15 @@ class _Process:
             return
         self._signal = number
         logs.log("draining", signal=signal.Signals(number).name, seconds=self._settings.drain)
-        task = asyncio.get_running_loop().create_task(self._service.drain(self._settings.drain))
+        task = asyncio.get_running_loop().create_task(self._drain())
         self._tasks.add(task)
         self._server.should_exit = True
+
+    async def _drain(self) -> None:
+        await self._service.drain(self._settings.drain)
+        await asyncio.sleep(_CLOSE_S)
+        for connection in list(self._server.server_state.connections):  # whose clients do not read their answers
+            connection.transport.abort()
 
 
 class _Server(uvicorn.Server):

@@ -105,6 +105,20 @@ class TestStop:
             assert codes == ["shutting_down"] * 3
             assert "Traceback" not in "".join(server.stderr)
 
+    @pytest.mark.slow
+    def test_a_client_that_reads_nothing_is_not_waited_for(self):
+        with running(["--drain-seconds", 1000]) as server, socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((urlsplit(server.url).hostname, urlsplit(server.url).port))
+            answered = -1
+            while answered < (answered := len(server.logs("request"))):  # until answers fill all buffers
+                connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n")
+                deadline = time.monotonic() + 2
+                while len(server.logs("request")) == answered and time.monotonic() < deadline:
+                    time.sleep(0.01)
+            assert server.stop() == 0
+            assert "Traceback" not in "".join(server.stderr)
+
     def test_the_drain_ends(self, tmp_path):
         """Requests that outlast it get 503, and the process still exits 0."""
         gate = tmp_path / "closed"
