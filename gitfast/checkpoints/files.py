@@ -88,8 +88,11 @@ def open_regular(path: str | os.PathLike[str], error_type: type[GitfastError] = 
 def read_bytes(path: str | Path, limit: int, error_type: type[GitfastError] = CheckpointError) -> bytes:
     """Return the content of a regular file of at most ``limit`` bytes."""
     with open_regular(path, error_type) as file:
+        size = os.fstat(file.fileno()).st_size or limit  # files of /proc say 0 whatever they hold
+        if size > limit:
+            raise error_type(f"{path}: expected at most {limit} bytes, got {size}")
         try:
-            data = file.read(limit + 1)
+            data = file.read(size + 1)
         except OSError as error:
             raise error_type(f"{path}: {error.strerror or error}") from error
     if len(data) > limit:

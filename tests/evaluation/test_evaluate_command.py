@@ -150,6 +150,10 @@ def test_files_that_are_none(tmp_path):
         read_captions(tmp_path / "none.json")
     with pytest.raises(EvaluationError, match="expected a regular file, got a folder"):
         read_captions(tmp_path)
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    with pytest.raises(EvaluationError, match=r"large\.json: expected at most 1073741824 bytes, got 1073741825"):
+        read_captions(tmp_path / "large.json")
     (tmp_path / "latin.json").write_bytes(b'["\xe9"]')
     with pytest.raises(EvaluationError, match="expected UTF-8"):
         read_captions(tmp_path / "latin.json")

@@ -215,6 +215,8 @@ class LineFile:
                     for line in self._old.others(self.keys):
                         self._append(line + b"\n")
                 os.fsync(self._file.fileno())
+            if self._old is not None:
+                self._old.close()
             if complete and self._written_path != self.path:
                 if os.path.exists(self.path):
                     os.chmod(self._written_path, stat.S_IMODE(os.stat(self.path).st_mode))
@@ -243,6 +245,9 @@ class _OldLines:
             return None
         self._file.seek(int(self._offsets[place]))
         return self._records.text(self._file.readline().removesuffix(b"\n"))
+
+    def close(self) -> None:
+        self._file.close()
 
     def others(self, keys: KeySet) -> Iterator[bytes]:
         """Yield the lines whose keys are not among ``keys``, in their order."""
