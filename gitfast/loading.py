@@ -99,7 +99,7 @@ def load(
         "base": None if base is None else _lasting(base),
         "processor": None if processor is None else _lasting(processor),
         "revision": revision,
-        "cache_dir": cache_dir,
+        "cache_dir": None if cache_dir is None else os.path.abspath(cache_dir),
         "local_files_only": local_files_only,
     }
     made = Model(chosen, inputs, checkpoint.config, os.fspath(model), checkpoint.generation)

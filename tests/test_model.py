@@ -332,6 +332,10 @@ class TestPickling:
         assert again.engine.max_bytes == 1000
         assert again.caption(image_files) == model.caption(image_files)
 
+    def test_a_cache_is_found_from_any_folder(self, checkpoint_folder, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert str(tmp_path / "cache").encode() in pickle.dumps(gitfast.load(checkpoint_folder, cache_dir="cache"))
+
     def test_a_token_stays_here(self, checkpoint_folder):
         assert b"hf_secret" not in pickle.dumps(gitfast.load(checkpoint_folder, token="hf_secret"))
 
