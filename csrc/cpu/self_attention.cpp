@@ -26,7 +26,7 @@ void self_attention(const Compute& compute, const float* q, int64_t stride, cons
   const int64_t scratch_floats = attention_scratch_floats(hd, tokens, 0);
   Buffer scratch = float_buffer(scratch_floats * compute.pool.num_threads());
   const int64_t units = static_cast<int64_t>(groups.size()) * heads * parts;
-  compute.parallel(units, 1, [&](int64_t begin, int64_t end, int thread) {
+  const auto attend = [&](int64_t begin, int64_t end, int thread) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t group = i / (heads * parts), head = i / parts % heads, row = i % parts * kRowsPerPart;
       AttentionArgs args;
@@ -41,7 +41,8 @@ void self_attention(const Compute& compute, const float* q, int64_t stride, cons
       args.scratch = scratch.floats() + thread * scratch_floats;
       compute.kernels.attention(args);
     }
-  });
+  };
+  compute.parallel(units, 1, attend, Compute::kPiecesOfManyRows);
 }
 
 }  // namespace gitfast::cpu

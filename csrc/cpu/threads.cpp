@@ -137,12 +137,14 @@ class ThreadPool::Crew {
 
   ~Crew() { stop(); }
 
-  void run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn) {
+  void run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn, int pieces) {
     if (working_for == this) return fn(0, n, working_as);
     const std::lock_guard<std::mutex> lock(callers_);
     const Awake caller;
     const int64_t units = (n + grain - 1) / grain;
-    job_ = {&fn, n, grain, units, static_cast<int>(std::min<int64_t>(num_threads_, units))};
+    const auto parts = static_cast<int>(std::min<int64_t>(num_threads_, units));
+    job_ = {&fn, n, grain, units, parts, std::min(units, int64_t{parts} * pieces)};
+    next_.store(0);
     error_ = nullptr;
     if (job_.parts > 1) start();
     pending_.store(job_.parts - 1);
@@ -159,7 +161,8 @@ class ThreadPool::Crew {
   struct Job {
     const std::function<void(int64_t, int64_t, int)>* fn;
     int64_t n, grain, units;
-    int parts;
+    int parts;       // one for each thread that works
+    int64_t pieces;  // of all of them
   };
 
   void start() {
@@ -200,8 +203,14 @@ class ThreadPool::Crew {
   }
 
   void run_part(int part, int thread) {
-    const int64_t begin = job_.units * part / job_.parts * job_.grain;
-    const int64_t end = std::min(job_.n, job_.units * (part + 1) / job_.parts * job_.grain);
+    if (job_.pieces == job_.parts) return run_piece(part, thread);
+    int64_t piece;
+    while ((piece = next_.fetch_add(1)) < job_.pieces) run_piece(piece, thread);
+  }
+
+  void run_piece(int64_t piece, int thread) {
+    const int64_t begin = job_.units * piece / job_.pieces * job_.grain;
+    const int64_t end = std::min(job_.n, job_.units * (piece + 1) / job_.pieces * job_.grain);
     const auto outer = std::make_pair(working_for, working_as);
     working_for = this;
     working_as = thread;
@@ -220,8 +229,9 @@ class ThreadPool::Crew {
   const int num_threads_;
   std::mutex callers_;  // held by the one caller whose job runs
   std::vector<std::thread> threads_;
-  std::vector<Offer> offers_;  // offers_[i] is for worker i; the caller's part 0 needs none
-  Job job_ = {};               // read by whoever has taken a part, which keeps the job from ending
+  std::vector<Offer> offers_;     // offers_[i] is for worker i; the caller's part 0 needs none
+  Job job_ = {};                  // read by whoever has taken a part, which keeps the job from ending
+  std::atomic<int64_t> next_{0};  // piece to be taken, where there are more than parts
   std::atomic<int> caller_cpu_{-1};
   std::atomic<int> pending_{0};  // parts not yet finished, but for the caller's own
   Parking done_;
@@ -238,8 +248,9 @@ ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
 
 ThreadPool::~ThreadPool() = default;
 
-void ThreadPool::parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn) {
-  if (n > 0) crew_.get([this] { return std::make_unique<Crew>(num_threads_); }).run(n, grain, fn);
+void ThreadPool::parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn,
+                              int pieces) {
+  if (n > 0) crew_.get([this] { return std::make_unique<Crew>(num_threads_); }).run(n, grain, fn, pieces);
 }
 
 }  // namespace gitfast::cpu

@@ -31,12 +31,14 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
 
-  // Runs fn(begin, end, thread) over a static partition of [0, n) into at most num_threads() parts, boundaries
-  // multiples of `grain`; returns when all are done. Parts whose thread has not woken when the caller is through
-  // with its own are run by the caller, so that a busy machine costs parallelism only; `thread` is who runs, never two
-  // at once. One caller at a time; concurrent callers queue. Called from inside fn it runs on that thread alone. The
-  // first exception is rethrown here, after every part has ended. Throws NoThread where threads cannot be started.
-  void parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn);
+  // Runs fn(begin, end, thread) over a partition of [0, n) into at most `pieces` parts for each of num_threads(),
+  // boundaries multiples of `grain`; returns when all are done. With one piece a thread has a part of its own, and
+  // those whose thread has not woken when the caller is through with its own are run by the caller, so that a busy
+  // machine costs parallelism only; with more, threads take one after another, and one that is slowed down takes fewer.
+  // `thread` is who runs, never two at once. One caller at a time; concurrent callers queue. Called from inside fn it
+  // runs on that thread alone. The first exception is rethrown here, after every part has ended. Throws NoThread where
+  // threads cannot be started.
+  void parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& fn, int pieces = 1);
 
  private:
   class Crew;

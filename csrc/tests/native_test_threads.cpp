@@ -22,7 +22,7 @@
 namespace gitfast::cpu {
 namespace {
 
-void test_parts_cover_the_range_once() {
+void test_parts_cover_the_range_once(int pieces) {
   for (int threads : {1, 2, 5})
     for (int64_t n : {0, 1, 2, 7, 100})
       for (int64_t grain : {1, 3, 32}) {
@@ -30,29 +30,31 @@ void test_parts_cover_the_range_once() {
         std::vector<int> count(static_cast<size_t>(n), 0);
         std::vector<std::atomic<bool>> in_use(static_cast<size_t>(threads));
         std::atomic<int> parts{0};
-        pool.parallel_for(n, grain, [&](int64_t begin, int64_t end, int thread) {
+        const auto once = [&](int64_t begin, int64_t end, int thread) {
           EXPECT(begin < end && begin % grain == 0 && (end % grain == 0 || end == n));
           EXPECT(!in_use[static_cast<size_t>(thread)].exchange(true));
           parts += 1;
           for (int64_t i = begin; i < end; ++i) count[static_cast<size_t>(i)] += 1;
           in_use[static_cast<size_t>(thread)] = false;
-        });
+        };
+        pool.parallel_for(n, grain, once, pieces);
         for (int c : count) EXPECT(c == 1);
-        EXPECT(parts <= threads);
+        EXPECT(parts <= threads * pieces);
       }
 }
 
-void test_exceptions_come_back_after_every_part() {
-  ThreadPool pool(4);
+void test_exceptions_come_back_after_every_part(int threads) {
+  ThreadPool pool(threads);
   for (int failing = 0; failing < 4; ++failing) {
     std::atomic<int> ended{0};
     std::string message;
+    const auto part = [&](int64_t begin, int64_t, int) {
+      if (begin == failing) throw Error("part " + std::to_string(begin));
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      ended.fetch_add(1);
+    };
     try {
-      pool.parallel_for(4, 1, [&](int64_t begin, int64_t, int) {
-        if (begin == failing) throw Error("part " + std::to_string(begin));
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-        ended.fetch_add(1);
-      });
+      pool.parallel_for(4, 1, part, 4 / threads);
     } catch (const Error& e) {
       message = e.what();
     }
@@ -144,8 +146,8 @@ void test_cgroup_quota() {
 
 void test_thread_pool() {
   std::printf("thread pool\n");
-  test_parts_cover_the_range_once();
-  test_exceptions_come_back_after_every_part();
+  for (int pieces : {1, 4}) test_parts_cover_the_range_once(pieces);
+  for (int threads : {1, 2, 4}) test_exceptions_come_back_after_every_part(threads);
   test_a_region_inside_a_region_runs_in_place();
   test_many_callers();
   test_pools_come_and_go();
