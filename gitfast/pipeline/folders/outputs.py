@@ -404,8 +404,9 @@ def _open_to_continue(path: str) -> io.FileIO:
         if sys.platform == "win32":
             return os.fdopen(os.open(path, OPEN_TO_CONTINUE, 0o666), "r+b", 0)
         if not os.path.exists(path) or not stat.S_ISFIFO(os.stat(path).st_mode):
-            file = NonBlockingFile(os.open(path, OPEN_TO_CONTINUE | os.O_NONBLOCK, 0o666), "r+b")
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device is only written to
+            nonblock = getattr(os, "O_NONBLOCK", 0)
+            file = NonBlockingFile(os.open(path, OPEN_TO_CONTINUE | nonblock, 0o666), "r+b")
+            if nonblock and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device is only written to
                 os.set_blocking(file.fileno(), True)
             return file
         try:
