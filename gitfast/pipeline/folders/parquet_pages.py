@@ -66,7 +66,9 @@ class ParquetPages:
         """
         if group < len(self._groups):
             for column in _structs(self._groups[group], _COLUMNS):
-                self._check_column(column.get(_META_DATA, {}))
+                if not isinstance(chunk := column.get(_META_DATA, {}), dict):
+                    raise PageError("damaged metadata: a column that is no struct")
+                self._check_column(chunk)
 
     def _check_column(self, column: dict[int, Any]) -> None:
         position = _number(column, _DATA_PAGE_OFFSET)

@@ -128,6 +128,15 @@ def test_damaged_metadata(tmp_path, footer, problem) -> None:
         ParquetPages(data)
 
 
+def test_a_column_that_is_a_number(tmp_path) -> None:
+    column = b"\x35\x02\x00"  # field 3, a number
+    footer = b"\x49\x1c" + b"\x19\x1c" + column + b"\x00" + b"\x00"  # row groups, columns
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    with open(path, "rb") as data, pytest.raises(PageError, match="a column that is no struct"):
+        ParquetPages(data).check(0)
+
+
 def test_metadata_larger_than_is_read(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(parquet_pages, "_MAX_FOOTER_BYTES", 100)
     ((_, error),) = read(tmp_path / "a.parquet", parquet_of([b"123"]))
