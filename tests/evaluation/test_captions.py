@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gitfast.evaluation import score_captions
@@ -71,6 +71,7 @@ def test_ids_that_do_not_match(captions, references, message):
         score_captions(captions, references)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("abcd"), max_size=12), st.lists(st.sampled_from("abcd"), max_size=12))
 def test_longest_common_subsequence(a, b):
     table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
