@@ -43,7 +43,7 @@ COMMANDS = {
 
 @pytest.fixture(params=KINDS)
 def kind(request, tmp_path, monkeypatch):
-    """What a name leads to, and the reason that it is refused for."""
+    """Make a name of each kind; give it and the reason that it is refused for."""
     name = tmp_path / "named"
     with socket.socket(socket.AF_UNIX) as bound:
         if request.param == "folder":

@@ -153,7 +153,7 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(("stdout", "stderr"), STREAMS)
 def test_standard_streams_that_take_nothing(command, stdout, stderr, taken_port):
-    """What cannot be said is an error, by the exit code alone where there is no other way."""
+    """End with an error where something cannot be said, by the exit code alone if there is no other way."""
     arguments = [taken_port if argument == "taken" else argument for argument in command.split()]
     reader, left = os.pipe()
     os.close(reader)

@@ -15,7 +15,7 @@ PICTURE = Image.new("RGB", (64, 64), "red")
 
 
 def opened(model: gitfast.Model | str) -> gitfast.Model:
-    """The model that was sent or inherited, or one that is loaded here."""
+    """Return the model that was sent or inherited, or load the one that is named."""
     return gitfast.load(model) if isinstance(model, str) else model
 
 

@@ -1,4 +1,4 @@
-"""What the headers of a parquet file's pages state is checked before memory is taken for it."""
+"""Check that pages of parquet files are refused by what their headers state, before memory is taken for it."""
 
 from __future__ import annotations
 
