@@ -52,7 +52,7 @@ class ParquetPages:
             footer = _Compact(self._read(self._size - 8 - length, length)).struct()
             self._groups = _structs(footer, _ROW_GROUPS)
         except IndexError:
-            raise PageError("damaged metadata") from None
+            raise PageError("not a parquet file, or damaged metadata") from None
 
     def _read(self, position: int, count: int) -> bytes:
         self._data.seek(position)  # as pyarrow does before it reads, when they share a file

@@ -5,6 +5,7 @@ Shards are hostile like everything that is read: names, sizes and headers are bo
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import tarfile
@@ -105,11 +106,10 @@ def _read_parquet(path: str, wanted: Callable[[str], bool], image_column: str | 
         return
     row = 0
     try:
-        with (
-            open_regular(path, ImageError) as opened,
-            pq.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20) as file,
-        ):
-            pages = ParquetPages(opened)
+        with contextlib.ExitStack() as stack:
+            opened = stack.enter_context(open_regular(path, ImageError))
+            pages = ParquetPages(opened)  # before pyarrow parses the metadata: they are bounded here
+            file = stack.enter_context(pq.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20))
             column = _image_column(path, file.schema_arrow, image_column)
             for group in range(file.num_row_groups):
                 pages.check(group)
