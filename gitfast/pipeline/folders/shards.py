@@ -110,10 +110,10 @@ def _read_parquet(path: str, wanted: Callable[[str], bool], image_column: str | 
             opened = stack.enter_context(open_regular(path, ImageError))
             pages = ParquetPages(opened)  # before pyarrow parses the metadata: they are bounded here
             file = stack.enter_context(pq.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20))
-            column = _image_column(path, file.schema_arrow, image_column)
+            columns = _image_columns(path, file.schema_arrow, image_column)
             for group in range(file.num_row_groups):
                 pages.check(group)
-                for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+                for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=columns):
                     for value in batch.column(0):
                         name = str(row)
                         row += 1
@@ -126,6 +126,21 @@ def _read_parquet(path: str, wanted: Callable[[str], bool], image_column: str | 
         if isinstance(error, PageError):
             reason = str(error)
         yield "", ImageError(f"{path}: {reason} (after row {row})")
+
+
+def _image_columns(path: str, schema: Any, asked: str | None) -> list[str]:
+    """Name what is read of the column of images: a list in its struct may become gigabytes in one row."""
+    import pyarrow as pa
+
+    column = _image_column(path, schema, asked)
+    kind = schema.types[schema.names.index(column)]
+    fields = list(kind) if pa.types.is_struct(kind) else []
+    plain = [field.name for field in fields if not pa.types.is_nested(field.type)]
+    parts = [f"{column}.{name}" for name in ("bytes", "path") if name in plain] or [column]
+    read = {column, *parts}
+    if sum(name in read for name in (*schema.names, *(f"{column}.{field.name}" for field in fields))) > len(read):
+        raise ImageError(f"{path}: several columns, or parts of one, share the name of {column!r}")  # all are read
+    return parts
 
 
 def _image_column(path: str, schema: Any, asked: str | None) -> str:
@@ -152,6 +167,16 @@ def _image_column(path: str, schema: Any, asked: str | None) -> str:
         return "image"
     columns = ", ".join(found or schema.names)[:500]
     raise ImageError(f"{path}: {'several columns hold' if found else 'no column holds'} images: {columns}")
+
+
+def _columns_to_read(schema: Any, column: str) -> list[str]:
+    """Name what is read of a column of images: a list in its struct may become gigabytes in one row."""
+    import pyarrow as pa
+
+    kind = schema.field(column).type
+    if not pa.types.is_struct(kind):
+        return [column]
+    return [f"{column}.{field.name}" for field in kind if field.name == "bytes" or pa.types.is_string(field.type)]
 
 
 def _image_of(name: str, value: Any) -> bytes | GitfastError:

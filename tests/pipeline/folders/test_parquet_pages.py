@@ -104,6 +104,45 @@ def test_one_image_in_many_rows_is_not_in_memory_as_often(tmp_path) -> None:
     assert rows == [(str(i), 40 << 20) for i in range(30)]
 
 
+def listed(value: bytes, times: int) -> pa.Array:
+    """A list of one value, many times, that takes next to nothing in a file."""
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), pa.array([value]))
+    return pa.ListArray.from_arrays(pa.array([0, times], pa.int32()), values)
+
+
+def test_a_list_beside_the_bytes_of_an_image_is_not_read(tmp_path) -> None:
+    image = pa.StructArray.from_arrays([pa.array([b"123"]), listed(bytes(8 << 20), 100)], ["bytes", "path"])
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": image}), buffer, compression="zstd", store_schema=False)
+    assert len(buffer.getvalue()) < 10_000
+    rows = outcome(read, tmp_path / "a.parquet", buffer.getvalue(), memory_bytes=600 << 20)
+    assert rows == [("0", 3)]
+
+
+@pytest.mark.parametrize("name", ["image", "image.bytes"])
+def test_a_column_that_shares_the_name_of_the_images_is_not_read(tmp_path, name) -> None:
+    image = pa.StructArray.from_arrays([pa.array([b"123"])], ["bytes"])
+    table = pa.Table.from_arrays([listed(bytes(8 << 20), 100), image], [name, "image"])
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", store_schema=False)
+    ((_, error),) = outcome(read, tmp_path / "a.parquet", buffer.getvalue(), memory_bytes=600 << 20)
+    assert "several columns, or parts of one, share the name of 'image'" in str(error)
+
+
+def test_a_part_of_an_image_that_shares_its_name_is_not_read(tmp_path) -> None:
+    image = pa.StructArray.from_arrays([pa.array([b"123"]), listed(bytes(8 << 20), 100)], ["bytes", "bytes"])
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": image}), buffer, compression="zstd", store_schema=False)
+    ((_, error),) = outcome(read, tmp_path / "a.parquet", buffer.getvalue(), memory_bytes=600 << 20)
+    assert "several columns, or parts of one, share the name of 'image'" in str(error)
+
+
+def test_columns_named_like_parts_of_others_are_passed_by(tmp_path) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image.bytes": [1], "image": [b"123"], "image.width": [2]}), buffer)
+    assert read(tmp_path / "a.parquet", buffer.getvalue()) == [("0", 3)]
+
+
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1\xff\xff\xff\xffPAR1", b"PAR1" + bytes(8) + b"PAR1", b"x" * 99])
 def test_what_is_no_parquet_file(tmp_path, data) -> None:
     ((_, error),) = read(tmp_path / "a.parquet", data)
