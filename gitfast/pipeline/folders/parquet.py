@@ -12,11 +12,14 @@ from typing import Any
 from gitfast.checkpoints.files import open_regular
 from gitfast.errors import GitfastError
 from gitfast.pipeline.folders.outputs import Existing, LineFile, OutputError, Questions, check_regular
+from gitfast.pipeline.folders.parquet_pages import PageError, ParquetPages
 from gitfast.pipeline.folders.records import JsonRecords
 from gitfast.pipeline.folders.walk import Item
 from gitfast.results import Result
 
 _ROWS_PER_GROUP = 10_000
+_ROWS_AT_ONCE = 1000  # that are read; fewer where they may take more than _BYTES_AT_ONCE, as one text may be in all
+_BYTES_AT_ONCE = 1 << 28
 
 
 class ParquetFile:
@@ -69,35 +72,43 @@ class ParquetFile:
         """Write the rows of the file as lines."""
         pa, pq = _import_pyarrow(self.path)
         temporary = f"{self._lines_path}.new"
+        schema = _schema(pa, with_question=True)
         try:
-            with (
-                open_regular(self.path, OutputError) as results,
-                pq.ParquetFile(results) as file,
-                open(temporary, "wb") as lines,
-            ):
-                for batch in file.iter_batches(batch_size=_ROWS_PER_GROUP):
-                    for row in batch.to_pylist():
-                        if not isinstance(row.get("file_name"), str):
-                            raise OutputError(f"{self.path}: not a file of results: a row has no file_name")
-                        lines.write(json.dumps({key: x for key, x in row.items() if x is not None}).encode() + b"\n")
+            with open_regular(self.path, OutputError) as results, open(temporary, "wb") as lines:
+                pages = ParquetPages(results)  # before pyarrow parses the metadata: they are bounded here
+                with pq.ParquetFile(results) as file:
+                    self._check_columns(file.schema_arrow.names, schema.names)
+                    for group in range(file.num_row_groups):
+                        count = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // (pages.check(group) + 1)))
+                        for batch in file.iter_batches(batch_size=count, row_groups=[group]):
+                            rows = batch.to_pylist()
+                            pa.Table.from_pylist(rows, schema=schema)  # as they will be written again
+                            if any(row["file_name"] is None for row in rows):
+                                raise OutputError(f"{self.path}: not a file of results: a row has no file_name")
+                            lines.writelines(map(_line, rows))
             os.replace(temporary, self._lines_path)
-        except (OSError, pa.ArrowException, ValueError, TypeError) as error:
+        except (OSError, pa.ArrowException, ValueError, TypeError, MemoryError) as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             if isinstance(error, OutputError):
                 raise
-            raise OutputError(f"{self.path}: {getattr(error, 'strerror', None) or 'not a parquet file'}") from None
+            reason = error if isinstance(error, PageError) else getattr(error, "strerror", None)
+            raise OutputError(f"{self.path}: {reason or 'not a parquet file of results, or damaged'}") from None
+
+    def _check_columns(self, columns: list[str], known: list[str]) -> None:
+        """Refuse columns that would be lost."""
+        if "file_name" not in columns:
+            raise OutputError(f"{self.path}: not a file of results: a row has no file_name")
+        for column in columns:
+            if column not in known or columns.count(column) > 1:
+                raise OutputError(f"{self.path}: not a file of results: its column {column[:100]!r}")
 
     def _import(self) -> None:
         """Write the lines as the rows of a new file, and put it in place."""
         pa, pq = _import_pyarrow(self.path)
-        fields = [("file_name", pa.string())]
-        fields += [("question", pa.string())] if self._with_question else []
-        fields += [("text", pa.string()), ("score", pa.float64()), ("finish_reason", pa.string())]
-        fields += [("alternatives", pa.list_(pa.struct([("text", pa.string()), ("score", pa.float64())])))]
-        schema = pa.schema(fields)
         temporary = f"{self.path}.new"
         try:
+            schema = _schema(pa, with_question=self._with_question or self._holds_questions())
             with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
                 for rows in self._rows():
                     writer.write_table(pa.Table.from_pylist(rows, schema=schema))
@@ -106,6 +117,11 @@ class ParquetFile:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise OutputError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from None
+
+    def _holds_questions(self) -> bool:
+        """Return whether an earlier run wrote answers: their lines have a key that no text can look like."""
+        with open(self._lines_path, "rb") as lines:
+            return any(b'"question": ' in line for line in lines)
 
     def _rows(self) -> Iterator[list[dict[str, Any]]]:
         with open(self._lines_path, "rb") as lines:
@@ -124,6 +140,18 @@ class _Records(JsonRecords):
 
     def keys_of(self, names: Sequence[str], question: str | None) -> list[int]:
         return super().keys_of([_valid(name) for name in names], question)
+
+
+def _schema(pa: Any, *, with_question: bool) -> Any:
+    fields = [("file_name", pa.string())]
+    fields += [("question", pa.string())] if with_question else []
+    fields += [("text", pa.string()), ("score", pa.float64()), ("finish_reason", pa.string())]
+    fields += [("alternatives", pa.list_(pa.struct([("text", pa.string()), ("score", pa.float64())])))]
+    return pa.schema(fields)
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps({key: value for key, value in row.items() if value is not None}).encode() + b"\n"
 
 
 def _valid(name: str) -> str:

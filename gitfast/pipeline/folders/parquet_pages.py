@@ -58,25 +58,28 @@ class ParquetPages:
         self._data.seek(position)  # as pyarrow does before it reads, when they share a file
         return self._data.read(count)
 
-    def check(self, group: int) -> None:
-        """Walk the pages of a row group, all columns of it.
+    def check(self, group: int) -> int:
+        """Walk the pages of a row group, all columns of it, and return what the largest becomes: no value is larger.
 
         Raises:
             PageError: a page is no page, ends behind the file, or becomes too large.
         """
+        largest = 0
         if group < len(self._groups):
             for column in _structs(self._groups[group], _COLUMNS):
                 if not isinstance(chunk := column.get(_META_DATA, {}), dict):
                     raise PageError("damaged metadata: a column that is no struct")
-                self._check_column(chunk)
+                largest = max(largest, self._check_column(chunk))
+        return largest
 
-    def _check_column(self, column: dict[int, Any]) -> None:
+    def _check_column(self, column: dict[int, Any]) -> int:
         position = _number(column, _DATA_PAGE_OFFSET)
         if 0 < (dictionary := _number(column, _DICTIONARY_PAGE_OFFSET)) < position:
             position = dictionary
         end = position + _number(column, _TOTAL_COMPRESSED_SIZE)
         if not 0 <= position <= end <= self._size:
             raise PageError(f"a column of bytes {position} to {end}, in a file of {self._size}")
+        largest = 0
         while position < end:
             header, length = self._read_header(position)
             position += length
@@ -86,6 +89,8 @@ class ParquetPages:
             if not 0 <= becomes <= max(_MAX_PAGE_BYTES, _MAX_RATIO * stored):
                 raise PageError(f"a page that becomes {becomes} of {stored} bytes")
             position += stored
+            largest = max(largest, becomes)
+        return largest
 
     def _read_header(self, position: int) -> tuple[dict[int, Any], int]:
         window = 1 << 10

@@ -117,6 +117,29 @@ _LINES = (
 )
 
 
+def results_parquet(folder: Path) -> Target:
+    """A parquet file of results, read into the lines beside it that a run continues."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from gitfast.pipeline.folders.parquet import ParquetFile
+
+    def read(path: Path) -> object:
+        output = ParquetFile(str(path))
+        try:
+            return output.has(["a.png", "b.png"])
+        finally:
+            output.close(complete=False)
+
+    seeds = []
+    for compression in ("none", "zstd"):
+        buffer = io.BytesIO()
+        rows = [json.loads(line) | {"alternatives": [{"text": "a", "score": -1.0}]} for line in _LINES.splitlines()]
+        pq.write_table(pa.Table.from_pylist(rows * 10), buffer, compression=compression)
+        seeds.append(buffer.getvalue())
+    return Target(read_file(folder / "x.parquet", read), seeds, GitfastError, folder=folder)
+
+
 def names(_: Path) -> Target:
     """Lists of files."""
 
@@ -138,5 +161,6 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "results-json": _results("x.jsonl", JsonRecords(), _LINES, "skip"),
     "results-joined": _results("x.jsonl", JsonRecords(), _LINES, "append"),
     "results-text": _results("x.txt", TextRecords(with_question=False), b"a.png\ta cat\nb\\t.png\tdog\n", "skip"),
+    "results-parquet": results_parquet,
     "names": names,
 }

@@ -12,7 +12,7 @@ from support.fuzz.loop import Target
 TARGETS: dict[str, Callable[[Path], Target]] = {
     **checkpoint_targets.TARGETS,
     **media_targets.TARGETS,
-    **{name: make for name, make in data_targets.TARGETS.items() if name != "parquet" or find_spec("pyarrow")},
+    **{name: make for name, make in data_targets.TARGETS.items() if "parquet" not in name or find_spec("pyarrow")},
     **call_targets.TARGETS,
 }
 if find_spec("fastapi"):
