@@ -166,25 +166,50 @@ py::array layer_norm(const py::object& x, const py::object& gamma, const py::obj
   return y;
 }
 
+// In all rows of a call. A range, or one list given for many rows, holds more than fits any memory.
+constexpr size_t kMaxSlots = size_t{1} << 22;
+
 // The text tokens that each row sees, in the form the kernel reads.
-struct TextSlots {
-  TextSlots(const std::vector<std::vector<int32_t>>& slots, int64_t rows, int64_t stored) {
-    if (static_cast<int64_t>(slots.size()) != rows)
-      throw Error("slots: expected one list for each of R=" + std::to_string(rows) + " rows, got " +
-                  std::to_string(slots.size()));
-    for (size_t r = 0; r < slots.size(); ++r) {
-      for (int32_t s : slots[r])
-        if (s < 0 || s >= stored)
-          throw Error("slots[" + std::to_string(r) + "]: expected numbers from 0 to " + std::to_string(stored - 1) +
-                      ", got " + std::to_string(s));
-      pointers.push_back(slots[r].data());
-      lengths.push_back(static_cast<int32_t>(slots[r].size()));
-      longest = std::max(longest, static_cast<int64_t>(slots[r].size()));
+class TextSlots {
+ public:
+  TextSlots(const py::object& slots, int64_t rows, int64_t stored) {
+    if (!PySequence_Check(slots.ptr())) throw py::type_error("slots: expected a list for each row");
+    const std::string expected = "slots: expected one list for each of R=" + std::to_string(rows) + " rows, got ";
+    size_t count = 0;
+    for (const py::handle row : slots) {
+      if (static_cast<int64_t>(numbers_.size()) == rows) throw Error(expected + "more");
+      read_row(row, stored, count);
+    }
+    if (static_cast<int64_t>(numbers_.size()) < rows) throw Error(expected + std::to_string(numbers_.size()));
+    for (const std::vector<int32_t>& row : numbers_) {
+      pointers.push_back(row.data());
+      lengths.push_back(static_cast<int32_t>(row.size()));
+      longest = std::max(longest, static_cast<int64_t>(row.size()));
     }
   }
+
   std::vector<const int32_t*> pointers;
   std::vector<int32_t> lengths;
   int64_t longest = 0;
+
+ private:
+  void read_row(const py::handle row, int64_t stored, size_t& count) {
+    const std::string name = "slots[" + std::to_string(numbers_.size()) + "]";
+    if (!PySequence_Check(row.ptr())) throw py::type_error(name + ": expected a list of numbers");
+    std::vector<int32_t> numbers;
+    for (const py::handle number : row) {
+      if (++count > kMaxSlots) throw Error("slots: expected at most " + std::to_string(kMaxSlots) + " numbers");
+      if (!PyIndex_Check(number.ptr())) throw py::type_error(name + ": expected a list of numbers");
+      const Py_ssize_t s = PyNumber_AsSsize_t(number.ptr(), nullptr);  // the nearest, if it is too large for one
+      if (s == -1 && PyErr_Occurred()) throw py::error_already_set();
+      if (s < 0 || s >= stored)
+        throw Error(name + ": expected numbers from 0 to " + std::to_string(stored - 1) + ", got " + std::to_string(s));
+      numbers.push_back(static_cast<int32_t>(s));
+    }
+    numbers_.push_back(std::move(numbers));
+  }
+
+  std::vector<std::vector<int32_t>> numbers_;
 };
 
 // Keys and values of a prefix (H, P, head_dim) as the attention kernel reads them.
@@ -232,8 +257,8 @@ void attend_heads(const cpu::Kernels& kernels, const cpu::AttentionArgs& args, c
 
 // q (R, H, hd) over a prefix and the rows' text in k_text, v_text (S, H, hd).
 py::array prefix_attention(const py::object& q, const PackedPrefix& prefix, const py::object& k_text,
-                           const py::object& v_text, const std::vector<std::vector<int32_t>>& slots, float scale,
-                           const py::object& out, const std::string& isa, cpu::ThreadPool* pool) {
+                           const py::object& v_text, const py::object& slots, float scale, const py::object& out,
+                           const std::string& isa, cpu::ThreadPool* pool) {
   Dim R("R"), H = prefix.heads(), S("S"), D = prefix.head_dim();
   const Array qs(q, "q"), kt(k_text, "k_text"), vt(v_text, "v_text");
   qs.floats().shape({&R, &H, &D}).contiguous();

@@ -122,6 +122,9 @@ def test_wrong_arguments_get_one_clear_error():
         ({"q": arrays["q"].transpose(1, 0, 2).copy().transpose(1, 0, 2)}, r"q: expected a C-contiguous array"),
         ({"q": arrays["q"][:, 0]}, r"q: expected shape \(R, H=3, head_dim=8\), got \(2, 8\)"),
         ({"slots": [[0]]}, r"slots: expected one list for each of R=2 rows, got 1"),
+        ({"slots": [[0]] * 3}, r"slots: expected one list for each of R=2 rows, got more"),
+        ({"slots": [[0], [1] * 4_194_304]}, r"slots: expected at most 4194304 numbers"),
+        ({"slots": [[0], [10**30]]}, r"slots\[1\]: expected numbers from 0 to 3, got"),
         ({"slots": [[0], [4]]}, r"slots\[1\]: expected numbers from 0 to 3, got 4"),
         ({"slots": [[-1], [0]]}, r"slots\[0\]: expected numbers from 0 to 3, got -1"),
         ({"v_text": None}, r"k_text, v_text: expected both or neither"),
@@ -131,6 +134,9 @@ def test_wrong_arguments_get_one_clear_error():
     for change, message in cases:
         with pytest.raises(ValueError, match=message):
             ops.prefix_attention(**({**arrays, "slots": slots} | change))
+    for slots, message in [(5, r"slots: expected a list"), ([[0], 1], r"slots\[1\]"), ([[0.0], []], r"slots\[0\]")]:
+        with pytest.raises(TypeError, match=message):
+            ops.prefix_attention(**arrays, slots=slots)
     with pytest.raises(ValueError, match="v: a PackedPrefix holds its own values"):
         ops.prefix_attention(arrays["q"], ops.PackedPrefix(arrays["k"], arrays["v"]), arrays["v"])
 
