@@ -76,7 +76,13 @@ class Gate:
                 answer["X-Request-ID"] = request_id
                 for name, value in _HEADERS.items():
                     answer.setdefault(name, value)
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as error:
+                # uvloop's; uvicorn tells only the last of requests that came at once that the client has left.
+                if "handler is closed" not in str(error):
+                    raise
+                raise ClientLeft from None
 
         path = scope["path"] if scope["path"] in self._paths else "other"
         with tracing.server_span(f"{scope['method']} {path}", headers) as span:

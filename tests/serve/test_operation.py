@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import socket
+import struct
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -117,6 +118,23 @@ class TestStop:
                 while len(server.logs("request")) == answered and time.monotonic() < deadline:
                     time.sleep(0.01)
             assert server.stop() == 0
+            assert "Traceback" not in "".join(server.stderr)
+
+    def test_a_client_that_sends_requests_at_once_and_leaves_is_no_failure(self):
+        with running() as server:
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.connect((urlsplit(server.url).hostname, urlsplit(server.url).port))
+                connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 500)
+                answered = -1
+                while answered < (answered := len(server.logs("request"))):  # until answers fill all buffers
+                    time.sleep(2)
+                reset = struct.pack("ii", 1, 0)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            with server.client() as client:
+                assert client.get("/healthz").status_code == 200
+            assert server.stop() == 0
+            assert server.logs("failed") == []
             assert "Traceback" not in "".join(server.stderr)
 
     def test_the_drain_ends(self, tmp_path):
