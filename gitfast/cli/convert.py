@@ -26,5 +26,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if not args.folder:  # as an unset variable of a shell gives it: not the current folder
+        raise ValueError("folder: expected the name of one, got ''")
     print(save_checkpoint(hub.open_model(args.model, base=args.base), args.folder, args.dtype))
     return 0

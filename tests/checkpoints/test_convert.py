@@ -160,6 +160,13 @@ def convert_after(prepare: Callable[[], None], source: Path, out: Path) -> Path:
     return save_checkpoint(open_checkpoint(source), out)
 
 
+def test_a_folder_without_a_name_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "git-tiny", ""]) == 1
+    assert "folder: expected the name of one, got ''" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_full_disk_leaves_nothing(source: Path, tmp_path: Path, exists: bool) -> None:
     out = tmp_path / "out"
