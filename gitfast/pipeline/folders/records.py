@@ -41,7 +41,7 @@ class TextEdit:
 
     def __call__(self, text: str) -> str:
         for pattern in self.remove:
-            text = pattern.sub(_REMOVED, text)
+            text = pattern.sub(lambda match: _REMOVED if match[0] else "", text)  # of nothing, nothing is removed
         if _REMOVED in text:
             text = _GAP.sub(" ", _GAP_BEFORE_MARK.sub("", text)).strip()
         return f"{self.prefix}{text}{self.suffix}"

@@ -89,6 +89,7 @@ def test_words_that_a_model_claims_to_read(text, expected):
 def test_edits():
     edit = TextEdit(prefix="<", suffix=">", remove=[re.compile("very "), re.compile("dog")])
     assert edit("a very very big dog . Dog") == "<a big. Dog>"
+    assert TextEdit(remove=[re.compile(""), re.compile("x*")])("a boxed dog") == "a bo ed dog", "of nothing, nothing"
     assert TextEdit()("a  . b") == "a  . b", "what is not asked for is not tidied"
     result = Result(text="a dog", alternatives=(Result(text="dog"),))
     assert [edit.apply(result).text, edit.apply(result).alternatives[0].text] == ["<a>", "<>"]
