@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -25,8 +26,8 @@ _BYTES_AT_ONCE = 1 << 28
 class ParquetFile:
     """An ``Output``: a parquet file with the columns file_name, question (of answers), text, score, finish_reason.
 
-    Lines of JSON beside it hold the results until a run is complete; a later run continues them. Names that are no
-    UTF-8 are escaped.
+    Lines of JSON beside it hold the results until a run is complete; a later run continues them. Names and texts
+    that are no UTF-8 are escaped.
 
     Raises:
         OutputError: as ``LineFile``; pyarrow is not installed; or ``path`` is there and holds something else.
@@ -130,16 +131,18 @@ class ParquetFile:
 
 
 class _Records(JsonRecords):
-    """Lines whose names parquet can hold."""
+    """Lines whose names and texts parquet can hold."""
 
     def line(self, name: str, question: str | None, result: Result) -> bytes:
-        return super().line(_valid(name), question, result)
+        others = tuple(dataclasses.replace(other, text=_valid(other.text)) for other in result.alternatives)
+        valid = dataclasses.replace(result, text=_valid(result.text), alternatives=others)
+        return super().line(_valid(name), question and _valid(question), valid)
 
     def key_of(self, name: str, question: str | None) -> int:
-        return super().key_of(_valid(name), question)
+        return super().key_of(_valid(name), question and _valid(question))
 
     def keys_of(self, names: Sequence[str], question: str | None) -> list[int]:
-        return super().keys_of([_valid(name) for name in names], question)
+        return super().keys_of([_valid(name) for name in names], question and _valid(question))
 
 
 def _schema(pa: Any, *, with_question: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,20 @@ def test_an_unfinished_run_of_answers_is_continued_by_captions(tmp_path) -> None
     killed.write(Item("a.png", "a.png", "a.png"), [RESULT])
     killed.close(complete=False)
     assert [row["question"] for row in run(path, "b.png")] == ["what is it", None]
+
+
+def test_what_is_no_utf_8_is_escaped(tmp_path) -> None:
+    path, name, question = tmp_path / "x.parquet", "\udcff.png", "what \udcff"
+    output = ParquetFile(str(path), (question,))
+    other = dataclasses.replace(RESULT, text="c\udcff")
+    output.write(Item(name, name, name), [dataclasses.replace(RESULT, text="a\udcff", alternatives=(other,))])
+    output.close(complete=True)
+    (row,) = pq.read_table(path).to_pylist()
+    assert (row["file_name"], row["question"], row["text"]) == (r"\udcff.png", r"what \udcff", r"a\udcff")
+    assert row["alternatives"] == [{"text": r"c\udcff", "score": -2.0}]
+    later = ParquetFile(str(path), (question,))
+    assert later.has([name, "b.png"]) == [True, False]
+    later.close(complete=True)
 
 
 def test_a_page_larger_than_is_read(tmp_path) -> None:
