@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ def run_captions(args: argparse.Namespace) -> int:
     _check_sources(args, args.captions, "--captions")
     references = read_references(args.references)
     images = find_images(list(references.texts), references.file_names, args.images) if args.images else {}
+    _check_outputs(args, [args.references, args.captions, *images.values()])
     if args.model:
         captions = caption_images(common.load_model(args), references, images, _options(args))
     else:
@@ -101,6 +103,7 @@ def run_vqa(args: argparse.Namespace) -> int:
     questions = read_questions(args.annotations, args.questions)
     ids = list(dict.fromkeys(question.image_id for question in questions.values()))
     images = find_images(ids, {}, args.images) if args.images else {}
+    _check_outputs(args, [args.annotations, args.questions, args.answers, *images.values()])
     if args.model:
         if unasked := [question_id for question_id, question in questions.items() if not question.text]:
             raise ValueError(f"{args.annotations}: question {unasked[0]} has no text; --questions names their file")
@@ -150,6 +153,15 @@ def _check_sources(args: argparse.Namespace, file: str | None, name: str) -> Non
             check_writable(option, Path(path), devices=True)
 
 
+def _check_outputs(args: argparse.Namespace, inputs: Sequence[str | Path | None]) -> None:
+    """Refuse outputs that would replace what is read, or each other, before a model is loaded."""
+    for option, path in (("--json", args.json), ("--report", args.report)):
+        if path and os.path.isfile(path) and any(file and os.path.samefile(path, file) for file in inputs):
+            raise ValueError(f"{option}: {path} is an input")
+    if args.json and args.report and os.path.realpath(args.json) == os.path.realpath(args.report) != os.devnull:
+        raise ValueError("--json, --report: expected two files")
+
+
 def _source(args: argparse.Namespace, file: str | None) -> str:
     return str(file or args.model)
 
@@ -173,7 +185,8 @@ def _finish(args: argparse.Namespace, report: Report, details: Mapping[str, Any]
     try:
         if args.json:
             text = json.dumps({"scores": dict(report.scores), "details": details}, indent=1, ensure_ascii=False)
-            Path(args.json).write_text(text + "\n", encoding="utf-8")
+            # Half of a surrogate pair, which JSON and names can hold, is written as JSON's escape of it.
+            Path(args.json).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         if args.report:
             write_report(report, args.report, **({"worst": args.worst} if args.worst else {}))
     except OSError as error:

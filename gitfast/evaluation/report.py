@@ -98,7 +98,7 @@ def write_report(report: Report, path: str | Path, *, worst: int = 60, others: i
     ]
     if chosen:
         parts += [f"<h2>{len(chosen)} of the others</h2><ol>", *map(_item, chosen), "</ol>"]
-    Path(path).write_text("\n".join(parts) + "\n", encoding="utf-8")
+    Path(path).write_text("\n".join(parts) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _item(example: Example) -> str:

@@ -46,6 +46,34 @@ def test_model_captions_are_scored_and_reported(data_set, tmp_path, capsys):
     assert len(values["details"]) == 12
 
 
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_outputs_that_are_inputs_are_refused(data_set, tmp_path, capsys, option):
+    references = tmp_path / "references.jsonl"
+    references.write_bytes((data_set / "captions.jsonl").read_bytes())
+    (tmp_path / "link.jsonl").symlink_to(references)
+    captions = tmp_path / "captions.jsonl"
+    captions.write_bytes(references.read_bytes())
+    picture = next(data_set.glob("*.png"))
+    before = {file: file.read_bytes() for file in (references, captions, picture)}
+    command = ["evaluate", "captions", str(references), "--captions", str(captions), "--images", str(data_set)]
+    for output in (references, tmp_path / "link.jsonl", captions, picture):
+        assert main([*command, option, str(output)]) == 1
+        assert f"{option}: {output} is an input" in capsys.readouterr().err
+    assert main([*command, "--json", str(tmp_path / "x"), "--report", str(tmp_path / "x")]) == 1
+    assert "--json, --report: expected two files" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_halves_of_surrogate_pairs_are_written(tmp_path, capsys):
+    (tmp_path / "r.jsonl").write_text('{"file_name": "a.png", "text": "a dog"}\n')
+    (tmp_path / "c.jsonl").write_text('{"file_name": "a.png", "text": "a \\ud800 dog"}\n')
+    command = ["evaluate", "captions", str(tmp_path / "r.jsonl"), "--captions", str(tmp_path / "c.jsonl")]
+    report, scores = tmp_path / "report.html", tmp_path / "scores.json"
+    assert main([*command, "--json", str(scores), "--report", str(report), "--worst", "1"]) == 0
+    assert json.loads(scores.read_text("utf-8"))["details"]["a.png"]["caption"] == "a \ud800 dog"
+    assert "a \\ud800 dog" in report.read_text("utf-8")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
 @pytest.mark.parametrize("option", ["--json", "--report"])
 def test_outputs_are_checked_before_anything_is_read(tmp_path, capsys, option):
