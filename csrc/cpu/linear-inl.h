@@ -95,16 +95,15 @@ void finish_panels(const LinearArgs& args, const float* sums, int64_t row, int64
 namespace gitfast::cpu {
 namespace {
 
-// Rows [row, row + rows) of the panels [panel, panel + panels). Where many rows read a panel, it is widened or grouped
-// once.
-template <class Source, int64_t kMaxRows, int64_t kMaxPanels>
+// Rows [row, row + rows) of the panels [panel, panel + panels). With another Inner, which many rows read, a block of
+// weights is first brought into its form, and the next one is fetched while it is multiplied.
+template <class Source, class Inner, int64_t kMaxRows, int64_t kMaxPanels>
 void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t row, int64_t rows, int64_t panel,
                   int64_t panels) {
   using Term = typename Source::Term;
-  constexpr bool kMany = kMaxRows > 2 * kTileRows, kPrepare = kMany && (Source::kTerms > 1 || kPaired<Source>);
-  using Prepared = std::conditional_t<kPaired<Source>, Grouped<Source>, ShortTerms>;
-  using Inner = std::conditional_t<kPrepare, Prepared, Source>;
+  constexpr bool kPrepare = kCached<Inner> && !std::is_same_v<Inner, Cached<Source>>;
   constexpr int64_t kStride = kMaxPanels * kPanel, kTermWeights = kWeightsIn<Term>;
+  constexpr int64_t kBlockWords = kSumBlock / (kTermWeights * Source::kTerms) * kPanel;
   alignas(64) float sums[kMaxRows * kStride];
   alignas(64) Term prepared[kPrepare ? kSumBlock / kTermWeights * kPanel : 1];
   const PackedLinear& w = *args.w;
@@ -117,15 +116,11 @@ void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t
   p.vectors = panels * kPanelVectors;
   p.c = sums;
   p.c_stride = kStride;
-  p.cached = kPrepare;
-  for (int64_t k = 0; k < w.k; k += kSumBlock, words += kSumBlock / (kTermWeights * Source::kTerms) * kPanel) {
+  const RowTiles tiles(rows);
+  for (int64_t k = 0; k < w.k; k += kSumBlock, words += kBlockWords) {
     const int64_t n = smaller(kSumBlock, w.k - k);
     if constexpr (kPrepare) {
-      const int64_t rows_of_words = ceil_div(n, kTermWeights * Source::kTerms);
-      if constexpr (kPaired<Source>)
-        group<Source>(words, rows_of_words, prepared);
-      else
-        widen<Source>(words, rows_of_words, prepared);
+      prepare<Source, Inner>(words, ceil_div(n, kTermWeights * Source::kTerms), prepared);
       p.b = prepared;
     } else {
       p.b = words;
@@ -133,7 +128,7 @@ void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t
     p.a = x.first + row * x.stride + k / kTermWeights;
     p.k = ceil_div(n, kTermWeights);
     p.add = k > 0;
-    product_of_block(p, rows);
+    product_of_block(p, tiles, Ahead(w, words + kBlockWords, kBlockWords, tiles.count));
   }
   finish_panels<kStride>(args, sums, row, rows, panel, panels);
 }
@@ -141,11 +136,18 @@ void linear_block(const LinearArgs& args, Rows<typename Source::Term> x, int64_t
 template <class Source>
 void linear_of_many_rows(const LinearArgs& args, Rows<typename Source::Term> x, int64_t panel_begin,
                          int64_t panel_end) {
+  constexpr bool kPrepare = Source::kTerms > 1 || kPaired<Source>;
+  using Prepared = std::conditional_t<kPaired<Source>, Grouped<Source>, ShortTerms>;
+  using Many = Cached<std::conditional_t<kPrepare, Prepared, Source>>;
+  // With fewer tiles, so many lines are asked for at once that fetching as they are multiplied is faster.
+  constexpr int64_t kTilesToFetch = 17;
   const int64_t blocks = ceil_div(args.m, kRowsAtOnce);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t row = args.m * i / blocks;
     const int64_t rows = args.m * (i + 1) / blocks - row;
-    for (int64_t p = panel_begin; p < panel_end; ++p) linear_block<Source, kRowsAtOnce, 1>(args, x, row, rows, p, 1);
+    const auto block = kPrepare || RowTiles(rows).count >= kTilesToFetch ? linear_block<Source, Many, kRowsAtOnce, 1>
+                                                                         : linear_block<Source, Source, kRowsAtOnce, 1>;
+    for (int64_t p = panel_begin; p < panel_end; ++p) block(args, x, row, rows, p, 1);
   }
 }
 
@@ -172,7 +174,7 @@ void linear_of(const LinearArgs& args, Rows<typename Source::Term> x, int64_t pa
     const int height = static_cast<int>(RowTiles(args.m).height());
     const int64_t panels = larger(1, columns_at_once<Source>(height) / kPanelVectors);
     for (int64_t p = panel_begin; p < panel_end; p += panels)
-      linear_block<Source, kFew, 4>(args, x, 0, args.m, p, smaller(panels, panel_end - p));
+      linear_block<Source, Source, kFew, 4>(args, x, 0, args.m, p, smaller(panels, panel_end - p));
   }
 }
 

@@ -117,20 +117,11 @@ inline F32x16 in_units(const float* sums, uint32_t unit) {
   return each_part([&](int i) { return __builtin_convertvector((VecInts)load_vec(sums + i * kLanes), Vec) * size; });
 }
 
-// The words of a block of a panel, `quads` rows of them, as Inner has them.
-template <class Source, class Inner>
-void prepare(const uint32_t* words, int64_t quads, typename Inner::Word* to) {
-  if constexpr (kPaired<Source>)
-    group<Source>(words, quads, to);
-  else
-    widen<Source>(words, quads, to);
-}
-
-// Rows [row, row + rows) of the panels [panel, panel + panels). With Inner, panels are first brought into its form.
+// As linear_block.
 template <class Source, class Inner, int64_t kMaxRows, int64_t kMaxPanels>
 void int8_block(const LinearArgs& args, int64_t row, int64_t rows, int64_t panel, int64_t panels) {
   constexpr bool kPrepare = !std::is_same_v<Source, Inner>;
-  constexpr int64_t kStride = kMaxPanels * kPanel;
+  constexpr int64_t kStride = kMaxPanels * kPanel, kPanelWords = kSumBlock / 4 * kPanel;
   alignas(64) float sums[kMaxRows * kStride], block[kWholeRows * kMaxRows * kStride];
   alignas(64) typename Inner::Word prepared[kPrepare ? kBlockWords / Inner::kTerms * kPanel : 1];
   const PackedLinear& w = *args.w;
@@ -145,8 +136,8 @@ void int8_block(const LinearArgs& args, int64_t row, int64_t rows, int64_t panel
   p.vectors = panels * (kPanel / kWidth);
   p.c = block;
   p.c_stride = kStride;
-  p.cached = kPrepare;
-  for (int64_t k = 0; k < w.k; k += kSumBlock, words += kSumBlock / 4 * kPanel, x += kBlockStride) {
+  const RowTiles tiles(kWholeRows * rows);
+  for (int64_t k = 0; k < w.k; k += kSumBlock, words += kPanelWords, x += kBlockStride) {
     const int64_t n = smaller(kSumBlock, w.k - k);
     p.a = reinterpret_cast<const Whole*>(x);
     p.k = ceil_div(n, kWholesInWord);
@@ -156,7 +147,7 @@ void int8_block(const LinearArgs& args, int64_t row, int64_t rows, int64_t panel
     } else {
       p.b = words;
     }
-    product_of_block(p, kWholeRows * rows);
+    product_of_block(p, tiles, Ahead(w, words + kPanelWords, kPanelWords, tiles.count));
     for (int64_t r = 0; r < rows; ++r) {
       const uint32_t* units = x + kWholeRows * r * row_words + kBlockWords;
       for (int64_t v = 0; v < p.vectors; ++v) {
@@ -196,14 +187,14 @@ void linear_of_int8(const LinearArgs& args, int64_t panel_begin, int64_t panel_e
 #if !defined(GITFAST_NEON)
   constexpr int64_t kFew = 2 * kTileRows;
   if (args.m <= kFew) return linear_of_few_wholes<Int8AsInt16, kFew>(args, panel_begin, panel_end);
-  linear_of_wholes<Int8AsInt16, Int16Pairs>(args, panel_begin, panel_end);
+  linear_of_wholes<Int8AsInt16, Cached<Int16Pairs>>(args, panel_begin, panel_end);
 #else
   constexpr int64_t kFew = kTileRows / kWholeRows;
 #if defined(GITFAST_PAIRED_PRODUCTS)
   // A single row takes as many instructions in units as by sdot.
   if (args.m > 1 && whole_units(*args.w)) {
     if (args.m <= kFew) return linear_of_few_wholes<Int8Units, kFew>(args, panel_begin, panel_end);
-    return linear_of_wholes<Int8Units, Grouped<Int8Units> >(args, panel_begin, panel_end);
+    return linear_of_wholes<Int8Units, Cached<Grouped<Int8Units>>>(args, panel_begin, panel_end);
   }
 #endif
   if (args.m <= kFew) return linear_of_few_wholes<Int8Quads, kFew>(args, panel_begin, panel_end);

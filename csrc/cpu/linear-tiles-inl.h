@@ -20,12 +20,12 @@ inline const float* tiled_sums(const float* sums, int64_t r, int64_t v) {
   return sums + tile * kTileWords + r % kTileSide * kTileSide;
 }
 
-// Rows [row, row + rows) of one panel, whose words begin at `words`; `end` is where the weights end. The block of
-// weights that comes next is fetched into L2 while this one is multiplied, evenly over the multiplications.
+// Rows [row, row + rows) of one panel, whose words begin at `words`. The block of weights that comes next is fetched
+// into L2 while this one is multiplied, evenly over the multiplications.
 template <class Source>
 void tiled_block(TileRegisters& tiles, const LinearArgs& args, const Bf16Pair* a, int64_t row, int64_t rows,
-                 int64_t panel, const typename Source::Word* words, const typename Source::Word* end) {
-  constexpr int64_t kBlockWords = kSumBlock / (kWeightsIn<Bf16Pair> * Source::kTerms) * kPanel, kLineWords = 16;
+                 int64_t panel, const typename Source::Word* words) {
+  constexpr int64_t kBlockWords = kSumBlock / (kWeightsIn<Bf16Pair> * Source::kTerms) * kPanel;
   alignas(64) float sums[kPairsAtOnce * kPairSums];
   alignas(64) Bf16Pair wide[kSumBlock / kWeightsIn<Bf16Pair> * kPanel];
   const int64_t depth = args.w->k, upper = kTileSide * rounded_words(depth), pairs = ceil_div(rows, kTiledRows);
@@ -36,11 +36,7 @@ void tiled_block(TileRegisters& tiles, const LinearArgs& args, const Bf16Pair* a
       widen_tiles<Source>(words, n, wide);
       b = wide;
     }
-    const auto* next = words + smaller(kBlockWords, end - words);
-    const auto* next_end = next + smaller(kBlockWords, end - next);
-    const int64_t times = pairs * (terms / kTileSide);
-    Ahead ahead = {reinterpret_cast<const char*>(next), reinterpret_cast<const char*>(next_end),
-                   ceil_div(kBlockWords / kLineWords, times)};
+    Ahead ahead(*args.w, words + kBlockWords, kBlockWords, pairs * (terms / kTileSide));
     for (int64_t i = 0; i < pairs; ++i) {
       const auto product = rows - i * kTiledRows > kTileSide ? tiled_product<true> : tiled_product<false>;
       product(tiles, a + 2 * i * upper, upper, b, terms, sums + i * kPairSums, k > 0, ahead);
@@ -54,14 +50,13 @@ template <class Source>
 void linear_in_tiles(const LinearArgs& args, Rows<Bf16Pair> x, int64_t panel_begin, int64_t panel_end) {
   const PackedLinear& w = *args.w;
   const auto* panels = static_cast<const typename Source::Word*>(w.panels);
-  const auto* end = panels + w.num_panels() * w.panel_words();
   const int64_t pairs = ceil_div(args.m, kTiledRows), blocks = ceil_div(pairs, kPairsAtOnce);
   TileRegisters tiles(shapes_of_rows(kTiledRows));
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t row = pairs * i / blocks * kTiledRows;
     const int64_t rows = smaller(pairs * (i + 1) / blocks * kTiledRows, args.m) - row;
     for (int64_t p = panel_begin; p < panel_end; ++p)
-      tiled_block<Source>(tiles, args, x.first + row * x.stride, row, rows, p, panels + p * w.panel_words(), end);
+      tiled_block<Source>(tiles, args, x.first + row * x.stride, row, rows, p, panels + p * w.panel_words());
   }
 }
 

@@ -26,6 +26,8 @@ struct Grouped : Units {
 
 template <class Units>
 constexpr bool kPaired<Grouped<Units>> = true;
+template <class Source>
+constexpr bool kPaired<Cached<Source>> = kPaired<Source>;
 
 // Whether a column's words are whole units: others are multiplied word by word.
 inline bool whole_units(const PackedLinear& w) { return w.panel_words() / kPanel % 2 == 0; }
@@ -40,6 +42,15 @@ void group(const typename Units::Word* from, int64_t rows, typename Units::Word*
       store_vec(to + i, x[0]);
       store_vec(to + kPanel + i, x[1]);
     }
+}
+
+// `rows` rows of a panel's words as Inner has them.
+template <class Source, class Inner>
+void prepare(const typename Source::Word* from, int64_t rows, typename Inner::Word* to) {
+  if constexpr (kPaired<Source>)
+    group<Source>(from, rows, to);
+  else
+    widen<Source>(from, rows, to);
 }
 
 #if defined(GITFAST_PAIRED_PRODUCTS)
@@ -108,7 +119,7 @@ void tile_of_pairs(const Product<Source>& p, int64_t rows, int64_t v) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
       unit[r] = unit_of_rows(a + 2 * r * p.a_stride + k, r == R - 1 ? last + k : a + (2 * r + 1) * p.a_stride + k);
-    if (!p.cached) {
+    if constexpr (!kCached<Source>) {
       __builtin_prefetch(b + kPrefetch<Source, 1> * p.step);
       __builtin_prefetch(b + (kPrefetch<Source, 1> + 1) * p.step);
     }
@@ -150,12 +161,13 @@ void product_of_pairs(const Product<Source>& p, int64_t rows) {
 
 #endif
 
-// Sums of `rows` rows; those of `p` are the first.
+// Sums of the rows of `tiles`; those of `p` are the first. Weights that are cached fetch those of the next block
+// meanwhile.
 template <class Source>
-void product_of_block(const Product<Source>& p, int64_t rows) {
-  const RowTiles tiles(rows);
+void product_of_block(const Product<Source>& p, const RowTiles& tiles, Ahead ahead) {
   for (int64_t t = 0; t < tiles.count; ++t) {
     const int64_t r = tiles.split(t), height = tiles.split(t + 1) - r;
+    if constexpr (kCached<Source>) ahead.fetch_part();
     Product<Source> tile = p;
     tile.a += r * p.a_stride;
     tile.c += r * p.c_stride;

@@ -27,27 +27,36 @@ constexpr int kTileSums = 3;
 // hardware to keep up on its own, but for those that widen: they wait for arithmetic between their loads. Tiles of a
 // single vector ask for the next one's words too, which are in the other halves of the same 128 bytes.
 template <class Source, int V>
-constexpr int64_t kPrefetch = kPrepared<Source>    ? 0
+constexpr int64_t kPrefetch = kCached<Source>      ? 0
                               : V == 1             ? 128
                               : V == 2             ? 64
                               : Source::kTerms > 1 ? 16
                                                    : 0;
 
-// A source whose wide tiles fetch, instead of their own next words, those of the product behind: Product::next.
-template <class Source>
-struct Followed : Source {};
-template <class Source>
-constexpr bool kFollowed = false;
-template <class Source>
-constexpr bool kFollowed<Followed<Source>> = true;
+// The weights that come next, asked for a few lines at a time between multiplications, and none beyond their end.
+class Ahead {
+ public:
+  // `words` of w from `first` on, in so many parts.
+  Ahead(const PackedLinear& w, const void* first, int64_t words, int64_t parts)
+      : next_(static_cast<const char*>(first)) {
+    const char* end = static_cast<const char*>(w.panels) + w.num_panels() * w.panel_words() * kWordBytes;
+    end_ = next_ + larger(smaller(words * kWordBytes, end - next_), 0);
+    lines_ = ceil_div(words * kWordBytes, parts * kLine);
+  }
+
+  void fetch_part() {
+    for (int64_t i = 0; i < lines_ && next_ < end_; ++i, next_ += kLine) __builtin_prefetch(next_, 0, 2);  // into L2
+  }
+
+ private:
+  static constexpr int64_t kWordBytes = 4, kLine = 64;
+  const char *next_, *end_;
+  int64_t lines_;
+};
 
 // C (rows, columns) [+]= A (rows, K) B (K, columns), the columns counted in vectors of 16. Words of B hold
 // Source::kTerms terms each; vector v of words w lies at b + w * step + v / 2 * pair + v % 2 * odd. K counts terms, the
 // strides of B words.
-//
-// `cached`: B was just written, and nothing is fetched ahead of it. Fetching behind the end of a buffer on the stack
-// can ask for pages that do not exist, and each such request walks the page table in vain: it made products 2.5 times
-// slower on Zen, in those processes whose stacks began less than 8 KB above.
 template <class Source>
 struct Product {
   const typename Source::Term* a;
@@ -59,7 +68,6 @@ struct Product {
   float* c;
   int64_t c_stride;
   bool add;
-  bool cached;
   int64_t next;  // of a source that is followed: words from each of B to one that is read after all of this product
 };
 
@@ -71,7 +79,7 @@ void tile(const Product<Source>& p, int64_t v) {
   constexpr int kVecs = V * kParts, kTerms = Source::kTerms;
   const auto* a = p.a;
   const auto* b = p.b + v / 2 * p.pair + v % 2 * p.odd;
-  const int64_t ahead = p.cached ? 0 : kPrefetch<Source, V> * p.step;
+  const int64_t ahead = kPrefetch<Source, V> * p.step;
   Vec sum[R][kVecs];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)

@@ -204,7 +204,10 @@ inline F32x16 each_part(Function f) {
 inline F32x16 load(const float* p) {
   return each_part([p](int i) { return load_vec(p + i * kLanes); });
 }
-inline void store(float* p, const F32x16& x) { __builtin_memcpy(p, &x, sizeof x); }
+inline void store(float* p, const F32x16& x) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) store_vec(p + i * kLanes, x.part[i]);
+}
 
 // The first n of 16 floats, the rest `fill`; reads nothing beyond them.
 inline F32x16 load_part(const float* p, int64_t n, float fill = 0.0f) {

@@ -26,8 +26,25 @@ struct Terms {
 
 using Floats = Terms<float>;
 
+// A source whose words lie in the cache: they were just written, or others fetch them. Its products fetch nothing.
+//
+// Fetching behind the end of a buffer on the stack can ask for pages that do not exist, and each such request walks the
+// page table in vain: it made products 2.5 times slower on Zen, in those processes whose stacks began less than 8 KB
+// above.
 template <class Source>
-constexpr bool kPrepared = false;  // whether words always lie in the cache, where they were just written
+struct Cached : Source {};
+template <class Source>
+constexpr bool kCached = false;
+template <class Source>
+constexpr bool kCached<Cached<Source>> = true;
+
+// A source whose wide tiles fetch, instead of their own next words, those of the product behind: Product::next.
+template <class Source>
+struct Followed : Source {};
+template <class Source>
+constexpr bool kFollowed = false;
+template <class Source>
+constexpr bool kFollowed<Followed<Source>> = true;
 
 #if defined(GITFAST_BF16_PRODUCTS)
 
@@ -227,8 +244,6 @@ struct Int8Quads {
 };
 #elif defined(GITFAST_INT8_PRODUCTS)
 using Int16Pairs = Terms<Int16Pair>;
-template <>
-constexpr bool kPrepared<Int16Pairs> = true;
 
 struct Int8AsInt16 {
   using Term = Int16Pair;

@@ -121,18 +121,6 @@ struct TileRegisters {
 
 #endif
 
-// The weights that come next, asked for a few lines at a time between multiplications, and none beyond their end.
-struct Ahead {
-  const char* next;
-  const char* end;
-  int64_t lines;
-
-  void fetch() {
-    constexpr int64_t kLine = 64;
-    for (int64_t i = 0; i < lines && next < end; ++i, next += kLine) __builtin_prefetch(next, 0, 2);  // into L2
-  }
-};
-
 // C (32, 32) [+]= A (32, K) B (K, 32), or the first 16 rows of it; K is `words` pairs, whole tiles. A's tiles follow
 // one another, those of the other 16 rows `upper` words behind; C is four tiles; rows of B are kPanel words.
 template <bool kUpper>
@@ -165,7 +153,7 @@ void tiled_product(TileRegisters& tiles, const Bf16Pair* a, int64_t upper, const
       tiles.multiply<2, 5, 6>();
       tiles.multiply<3, 5, 7>();
     }
-    ahead.fetch();
+    ahead.fetch_part();
   }
   tiles.store<0>(c, kTileRow);
   tiles.store<1>(c + kTileWords, kTileRow);
