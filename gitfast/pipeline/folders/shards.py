@@ -169,16 +169,6 @@ def _image_column(path: str, schema: Any, asked: str | None) -> str:
     raise ImageError(f"{path}: {'several columns hold' if found else 'no column holds'} images: {columns}")
 
 
-def _columns_to_read(schema: Any, column: str) -> list[str]:
-    """Name what is read of a column of images: a list in its struct may become gigabytes in one row."""
-    import pyarrow as pa
-
-    kind = schema.field(column).type
-    if not pa.types.is_struct(kind):
-        return [column]
-    return [f"{column}.{field.name}" for field in kind if field.name == "bytes" or pa.types.is_string(field.type)]
-
-
 def _image_of(name: str, value: Any) -> bytes | GitfastError:
     data = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(data, bytes):
