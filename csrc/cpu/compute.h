@@ -38,7 +38,7 @@ class Compute {
 
   void linear(LinearArgs args) {
     prepare(args);
-    const int pieces = args.m > kTiledRows ? kPiecesOfManyRows : 1;
+    const int pieces = many_rows(args.m) ? kPiecesOfManyRows : 1;
     const auto panels = [&](int64_t begin, int64_t end, int) { kernels.linear(args, begin, end); };
     parallel(args.w->num_panels(), 1, panels, pieces);
   }

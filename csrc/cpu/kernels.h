@@ -18,6 +18,9 @@ constexpr int64_t kAttentionRows = 16;  // the most rows whose scores are held a
 constexpr int64_t kTileSide = 16;       // rows of a tile of AMX, and its 4-byte words in a row
 constexpr int64_t kTileWords = kTileSide * kTileSide;
 constexpr int64_t kTiledRows = 2 * kTileSide;  // rows whose sums the tiles hold at once
+// Whether so many rows are those of images: where there are tile registers, a product reads them in tiles, and its
+// panels are handed out in pieces.
+constexpr bool many_rows(int64_t m) { return m > kTiledRows; }
 // Rows that kernels may read, and nothing more, beyond those of LinearArgs::rounded.
 constexpr int64_t kRoundedPadding = kTiledRows;
 
@@ -154,14 +157,14 @@ struct Kernels {
   Rounding quantize_rows = nullptr;
 
   // As round_rows, in tiles of 16 rows by 16 pairs, those of the same rows one after another: what is multiplied where
-  // there are tile registers and more than kTiledRows rows. Parts of x begin at multiples of 16 rows.
+  // there are tile registers and many_rows. Parts of x begin at multiples of 16 rows.
   Rounding round_tiles = nullptr;
 
   // How x of m rows is handed to `linear`, by the format of the weights; null: as it is.
   Rounding rounding(WeightFormat format, int64_t m) const {
     if (format == WeightFormat::f32) return nullptr;
     if (format == WeightFormat::int8 && quantize_rows) return quantize_rows;
-    return round_tiles && m > kTiledRows ? round_tiles : round_rows;
+    return round_tiles && many_rows(m) ? round_tiles : round_rows;
   }
 
   // Whether `linear` can leave y as it is handed to a product of such weights. Not as whole numbers: their units are

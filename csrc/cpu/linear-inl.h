@@ -47,7 +47,7 @@ struct Rows {
 template <class SumsAt>
 void finish_rounded(const LinearArgs& args, int64_t row, int64_t rows, int64_t panel, int64_t panels, SumsAt sums_at) {
   const int64_t words = rounded_words(args.w->n), last = smaller(panels, args.w->num_panels() - panel);
-  const bool tiles = kTiled<Pairs> && args.m > kTiledRows;
+  const bool tiles = kTiled<Pairs> && many_rows(args.m);
   for (int64_t p = 0; p < last; ++p) {
     alignas(64) float y[kPanel] = {};
     for (int64_t r = 0; r < rows; ++r) {
@@ -155,7 +155,7 @@ template <class Source>
 void linear_of(const LinearArgs& args, Rows<typename Source::Term> x, int64_t panel_begin, int64_t panel_end) {
 #if defined(GITFAST_TILES)
   if constexpr (kTiled<Source>) {
-    if (args.m > kTiledRows) return linear_in_tiles<Source>(args, x, panel_begin, panel_end);
+    if (many_rows(args.m)) return linear_in_tiles<Source>(args, x, panel_begin, panel_end);
     return linear_of_streamed_weights<Source>(args, x, panel_begin, panel_end);
   }
 #endif

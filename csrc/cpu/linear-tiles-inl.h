@@ -45,7 +45,7 @@ void tiled_block(TileRegisters& tiles, const LinearArgs& args, const Bf16Pair* a
   finish_panels(args, row, rows, panel, 1, [&](int64_t r, int64_t v) { return tiled_sums(sums, r, v); });
 }
 
-// More than kTiledRows rows, in tiles as Kernels::round_tiles makes them.
+// Rows of images, in tiles as Kernels::round_tiles makes them.
 template <class Source>
 void linear_in_tiles(const LinearArgs& args, Rows<Bf16Pair> x, int64_t panel_begin, int64_t panel_end) {
   const PackedLinear& w = *args.w;
