@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.fuzz.loop import Finding, Keeper, Outcome, attempt, bounded, fuzz
+from support.fuzz.loop import Finding, Keeper, Outcome, attempt, bounded, fuzz, warm_up
 from support.fuzz.targets import TARGETS
 
 MAX_FINDINGS = 10  # of one target: more of them are mostly the same
@@ -102,8 +102,7 @@ def _child(name: str, args: argparse.Namespace, folder: Path, keeper: Keeper) ->
 def _try_again(name: str, data: bytes) -> int:
     with tempfile.TemporaryDirectory(dir=_memory_folder()) as folder:
         target, outcome = TARGETS[name](Path(folder)), Outcome()
-        for seed in target.seeds:
-            attempt(target, seed, Outcome())
+        warm_up(target)
         with bounded() as start_clock:
             start_clock()
             finding = attempt(target, data, outcome)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess  # noqa: F401  # what a fault starts is imported by then
+import subprocess  # what a fault starts is imported by then
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import pytest
 
 from support.fuzz.loop import Finding, Target, fuzz
 from support.fuzz.targets import TARGETS
+from support.processes import ENVIRONMENT, PYTHON
 
 # Inputs of a second or so. Videos, conversions and requests take milliseconds each, and a small model is run for some.
 EXECUTIONS = 300
@@ -45,6 +46,15 @@ def test_a_slice(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_minute(name: str, tmp_path: Path) -> None:
     assert fuzz(made(name, tmp_path), seconds=60, seed=1).executions
+
+
+def test_an_input_is_tried_again(tmp_path: Path) -> None:
+    """Alone, in a process that has imported nothing before."""
+    request = tmp_path / "request"
+    request.write_bytes(TARGETS["serve"](tmp_path).seeds[0])
+    command = [*PYTHON, str(Path(__file__).with_name("run.py")), "serve", "--input", str(request)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "accepted\n"), done.stderr
 
 
 def test_faults_are_found(tmp_path: Path) -> None:

@@ -138,9 +138,7 @@ def fuzz(
         raise ValueError("executions, seconds: expected one of them")
     rng = QuickRandom(seed)
     outcome = Outcome()
-    for data in (*target.seeds, b"of no format", b""):  # what is imported at the first use is imported now
-        with contextlib.suppress(*_tuple(target.expected)):
-            target.read(data)
+    warm_up(target)
     choices = (*target.mutations, *((mutate_bytes,) if target.bytes_too else ()))
     begin, base = time.monotonic(), _reset_peak()
     with bounded() as start_clock:
@@ -173,6 +171,13 @@ def fuzz(
     _allow_cpu(0)
     outcome.seconds = time.monotonic() - begin
     return outcome
+
+
+def warm_up(target: Target) -> None:
+    """Read what is valid, and what is not: what is imported at the first use is imported now."""
+    for data in (*target.seeds, b"of no format", b""):
+        with contextlib.suppress(*_tuple(target.expected)):
+            target.read(data)
 
 
 def attempt(target: Target, data: bytes, outcome: Outcome) -> Finding | None:
