@@ -11,6 +11,14 @@ import pytest
 
 from gitfast import ops
 
+CPU = Path("/proc/cpuinfo").read_text().split() if sys.platform == "linux" else []
+
+
+def best() -> str:
+    """Return the last, but for a Xeon whose AMX cannot be used: its bfloat16 products are slower than others."""
+    last = ops.available_isas()[-1]
+    return "avx512_vnni" if last == "avx512_bf16" and "GenuineIntel" in CPU else last
+
 
 def test_the_scalar_kernels_are_always_there():
     assert ops.available_isas()[0] == "scalar"
@@ -18,7 +26,7 @@ def test_the_scalar_kernels_are_always_there():
 
 def test_best_is_chosen_and_the_environment_overrides(monkeypatch):
     monkeypatch.delenv("GITFAST_ISA", raising=False)
-    assert ops.choose_isa("") == ops.available_isas()[-1]
+    assert ops.choose_isa("") == best()
     for isa in ops.available_isas():
         monkeypatch.setenv("GITFAST_ISA", isa)
         assert ops.choose_isa("") == isa
@@ -37,11 +45,10 @@ def test_amx_is_asked_for_in_a_fresh_process():
     result = subprocess.run(
         [sys.executable, "-P", "-c", program], check=True, capture_output=True, text=True, env=environment
     )
-    flags = Path("/proc/cpuinfo").read_text().split() if sys.platform == "linux" else []
     isa = result.stdout.strip()
-    assert isa == ops.available_isas()[-1]
+    assert isa == best()
     if isa == "amx":
-        assert "amx_bf16" in flags
+        assert "amx_bf16" in CPU
 
 
 def test_unknown_names_are_refused_by_the_name_of_their_source(monkeypatch):
