@@ -41,8 +41,9 @@ def load(
             any repository of the Hub; or a bundled demonstration model: "git-tiny" (images), "git-tiny-video" (clips).
         engine: "cpu", "cuda", "reference" (PyTorch), or "auto": the CPU engine, wherever it runs.
         dtype: The weights' dtype: "float32" (not cuda); "bfloat16"; "float16" (not cpu); "int8" (one scale per output
-            channel, for cuda of the decoder alone; not reference); "float8" (the same; cuda). "auto" is
-            float32, and bfloat16 for cuda. Sums are float32 always.
+            channel, for cuda of the decoder alone; not reference); "w8a8" (cpu: int8, and activations of 8 bits: faster
+            where the CPU multiplies those, and less exact); "float8" (cuda: the decoder's). "auto" is float32, and
+            bfloat16 for cuda. Sums are float32 always.
         prefix_dtype: The dtype of image prefixes: "auto", or "int8" (cuda): half the bytes of bfloat16, less exact.
         num_threads: Threads of the CPU engine, of each lane; None takes ``GITFAST_NUM_THREADS`` or the CPUs there are,
             shared by the lanes.

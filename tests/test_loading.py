@@ -28,7 +28,7 @@ class TestLoad:
             gitfast.load(checkpoint_folder, engine=["cpu"])
         with pytest.raises(ValueError, match="dtype: expected"):
             gitfast.load(checkpoint_folder, dtype="int4")
-        with pytest.raises(EngineError, match="cpu engine: takes float32, bfloat16, int8, not float16"):
+        with pytest.raises(EngineError, match="cpu engine: takes float32, bfloat16, int8, w8a8, not float16"):
             gitfast.load(checkpoint_folder, engine="cpu", dtype="float16")
         with pytest.raises(ValueError, match="num_threads"):
             gitfast.load(checkpoint_folder, engine="reference", num_threads=1)

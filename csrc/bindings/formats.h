@@ -9,14 +9,15 @@
 namespace gitfast::bindings {
 
 inline const char* weight_format_name(cpu::WeightFormat format) {
-  static constexpr const char* kNames[] = {"float32", "bfloat16", "int8"};
+  static constexpr const char* kNames[] = {"float32", "bfloat16", "int8", "w8a8"};
   return kNames[static_cast<int>(format)];
 }
 
 inline cpu::WeightFormat weight_format_named(const std::string& dtype) {
-  for (cpu::WeightFormat format : {cpu::WeightFormat::f32, cpu::WeightFormat::bf16, cpu::WeightFormat::int8})
+  using cpu::WeightFormat;
+  for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::w8a8})
     if (dtype == weight_format_name(format)) return format;
-  throw Error("dtype: expected 'float32', 'bfloat16' or 'int8', got '" + dtype + "'");
+  throw Error("dtype: expected 'float32', 'bfloat16', 'int8' or 'w8a8', got '" + dtype + "'");
 }
 
 }  // namespace gitfast::bindings

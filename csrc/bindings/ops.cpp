@@ -56,7 +56,7 @@ class PackedWeight {
     view_.k = k_.value;
     panels_ = Buffer(static_cast<size_t>(view_.num_panels() * view_.panel_words()) * sizeof(uint32_t));
     if (panels_.bytes() > 0) std::memset(panels_.data(), 0, panels_.bytes());
-    if (view_.format == cpu::WeightFormat::int8) scales_ = float_buffer(n_.value);
+    if (cpu::is_int8(view_.format)) scales_ = float_buffer(n_.value);
     try {
       cpu::pack_linear_rows(w.view().data, w.view().dtype == DType::f16, n_.value, k_.value, 0, view_.format,
                             panels_.data(), scales_.floats());
@@ -220,7 +220,7 @@ class PackedPrefix {
     ks.floats().shape({&h_, &p_, &d_}).contiguous();
     vs.floats().shape({&h_, &p_, &d_}).contiguous();
     const cpu::WeightFormat format = weight_format_named(dtype);
-    if (format == cpu::WeightFormat::int8) throw Error("dtype: expected 'float32' or 'bfloat16', got 'int8'");
+    if (cpu::is_int8(format)) throw Error("dtype: expected 'float32' or 'bfloat16', got '" + dtype + "'");
     packed_ = std::make_unique<cpu::KeyValues>(h_.value, p_.value, d_.value, format);
     const cpu::Kernels& kernels = cpu::kernels_for(cpu::Isa::scalar);  // the layout is that of every instruction set
     const int64_t head = p_.value * d_.value;

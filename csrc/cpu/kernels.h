@@ -27,11 +27,15 @@ constexpr int64_t kRoundedPadding = kTiledRows;
 enum class Activation : uint8_t { none, quick_gelu, gelu_erf };
 
 // The storage of weights. Sums are always in float32; the type of the factors depends on the instruction set: see
-// Kernels::round_rows.
-enum class WeightFormat : uint8_t { f32, bf16, int8 };
+// Kernels::round_rows. Weights of w8a8 are those of int8, and meet activations of 8 bits where that is faster.
+enum class WeightFormat : uint8_t { f32, bf16, int8, w8a8 };
+
+constexpr bool is_int8(WeightFormat format) { return format == WeightFormat::int8 || format == WeightFormat::w8a8; }
 
 // Terms in the 4 bytes that a packed panel holds of one column.
-constexpr int64_t terms_per_word(WeightFormat format) { return int64_t{1} << static_cast<int>(format); }
+constexpr int64_t terms_per_word(WeightFormat format) {
+  return is_int8(format) ? 4 : format == WeightFormat::bf16 ? 2 : 1;
+}
 
 // W (N, K) as panels [ceil(N / kPanel)][ceil(K / T)][kPanel] of 4-byte words, T terms of one column in each;
 // zero-padded in N and K.
@@ -45,7 +49,7 @@ struct PackedLinear {
   int64_t k = 0;
   WeightFormat format = WeightFormat::f32;
   const void* panels = nullptr;
-  const float* scales = nullptr;  // (N), int8 only
+  const float* scales = nullptr;  // (N), is_int8 only
   const float* bias = nullptr;    // (N) or null
 
   int64_t num_panels() const { return (n + kPanel - 1) / kPanel; }
@@ -59,7 +63,7 @@ struct PackedLinear {
 constexpr int64_t rounded_words(int64_t k) { return (k + 31) / 32 * 16; }
 
 // Words in a row of K values as whole numbers: for every kSumBlock, either two rows of 64 words of four int8, high and
-// low, or 128 words of two int16, and in each case their units.
+// low, or 128 words of two int16, and in each case their units. Whole numbers of 8 bits leave half of them unused.
 constexpr int64_t quantized_words(int64_t k) { return (k + kSumBlock - 1) / kSumBlock * (kSumBlock / 4 + 1) * 2; }
 
 // y[m, j] = act(x[m, :] . W[j, :] + bias[j]) + residual[m, j]
@@ -156,6 +160,9 @@ struct Kernels {
   // where weights of int8 are multiplied as bfloat16 or float32.
   Rounding quantize_rows = nullptr;
 
+  // The same for weights of w8a8, x as whole numbers of 8 bits. Null where these weights are multiplied as int8 are.
+  Rounding quantize_rows_to_bytes = nullptr;
+
   // As round_rows, in tiles of 16 rows by 16 pairs, those of the same rows one after another: what is multiplied where
   // there are tile registers and many_rows. Parts of x begin at multiples of 16 rows.
   Rounding round_tiles = nullptr;
@@ -163,7 +170,8 @@ struct Kernels {
   // How x of m rows is handed to `linear`, by the format of the weights; null: as it is.
   Rounding rounding(WeightFormat format, int64_t m) const {
     if (format == WeightFormat::f32) return nullptr;
-    if (format == WeightFormat::int8 && quantize_rows) return quantize_rows;
+    if (format == WeightFormat::w8a8 && quantize_rows_to_bytes) return quantize_rows_to_bytes;
+    if (is_int8(format) && quantize_rows) return quantize_rows;
     return round_tiles && many_rows(m) ? round_tiles : round_rows;
   }
 
@@ -176,7 +184,8 @@ struct Kernels {
 
   // Words of one row of K, so handed.
   int64_t words_of_row(WeightFormat format, int64_t k) const {
-    return format == WeightFormat::int8 && quantize_rows ? quantized_words(k) : rounded_words(k);
+    const Rounding handed = rounding(format, 1);
+    return handed && handed != round_rows ? quantized_words(k) : rounded_words(k);
   }
 };
 

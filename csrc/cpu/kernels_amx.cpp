@@ -3,6 +3,7 @@
 
 namespace gitfast::cpu {
 
-const Kernels kAmxKernels = {Isa::amx, linear, attention, layer_norm, pack_head, kRoundRows, nullptr, kRoundTiles};
+const Kernels kAmxKernels = {Isa::amx,   linear,  attention, layer_norm, pack_head,
+                             kRoundRows, nullptr, nullptr,   kRoundTiles};
 
 }  // namespace gitfast::cpu

@@ -181,8 +181,11 @@ void linear_of(const LinearArgs& args, Rows<typename Source::Term> x, int64_t pa
 void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {
   const Rows<float> x{args.x, args.x_stride};
   if (args.w->format == WeightFormat::f32) return linear_of<Floats>(args, x, panel_begin, panel_end);
+#if defined(GITFAST_BYTE_PRODUCTS)
+  if (args.w->format == WeightFormat::w8a8) return linear_of_bytes(args, panel_begin, panel_end);
+#endif
 #if defined(GITFAST_INT8_PRODUCTS)
-  if (args.w->format == WeightFormat::int8) return linear_of_int8(args, panel_begin, panel_end);
+  if (is_int8(args.w->format)) return linear_of_int8(args, panel_begin, panel_end);
 #endif
 #if defined(GITFAST_BF16_PRODUCTS)
   const Rows<Bf16Pair> terms{reinterpret_cast<const Bf16Pair*>(args.rounded), rounded_words(args.w->k)};
@@ -190,7 +193,7 @@ void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {
   const Rows<float> terms = x;
 #endif
 #if !defined(GITFAST_INT8_PRODUCTS)
-  if (args.w->format == WeightFormat::int8) return linear_of<Int8Weights>(args, terms, panel_begin, panel_end);
+  if (is_int8(args.w->format)) return linear_of<Int8Weights>(args, terms, panel_begin, panel_end);
 #endif
   linear_of<Bf16Weights>(args, terms, panel_begin, panel_end);
 }

@@ -180,7 +180,7 @@ void unpack_panel(const PackedLinear& w, int64_t panel, float* columns) {
   for (int64_t j = 0; j < std::min(kPanel, w.n - panel * kPanel); ++j)
     for (int64_t i = 0; i < w.k; ++i) {
       float& value = columns[j * w.k + i];
-      if (w.format == WeightFormat::int8) {
+      if (is_int8(w.format)) {
         value = bytes[int8_place(j, i)] * w.scales[panel * kPanel + j];
         continue;
       }

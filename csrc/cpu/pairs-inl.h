@@ -161,20 +161,25 @@ void product_of_pairs(const Product<Source>& p, int64_t rows) {
 
 #endif
 
-// Sums of the rows of `tiles`; those of `p` are the first. Weights that are cached fetch those of the next block
-// meanwhile.
+// Sums of `rows` rows, at most those of a tile.
+template <class Source>
+void product_of_tile(const Product<Source>& p, int64_t rows) {
+  if constexpr (kPaired<Source>)
+    product_of_pairs(p, rows);
+  else
+    product_of_rows(p, rows);
+}
+
+// Sums of the rows of `tiles`. Weights that are cached fetch those of the next block meanwhile.
 template <class Source>
 void product_of_block(const Product<Source>& p, const RowTiles& tiles, Ahead ahead) {
   for (int64_t t = 0; t < tiles.count; ++t) {
-    const int64_t r = tiles.split(t), height = tiles.split(t + 1) - r;
+    const int64_t r = tiles.split(t);
     if constexpr (kCached<Source>) ahead.fetch_part();
     Product<Source> tile = p;
     tile.a += r * p.a_stride;
     tile.c += r * p.c_stride;
-    if constexpr (kPaired<Source>)
-      product_of_pairs(tile, height);
-    else
-      product_of_rows(tile, height);
+    product_of_tile(tile, tiles.split(t + 1) - r);
   }
 }
 

@@ -24,14 +24,19 @@ constexpr int kTileSums = 3;
 #endif
 
 // Rows of words to fetch ahead, where they come from memory. Wide tiles read enough streams side by side for the
-// hardware to keep up on its own, but for those that widen: they wait for arithmetic between their loads. Tiles of a
-// single vector ask for the next one's words too, which are in the other halves of the same 128 bytes.
+// hardware to keep up on its own, but for those that widen or rearrange: they wait for arithmetic between their loads.
+// Tiles of a single vector ask for the next one's words too, which are in the other halves of the same 128 bytes.
+template <class Source>
+constexpr int64_t kPrefetchOfWide = Source::kTerms > 1 ? 16 : 0;
+#if defined(GITFAST_BYTE_PRODUCTS) && !defined(GITFAST_NEON)
+template <>
+constexpr int64_t kPrefetchOfWide<Int8Quads> = 32;
+#endif
 template <class Source, int V>
-constexpr int64_t kPrefetch = kCached<Source>      ? 0
-                              : V == 1             ? 128
-                              : V == 2             ? 64
-                              : Source::kTerms > 1 ? 16
-                                                   : 0;
+constexpr int64_t kPrefetch = kCached<Source> ? 0
+                              : V == 1        ? 128
+                              : V == 2        ? 64
+                                              : kPrefetchOfWide<Source>;
 
 // The weights that come next, asked for a few lines at a time between multiplications, and none beyond their end.
 class Ahead {

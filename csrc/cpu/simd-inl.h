@@ -14,8 +14,9 @@
 
 // GITFAST_BF16_PRODUCTS: pairs of bfloat16 are multiplied as such. GITFAST_INT8_PRODUCTS: weights of int8 are
 // multiplied as whole numbers, their products added in an int32: fours of int8 on ARM, pairs of int16 on x86, where no
-// bfloat16 takes as many. GITFAST_PAIRED_PRODUCTS: both, two rows by two columns at once. Where a compiler takes an ARM
-// CPU that has them for granted, as for macOS, the scalar kernels do without.
+// bfloat16 takes as many. GITFAST_BYTE_PRODUCTS: those of w8a8 meet fours of int8 too. GITFAST_PAIRED_PRODUCTS:
+// products of bfloat16 and int8 by two rows and two columns at once. Where a compiler takes an ARM CPU that has them
+// for granted, as for macOS, the scalar kernels do without.
 #if defined(__AVX512BF16__)
 #define GITFAST_BF16_PRODUCTS
 #elif defined(__AVX2__)
@@ -26,10 +27,14 @@
 #endif
 #if defined(__ARM_FEATURE_DOTPROD)
 #define GITFAST_INT8_PRODUCTS
+#define GITFAST_BYTE_PRODUCTS
 #endif
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && defined(__ARM_FEATURE_MATMUL_INT8)
 #define GITFAST_PAIRED_PRODUCTS
 #endif
+#endif
+#if defined(__AVX512VNNI__)
+#define GITFAST_BYTE_PRODUCTS
 #endif
 
 namespace gitfast::cpu {
@@ -81,14 +86,24 @@ inline Vec multiply_add(Bf16Pair a, Vec b, Vec sum) {
 #endif
 
 // Four int8, or two int16. Their sums are int32 in the lanes of a Vec, and begin with its zeros.
-#if defined(GITFAST_INT8_PRODUCTS) && defined(GITFAST_NEON)
+#if defined(GITFAST_BYTE_PRODUCTS)
 enum Int8Quad : uint32_t {};
 
+#if defined(GITFAST_NEON)
 inline Vec multiply_add(Int8Quad a, Vec b, Vec sum) {
   const int8x16_t factor = vreinterpretq_s8_u32(vdupq_n_u32(a));
   return vreinterpretq_f32_s32(vdotq_s32(vreinterpretq_s32_f32(sum), vreinterpretq_s8_f32(b), factor));
 }
-#elif defined(GITFAST_INT8_PRODUCTS)
+#else
+// The bytes of b have no sign.
+inline Vec multiply_add(Int8Quad a, Vec b, Vec sum) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(b), "v"(_mm512_set1_epi32(static_cast<int>(a))));
+  return sum;
+}
+#endif
+#endif
+
+#if defined(GITFAST_INT8_PRODUCTS) && !defined(GITFAST_NEON)
 enum Int16Pair : uint32_t {};
 
 // Sums are added in assembly, whose order GCC keeps: it otherwise multiplies for all rows of a tile first, or copies

@@ -231,18 +231,27 @@ using ShortTerms = Floats;
 
 #endif
 
-#if defined(GITFAST_INT8_PRODUCTS) && defined(GITFAST_NEON)
+#if defined(GITFAST_BYTE_PRODUCTS)
+// The four terms of each column side by side; stored are, per 4 columns, two terms of each and then two. Where they are
+// multiplied without a sign (x86), 128 is added to each.
 struct Int8Quads {
   using Term = Int8Quad;
   using Word = uint32_t;
   static constexpr int kTerms = 1;
-  // The four terms of each column side by side; stored are, per 4 columns, two terms of each and then two.
   static void load(const uint32_t* words, Vec* x) {
+#if defined(GITFAST_NEON)
     constexpr uint8x16_t kOrder = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
     x[0] = vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(vld1q_u32(words)), kOrder));
+#else
+    const __m512i order = _mm512_set4_epi32(0x0f0e0706, 0x0d0c0504, 0x0b0a0302, 0x09080100);  // in each lane
+    const __m512i quads = _mm512_shuffle_epi8(_mm512_loadu_si512(words), order);
+    x[0] = (Vec)_mm512_xor_si512(quads, _mm512_set1_epi8(static_cast<char>(0x80)));
+#endif
   }
 };
-#elif defined(GITFAST_INT8_PRODUCTS)
+#endif
+
+#if defined(GITFAST_INT8_PRODUCTS) && !defined(GITFAST_NEON)
 using Int16Pairs = Terms<Int16Pair>;
 
 struct Int8AsInt16 {

@@ -92,7 +92,7 @@ class Loader {
     out.panels = Buffer(static_cast<size_t>(out.view.num_panels() * out.view.panel_words()) * sizeof(uint32_t));
     out.view.panels = out.panels.data();
     if (n % kPanel != 0 || k % terms_per_word(format_) != 0) std::memset(out.panels.data(), 0, out.panels.bytes());
-    if (format_ == WeightFormat::int8) {
+    if (is_int8(format_)) {
       out.scales = Buffer(static_cast<size_t>(n) * sizeof(float));
       out.view.scales = out.scales.floats();
     }

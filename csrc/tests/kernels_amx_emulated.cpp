@@ -6,7 +6,7 @@
 namespace gitfast::cpu {
 
 extern const Kernels kEmulatedAmxKernels;
-const Kernels kEmulatedAmxKernels = {Isa::amx,  linear,     attention, layer_norm,
-                                     pack_head, kRoundRows, nullptr,   kRoundTiles};
+const Kernels kEmulatedAmxKernels = {Isa::amx,   linear,  attention, layer_norm, pack_head,
+                                     kRoundRows, nullptr, nullptr,   kRoundTiles};
 
 }  // namespace gitfast::cpu

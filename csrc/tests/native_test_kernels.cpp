@@ -37,12 +37,14 @@ struct Linear {
         w(whole_numbers(n * k, 2)),
         bias(whole_numbers(n, 3)),
         residual(whole_numbers(m * n, 4)),
-        scales(format == WeightFormat::int8 ? static_cast<size_t>(n) : 0, kNan),
+        scales(is_int8(format) ? static_cast<size_t>(n) : 0, kNan),
         y(static_cast<size_t>(m * n), kNan),
         panels(static_cast<size_t>(PackedLinear{n, k, format}.num_panels() * PackedLinear{n, k, format}.panel_words()),
                0),
         rounded(static_cast<size_t>((m + kRoundedPadding) * std::max(rounded_words(k), quantized_words(k))), kNanWord) {
     for (int64_t c = 0; c < n; ++c) w[static_cast<size_t>(c * k)] = 127;  // the scale of int8 is 1
+    for (int64_t r = 0; r < m; ++r)
+      for (int64_t i = 0; i < k; i += kSumBlock) x[static_cast<size_t>(r * k + i)] = 127;  // and the units of w8a8
     const int64_t half = n / 2;  // in two calls, as fused projections are packed
     pack_linear_rows(w.data(), false, half, k, 0, format, panels.data(), scales.data());
     pack_linear_rows(w.data() + half * k, false, n - half, k, half, format, panels.data(), scales.data());
@@ -228,11 +230,11 @@ void test_layer_norm(const Kernels& kernels) {
 
 #if defined(__aarch64__)
 // Sums of int8 are exact: what sums them, and how many at once, changes no bit.
-void test_int8_products_agree(const Kernels& kernels, const Kernels& others) {
+void test_int8_products_agree(const Kernels& kernels, const Kernels& others, WeightFormat format) {
   ThreadPool pool(1);
   for (int64_t m : {1, 2, 3, 4, 17, 103})
     for (int64_t k : {8, 60, 264, 513, 624}) {
-      Linear linear(m, 70, k, WeightFormat::int8), other(m, 70, k, WeightFormat::int8);
+      Linear linear(m, 70, k, format), other(m, 70, k, format);
       for (size_t i = 0; i < linear.x.size(); ++i) other.x[i] = linear.x[i] *= 1.0f / static_cast<float>(1 + i % 13);
       linear.run(kernels, pool);
       other.run(others, pool);
@@ -252,7 +254,7 @@ void test_best_isa() {
 }
 
 void test_kernels(const Kernels& kernels) {
-  for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8}) {
+  for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::w8a8}) {
     test_linear(kernels, format);
     test_linear_that_leaves_rounded(kernels, format);
     for (int64_t terms : {621, 624}) test_rows_do_not_depend_on_their_number(kernels, format, terms);
@@ -273,7 +275,9 @@ void test_all_kernels() {
     EXPECT(kernels_for(isa).isa == isa);
     test_kernels(kernels_for(isa));
 #if defined(__aarch64__)
-    if (isa == Isa::neon_bf16) test_int8_products_agree(kernels_for(isa), kernels_for(Isa::neon_dot));
+    if (isa == Isa::neon_bf16)
+      for (WeightFormat format : {WeightFormat::int8, WeightFormat::w8a8})
+        test_int8_products_agree(kernels_for(isa), kernels_for(Isa::neon_dot), format);
 #endif
 #if defined(GITFAST_EMULATED_AMX)
     if (isa == Isa::avx512_bf16 || isa == Isa::neon_bf16) {

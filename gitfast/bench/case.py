@@ -12,10 +12,16 @@ from numpy.typing import NDArray
 OURS = "gitfast"
 
 # Allowed difference of a side from float64, relative to a value and the root mean square of all: sums of thousands of
-# float32 products; of products with whole numbers of 14 bits, in units that the largest of 256 values decides; a result
-# rounded to bfloat16, and factors of it; steps between rounded too, by 2^-9 of values of up to 8: scores before a
-# softmax, sums before a norm.
-ALLOWED = {"float32": 2e-5, "14 bits": 2.0**-11, "bfloat16": 2.0**-6, "bfloat16 steps": 2.0**-3}
+# float32 products; of products with whole numbers of 14 or 8 bits, in units that the largest of 256 values decides; a
+# result rounded to bfloat16, and factors of it; steps between rounded too, by 2^-9 of values of up to 8: scores before
+# a softmax, sums before a norm.
+ALLOWED = {
+    "float32": 2e-5,
+    "14 bits": 2.0**-11,
+    "8 bits": 2.0**-4,
+    "bfloat16": 2.0**-6,
+    "bfloat16 steps": 2.0**-3,
+}
 MOST_ROWS_CHECKED = 256
 
 

@@ -26,8 +26,12 @@ class Ceilings:
         return f"{self.stream} {self.gb_per_s:.1f} GB/s; largest product: {products}"
 
     def tflop_per_s(self, dtype: str) -> float:
-        """Return the ceiling of arithmetic; weights of 8 bits are multiplied as bfloat16."""
-        return self.gemm["bfloat16" if dtype in ("int8", "float8") else dtype].tflop_per_s
+        """Return the ceiling of arithmetic."""
+        return self.gemm[self.factors(dtype)].tflop_per_s
+
+    def factors(self, dtype: str) -> str:
+        """Return what weights of ``dtype`` are multiplied as: bfloat16, where no product of them was measured."""
+        return dtype if dtype in self.gemm else "bfloat16"
 
     def least_seconds(self, flops: float, num_bytes: float, dtype: str) -> tuple[float, str]:
         """Return the least time that the work can take, and the ceiling that bounds it."""

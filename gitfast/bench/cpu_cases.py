@@ -14,6 +14,7 @@ from gitfast.bench import operands, peers
 from gitfast.bench.case import OURS, Case, Operands, Side
 from gitfast.bench.shapes import Attention, Rows, attentions, layer_rows
 from gitfast.checkpoints.published import SHAPES
+from gitfast.engines.cpu import DTYPES
 from gitfast.ops import reference
 
 DECODE_ROWS = (1, 4, 8, 64)  # one image, its beams, many images
@@ -70,7 +71,7 @@ def linear(context: Context, models: Sequence[str]) -> Iterator[Case]:
     for rows in _rows(models):
         for layer in _layers(rows):
             shape = f"{layer.name} {layer.m} x {layer.n} x {layer.k}"
-            width = {"float32": 4, "bfloat16": 2, "int8": 1}[layer.dtype]
+            width = {"float32": 4, "bfloat16": 2, "int8": 1, "w8a8": 1}[layer.dtype]
             moved = width * layer.n * layer.k + 4 * layer.m * (layer.k + layer.n * (1 + layer.residual))
             flops, build = 2 * layer.m * layer.n * layer.k, partial(_linear, context, layer)
             yield Case("linear", rows.label, shape, layer.dtype, flops=flops, bytes=moved, build=build)
@@ -80,7 +81,7 @@ def _layers(rows: Rows) -> Iterator[Layer]:
     """Return the linear layers of a transformer block, with the vocabulary's for rows of text."""
     d, m, decode = rows.width, rows.rows, rows.stage == "decode"
     activation: Literal["gelu", "quick_gelu"] = "quick_gelu" if rows.stage == "vision" else "gelu"
-    for dtype in ("float32", "bfloat16", "int8")[: 3 if decode else 2]:
+    for dtype in DTYPES:
         if decode or rows.images == 1:  # with many images the widest layer stands for all
             yield Layer("qkv", m, 3 * d, d, dtype)
             yield Layer("out", m, d, d, dtype, residual=True)
@@ -103,7 +104,7 @@ def _linear(context: Context, layer: Layer) -> Operands:
         return ops.linear(x, packed, activation=layer.activation, residual=residual, out=out, pool=context.pool)
 
     # Where a CPU multiplies no bfloat16, int8 multiplies whole numbers: of 14 bits on ARM, of 15 on x86.
-    sides = {OURS: Side(ours, "14 bits" if dtype == "int8" else "float32")}
+    sides = {OURS: Side(ours, {"int8": "14 bits", "w8a8": "8 bits"}.get(dtype, "float32"))}
     if torch := context.torch:
         theirs = "float32" if dtype == "float32" else "bfloat16"
         xt, wt, bt, rt = (

@@ -14,6 +14,7 @@ import numpy as np
 from gitfast import ops
 from gitfast.bench.case import OURS, Case, Operands
 from gitfast.bench.ceilings import Ceilings, Gemm
+from gitfast.engines.cpu import DTYPES
 
 PAUSE = 0.02  # seconds after which the threads of the other side have stopped spinning
 CALL_TIME, MOST_CALLS = 0.005, 20  # a round takes about as long, and has no more calls
@@ -38,7 +39,7 @@ class CpuClock:
         """Measure the ceilings: the fastest of the rounds, after two that warm up."""
         size = sum(part.nbytes for part in self._memory)
         reading = _fastest(self._read, rounds)
-        gemm = {dtype: self._gemm(dtype, rounds) for dtype in ("float32", "bfloat16")}
+        gemm = {dtype: self._gemm(dtype, rounds) for dtype in DTYPES}
         return Ceilings("read", size / reading / 1e9, gemm)
 
     def _gemm(self, dtype: str, rounds: int) -> Gemm:
@@ -53,7 +54,7 @@ class CpuClock:
         x, weight = np.ones((m, k), np.float32), np.ones((n, k), np.float32)
         packed, out = ops.PackedWeight(weight, dtype=dtype), np.empty((m, n), np.float32)
         products: dict[str, Callable[[], object]] = {OURS: lambda: ops.linear(x, packed, out=out, pool=self._pool)}
-        if torch := self._torch:
+        if (torch := self._torch) and dtype in ("float32", "bfloat16"):
             given = [torch.from_numpy(a).to(getattr(torch, dtype)) for a in (x, weight)]
             products["torch"] = lambda: torch.nn.functional.linear(*given)
         return products

@@ -72,6 +72,7 @@ DEFAULT_WAYS = {
         "gitfast:float32",
         "gitfast:bfloat16",
         "gitfast:int8",
+        "gitfast:w8a8",
     ),
     "cuda": (
         "transformers:bfloat16",

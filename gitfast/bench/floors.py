@@ -26,12 +26,15 @@ class Work:
 def caption(
     config: GitConfig, batch: int, new_tokens: int, dtype: str, ceilings: Ceilings, prefix_dtype: str | None = None
 ) -> float:
-    """Return the least seconds of ``batch`` captions. 8-bit weights are multiplied, and images encoded, in bfloat16."""
-    size = {"float32": 4, "int8": 1, "float8": 1}
-    factors = "float32" if dtype == "float32" else "bfloat16"
-    wide = size.get(factors, 2)
-    text = step(config, batch, size.get(dtype, 2), size.get(prefix_dtype or factors, 2))
-    image = encode(config, batch, wide)
+    """Return the least seconds of ``batch`` captions.
+
+    Where no product of 8-bit weights was measured (cuda), they are multiplied, and images encoded, in bfloat16.
+    """
+    size = {"float32": 4, "int8": 1, "w8a8": 1, "float8": 1}
+    factors = ceilings.factors(dtype)
+    prefix = prefix_dtype or ("float32" if dtype == "float32" else "bfloat16")
+    text = step(config, batch, size.get(dtype, 2), size.get(prefix, 2))
+    image = encode(config, batch, size.get(factors, 2))
     return image.seconds(ceilings, factors) + new_tokens * text.seconds(ceilings, factors)
 
 

@@ -23,7 +23,7 @@ def to_bfloat16(x: Floats) -> Floats:
 
 def weights(rng: np.random.Generator, n: int, k: int, dtype: str) -> Floats:
     """Draw weights (N, K) that packing as ``dtype`` keeps exactly."""
-    if dtype != "int8":
+    if dtype not in ("int8", "w8a8"):
         return normal(rng, n, k, dtype=dtype)
     whole: Floats = rng.integers(-127, 128, (n, k)).astype(np.float32)
     whole[:, 0] = 127  # the scale of a row is then a power of two

@@ -16,7 +16,7 @@ from gitfast.engines.search import generations, native_options
 from gitfast.errors import ArgumentError, CheckpointError
 from gitfast.types import CancelToken, Generation, GenerationOptions, ImagePrefix, TokenCallback, cancel_flag
 
-DTYPES = ("float32", "bfloat16", "int8")
+DTYPES = ("float32", "bfloat16", "int8", "w8a8")
 
 
 class CpuEngine(Engine):
@@ -52,9 +52,11 @@ class CpuEngine(Engine):
 
         Each tensor is looked up once, packed, and let go. ``dtype`` is that of stored matrices: "float32"; "bfloat16",
         multiplied as such, with activations rounded to it, where the CPU can (``isa`` avx512_bf16), and widened to
-        float32 elsewhere; or "int8", with one scale per output channel, multiplied as bfloat16 by the same CPUs, and by
-        others as whole numbers, with activations in 14 or 15 bits. Sums, softmax, norms and logits are float32 always.
-        ``isa`` "" takes ``GITFAST_ISA`` or the best instruction set there is.
+        float32 elsewhere; "int8", with one scale per output channel, multiplied as bfloat16 by the same CPUs, and by
+        others as whole numbers, with activations in 14 or 15 bits; or "w8a8", the same weights with activations in 8
+        bits where the CPU multiplies those (``isa`` avx512_vnni, avx512_bf16, neon_dot, neon_bf16), and int8 elsewhere.
+        Sums, softmax, norms and logits are float32 always. ``isa`` "" takes ``GITFAST_ISA`` or the best instruction set
+        there is.
 
         There are ``num_lanes`` crews of ``num_threads`` each. With both 0, ``GITFAST_NUM_THREADS`` or the CPUs this
         process may use make one lane, or from 32 on lanes of at least 16. Given lanes divide them evenly; given threads
@@ -62,7 +64,7 @@ class CpuEngine(Engine):
 
         ``two_stage_head``: greedy search scores the vocabulary by an int8 copy of the head, and reads the head itself
         only where the error bound of that leaves a choice. Tokens are exactly those of the full head; log-probabilities
-        are approximate, because the sum over the vocabulary is. For "int8" it changes nothing.
+        are approximate, because the sum over the vocabulary is. For "int8" and "w8a8" it changes nothing.
 
         Raises:
             CheckpointError: a tensor is missing, or its shape or dtype does not suit ``config``; or int8 meets a weight
@@ -98,7 +100,7 @@ class CpuEngine(Engine):
 
     @property
     def dtype(self) -> str:
-        """The dtype in which matrices are stored: ``float32``, ``bfloat16`` or ``int8``."""
+        """The dtype in which matrices are stored: ``float32``, ``bfloat16``, ``int8`` or ``w8a8``."""
         return self._native.dtype
 
     @property

@@ -14,7 +14,7 @@ from gitfast.errors import EngineError
 from gitfast.types import Normalization
 
 ENGINES = ("cpu", "cuda", "reference")
-DTYPES = ("float32", "float16", "bfloat16", "int8", "float8")
+DTYPES = ("float32", "float16", "bfloat16", "int8", "w8a8", "float8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def _create_reference(checkpoint: Checkpoint, dtype: str) -> Engine:
 
     from gitfast.engines.reference import ReferenceEngine
 
-    if dtype in ("int8", "float8"):
+    if dtype in ("int8", "w8a8", "float8"):
         raise EngineError(f"reference engine: takes float32, float16, bfloat16, not {dtype}")
     chosen = getattr(torch, "float32" if dtype == "auto" else dtype)
     return ReferenceEngine.from_weights(checkpoint.config, checkpoint.weights, dtype=chosen)

@@ -25,8 +25,10 @@ def test_accuracy_on_200_held_out_examples(name: str, captions: float) -> None:
     [
         slow("git-tiny", "bfloat16"),
         ("git-tiny", "int8"),
+        ("git-tiny", "w8a8"),
         slow("git-tiny-video", "bfloat16"),
         slow("git-tiny-video", "int8"),
+        slow("git-tiny-video", "w8a8"),
     ],
 )
 def test_fewer_bits_say_the_same(name: str, dtype: str) -> None:

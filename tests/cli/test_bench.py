@@ -44,10 +44,12 @@ def test_a_run_prints_a_table_and_writes_json(bench, tmp_path):
     assert {dtype: gemm["tflop_per_s"] > 0 for dtype, gemm in report["ceilings"]["gemm"].items()} == {
         "float32": True,
         "bfloat16": True,
+        "int8": True,
+        "w8a8": True,
     }
     rows = report["rows"]
     assert {row["kernel"] for row in rows} == {"layer_norm", "linear", "prefix_attention"}
-    assert {row["dtype"] for row in rows} == {"float32", "bfloat16", "int8"}
+    assert {row["dtype"] for row in rows} == {"float32", "bfloat16", "int8", "w8a8"}
     assert {row["cache"] for row in rows} == {"cold", "warm"}
     for row in rows:
         assert set(row["microseconds"]) == set(row["error"]) == {"gitfast", *row["ratio"]}

@@ -31,7 +31,7 @@ def caption(capsys, monkeypatch):
 
 def test_captions_beside_transformers(caption, tmp_path):
     file, picture = tmp_path / "captions.json", tmp_path / "captions.png"
-    ways = ["transformers:float32", "gitfast:float32", "gitfast:bfloat16", "gitfast:int8"]
+    ways = ["transformers:float32", "gitfast:float32", "gitfast:bfloat16", "gitfast:int8", "gitfast:w8a8"]
     sizes = ("--batch", 1, 3, "--clients", 1, 2, "--threads", 1, 2)
     code, out, errors = caption("--way", *ways, *sizes, "--json", file, "--plot", picture)
     assert (code, errors) == (0, "")
@@ -133,7 +133,8 @@ def test_captions_without_torch(caption, monkeypatch, tmp_path):
     code, out, errors = caption("--json", file)
     report = json.loads(file.read_text())
     assert code == 0
-    assert [row["way"] for row in report["rows"]] == ["gitfast:float32", "gitfast:bfloat16", "gitfast:int8"]
+    dtypes = ("float32", "bfloat16", "int8", "w8a8")
+    assert [row["way"] for row in report["rows"]] == [f"gitfast:{dtype}" for dtype in dtypes]
     assert set(report["not_measured"].values()) == {"torch is not installed"}
     assert "transformers:float32 is not measured: torch is not installed" in errors
     assert "not checked" in out
@@ -165,8 +166,8 @@ def test_a_way_that_is_wrong_is_not_timed(caption, monkeypatch, tmp_path):
         (["--way", "gitfast:int8,decode"], "way: expected options as NAME=VALUE after the dtype"),
         (["--way", "transformers:float32,decode=x"], "way: only gitfast takes options"),
         (["--way", "gitfast:int8,decode=x"], "way: gitfast on the CPU takes lanes and head, got decode"),
-        (["--way", "gitfast:int4"], "dtype: expected 'float32', 'bfloat16' or 'int8', got 'int4'"),
-        (["--dtype", "int4"], "dtype: expected float32, bfloat16, int8, got 'int4'"),
+        (["--way", "gitfast:int4"], "dtype: expected 'float32', 'bfloat16', 'int8' or 'w8a8', got 'int4'"),
+        (["--dtype", "int4"], "dtype: expected float32, bfloat16, int8, w8a8, got 'int4'"),
         (["--way", "gitfast:int8,lanes=two"], "way: expected lanes that divide 2 threads evenly, got two"),
         (["--way", "gitfast:int8,head=one"], "way: expected head=full or head=two_stage, got one"),
         (["--lanes", "1", "3"], "lanes: expected lanes that divide 2 threads evenly, got 3"),

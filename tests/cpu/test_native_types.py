@@ -192,7 +192,7 @@ def test_lent_arrays_are_read_by_their_strides() -> None:
     assert ops.linear(Lender((0, 4)), weight).shape == (0, 4)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "w8a8"])
 def test_a_product_of_nothing_is_nothing(dtype: str) -> None:
     """By a process of its own: sizes that overflow ended it."""
     code = f"""

@@ -14,7 +14,8 @@ from gitfast import ops
 from support.accuracy import assert_right_up_to_rounding, poisoned
 
 ISAS = ops.available_isas()
-DTYPES = ["bfloat16", "int8"]
+DTYPES = ["bfloat16", "int8", "w8a8"]
+BYTES = ("avx512_vnni", "avx512_bf16", "neon_dot", "neon_bf16")  # where w8a8 is not int8
 
 # Around the tile heights, the panel width (32), the terms of a word (2, 4) and the block of a sum (256).
 ROWS = st.one_of(st.integers(0, 30), st.sampled_from([197, 210]))
@@ -50,11 +51,24 @@ def whole_numbers(x: np.ndarray, bits: int) -> np.ndarray:
     return result
 
 
+def whole_bytes(x: np.ndarray) -> np.ndarray:
+    """Each 256 values of a row in units of which the largest is 127."""
+    result = np.empty(x.shape, np.float64)
+    for k in range(0, x.shape[1], 256):
+        block = x[:, k : k + 256]
+        largest = np.abs(block).max(axis=1, keepdims=True)
+        inverse = np.float32(127) / largest  # in float32: near halves it matters
+        result[:, k : k + 256] = np.rint(block * inverse).astype(np.float64) * (largest / np.float32(127))
+    return result
+
+
 def multiplied(x: np.ndarray, isa: str, dtype: str) -> np.ndarray:
     """Round x as ``linear`` does; return float64."""
-    if dtype == "int8" and isa in ("avx2", "avx512", "avx512_vnni"):
+    if dtype == "w8a8" and isa in BYTES:
+        return whole_bytes(x)
+    if dtype != "bfloat16" and isa in ("avx2", "avx512", "avx512_vnni"):
         return whole_numbers(x, bits=15)
-    if dtype == "int8" and isa in ("neon_dot", "neon_bf16"):
+    if dtype != "bfloat16" and isa in ("neon_dot", "neon_bf16"):
         return whole_numbers(x, bits=14)
     return (bfloat16(x) if isa in ("avx512_bf16", "amx", "neon_bf16") else x).astype(np.float64)
 
@@ -78,7 +92,7 @@ def test_products_of_what_is_stored(isa, m, n, k, dtype, seed):
 def test_small_whole_numbers_are_exact(m, n, k, dtype, seed):
     rng = np.random.default_rng(seed)
     x, weight = rng.integers(-8, 9, (m, k)), rng.integers(-100, 101, (n, k))
-    weight[:, 0] = 127  # the scale is 1
+    weight[:, 0] = x[:, ::256] = 127  # the scales and the units of bytes are 1
     packed = ops.PackedWeight(weight.astype(np.float32), dtype=dtype)
     for isa in ISAS:
         y = ops.linear(x.astype(np.float32), packed, out=poisoned(m, n), isa=isa)
@@ -108,25 +122,46 @@ def test_threads_and_strides_do_not_change_a_bit(isa, dtype):
 
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in ("avx512", "avx512_vnni")])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_avx2_and_avx512_agree_to_the_bit(isa, dtype):
     x, weight = normal(0, 40, 700), ops.PackedWeight(normal(1, 100, 700), dtype=dtype)
     wide, narrow = (ops.linear(x, weight, isa=isa) for isa in (isa, "avx2"))
     np.testing.assert_array_equal(wide, narrow)
 
 
-def test_values_that_are_not_finite_stay_in_their_row(isa):
-    x, weight = normal(0, 3, 300), ops.PackedWeight(normal(1, 40, 300), dtype="int8")
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa not in BYTES])
+def test_w8a8_is_int8_where_bytes_are_not_multiplied(isa):
+    x, weight = normal(0, 40, 700), normal(1, 100, 700)
+    bytes_, wholes = (ops.linear(x, ops.PackedWeight(weight, dtype=dtype), isa=isa) for dtype in ("w8a8", "int8"))
+    np.testing.assert_array_equal(bytes_, wholes)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in BYTES])
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_bytes_of_the_largest_magnitudes_do_not_overflow(isa, rows):
+    """Every sum of a block is the largest there is, of either sign."""
+    x = np.full((rows, 1024), 127, np.float32)
+    x[::2] *= -1
+    weight = np.full((40, 1024), 127, np.float32)
+    weight[::3] *= -1
+    y = ops.linear(x, ops.PackedWeight(weight, dtype="w8a8"), isa=isa)
+    np.testing.assert_array_equal(y, x @ weight.T)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "w8a8"])
+def test_values_that_are_not_finite_stay_in_their_row(isa, dtype):
+    x, weight = normal(0, 3, 300), ops.PackedWeight(normal(1, 40, 300), dtype=dtype)
     x[1, 290] = np.inf
     y, expected = ops.linear(x, weight, isa=isa), ops.linear(x[::2], weight, isa=isa)
     assert not np.isfinite(y[1]).any()
     np.testing.assert_array_equal(y[::2], expected)
 
 
-def test_magnitudes_of_float32(isa):
+@pytest.mark.parametrize("dtype", ["int8", "w8a8"])
+def test_magnitudes_of_float32(isa, dtype):
     """From the smallest normal numbers to near the largest, a row keeps its precision."""
     row, weight = normal(0, 1, 300), normal(1, 40, 300)
-    packed = ops.PackedWeight(weight, dtype="int8")
+    packed = ops.PackedWeight(weight, dtype=dtype)
     usual = ops.linear(row, packed, isa=isa)
     for power in (-80, -40, 40, 80):
         np.testing.assert_array_equal(ops.linear(row * np.float32(2.0**power), packed, isa=isa), usual * 2.0**power)
@@ -154,7 +189,8 @@ def test_activations_are_rounded_as_torch_rounds(k):
     np.testing.assert_array_equal(ops.linear(x, eye, isa="avx512_bf16"), bfloat16(x))
 
 
-def test_every_int8_is_widened_exactly(isa):
+@pytest.mark.parametrize("dtype", ["int8", "w8a8"])
+def test_every_int8_is_widened_exactly(isa, dtype):
     weight = np.arange(-127, 128, dtype=np.float32)
     for rows in (1, 40):  # both paths
         for k in (1, 2, 3, 4):  # every place of a word
@@ -162,9 +198,11 @@ def test_every_int8_is_widened_exactly(isa):
             wide[:, k - 1] = weight
             x = np.zeros((rows, k), np.float32)
             x[:, k - 1] = 1
-            packed = ops.PackedWeight(np.concatenate([wide, np.full((255, 1), 127, np.float32)], axis=1), dtype="int8")
+            packed = ops.PackedWeight(np.concatenate([wide, np.full((255, 1), 127, np.float32)], axis=1), dtype=dtype)
             y = ops.linear(np.concatenate([x, np.zeros((rows, 1), np.float32)], axis=1), packed, isa=isa)
-            np.testing.assert_array_equal(y, np.tile(weight, (rows, 1)))
+            unit = np.float32(1) / np.float32(127)  # of bytes; 127 of them are a little more or less than 1
+            ones = weight * 127 * unit if dtype == "w8a8" and isa in BYTES else weight
+            np.testing.assert_array_equal(y, np.tile(ones, (rows, 1)))
 
 
 def test_half_precision_weights_are_stored_as_their_values():
@@ -177,13 +215,13 @@ def test_half_precision_weights_are_stored_as_their_values():
 
 def test_bytes_held():
     weight, bias = np.ones((64, 100), np.float32), np.ones(64, np.float32)
-    held = {dtype: ops.PackedWeight(weight, bias, dtype=dtype).nbytes for dtype in ("float32", "bfloat16", "int8")}
-    assert held == {"float32": 64 * 404, "bfloat16": 64 * 204, "int8": 64 * 108}
+    held = {dtype: ops.PackedWeight(weight, bias, dtype=dtype).nbytes for dtype in ("float32", *DTYPES)}
+    assert held == {"float32": 64 * 404, "bfloat16": 64 * 204, "int8": 64 * 108, "w8a8": 64 * 108}
 
 
 def test_wrong_arguments_get_one_clear_error():
     weight = np.ones((3, 8), np.float32)
-    with pytest.raises(ValueError, match="dtype: expected 'float32', 'bfloat16' or 'int8', got 'int4'"):
+    with pytest.raises(ValueError, match="dtype: expected 'float32', 'bfloat16', 'int8' or 'w8a8', got 'int4'"):
         ops.PackedWeight(weight, dtype="int4")
     for value in (np.nan, np.inf):
         weight[1, 2] = value

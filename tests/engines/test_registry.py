@@ -34,14 +34,14 @@ def test_threads_reach_the_cpu_engine(checkpoint_folder):
     assert engine.num_threads == 1
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "w8a8"])
 def test_dtypes_of_the_cpu_engine(checkpoint_folder, dtype):
     assert create_engine("cpu", open_checkpoint(checkpoint_folder), dtype=dtype).dtype == dtype
 
 
 def test_dtypes_that_an_engine_does_not_take(checkpoint_folder):
     checkpoint = open_checkpoint(checkpoint_folder)
-    with pytest.raises(EngineError, match="cpu engine: takes float32, bfloat16, int8, not float16"):
+    with pytest.raises(EngineError, match="cpu engine: takes float32, bfloat16, int8, w8a8, not float16"):
         create_engine("cpu", checkpoint, dtype="float16")
     with pytest.raises(EngineError, match="reference engine: takes float32, float16, bfloat16, not int8"):
         create_engine("reference", checkpoint, dtype="int8")

@@ -46,15 +46,16 @@ def test_bfloat16_is_no_further_from_the_truth_than_transformers(case, isa):
     assert ours > 0, "bfloat16 weights leave a trace"
 
 
+@pytest.mark.parametrize("dtype", ["int8", "w8a8"])
 @pytest.mark.parametrize("isa", _C.available_isas())
-def test_int8_is_near(case, isa):
+def test_int8_is_near(case, isa, dtype):
     """Random weights are the hardest: no channel has outliers that training would have made, and no margin is wide."""
-    engine = CpuEngine.from_weights(case.config, published_weights(case.theirs), dtype="int8", isa=isa)
+    engine = CpuEngine.from_weights(case.config, published_weights(case.theirs), dtype=dtype, isa=isa)
     truth, got = transformers_logits(case, case.exact), logits_of(case, engine)
     assert 0 < error(got, truth) <= 0.1 * truth.std()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "w8a8"])
 def test_rows_do_not_depend_on_their_batch(case, dtype):
     engine = CpuEngine.from_weights(case.config, published_weights(case.theirs), dtype=dtype, num_threads=2)
     options = GenerationOptions(max_new_tokens=NEW_TOKENS, suppress_tokens=[EOS])

@@ -52,7 +52,7 @@ def run(isa: str, side: str) -> None:
                 ops.linear(
                     array(m, k), weight, bias, activation=activation, residual=array(m, n), out=array(m, n), isa=isa
                 )
-            for dtype in ("bfloat16", "int8"):
+            for dtype in ("bfloat16", "int8", "w8a8"):
                 packed = ops.PackedWeight(weight, bias, dtype=dtype)
                 ops.linear(array(m, k), packed, residual=array(m, n), out=array(m, n), isa=isa)
     for rows, d in ((1, 1), (3, 15), (2, 16), (5, 17), (2, 100), (1, 768)):
