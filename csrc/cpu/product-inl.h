@@ -137,10 +137,12 @@ void columns(const Product<Source>& p, int64_t v) {
   if constexpr (V > 1) columns<R, V / 2>(p, v);
 }
 
-// Few rows take more columns at once, so that enough independent sums are in flight. Widening needs registers too.
+// Few rows take more columns at once, so that enough independent sums are in flight. Widening needs registers too: two
+// for each vector, of which AVX-512 has enough beside all sums, or four.
 template <class Source>
 constexpr int columns_at_once(int rows) {
-  const int sums = Source::kTerms == 1 ? kTileSums : kTileSums * 2 / 3;
+  constexpr bool kAllSums = Source::kTerms == 1 || (Source::kTerms == 2 && kLanes == kWidth);
+  constexpr int sums = kAllSums ? kTileSums : kTileSums * 2 / 3;
   int v = 8;
   while (v > 1 && v * rows > sums) v /= 2;
   return v;
