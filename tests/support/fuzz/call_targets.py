@@ -155,6 +155,7 @@ def kernels(_: Path) -> Target:
     seeds = [
         {**linear, "residual": _described(3, 5), "activation": "gelu", "out": _described(3, 5)},
         {**linear, "x": _described(3, 8, strides=[20, 1]), "packed": "int8", "pool": True, "tiles": True},
+        {**linear, "packed": "w8a8", "isa": ""},
         {**linear, "packed": "bfloat16", "weight": _described(40, 8, dtype="float16"), "bias": None},
         {"call": "layer_norm", "x": _described(4, 9), "gamma": _described(9), "beta": _described(9), "eps": 1e-5},
         {
