@@ -21,7 +21,7 @@ emulated() {
 cd tests
 # The products that a set adds to those before it: the others are the same source. Side by side, for qemu runs code on
 # one core; what each says is shown whole.
-runs=(cortex-a72:float32 cortex-a72:bfloat16 cortex-a72:int8 neoverse-n1:int8 max:bfloat16 max:int8)
+runs=(cortex-a72:float32 cortex-a72:bfloat16 cortex-a72:int8 neoverse-n1:int8 max:bfloat16 max:int8 max:w8a8)
 caption() { emulated "${1%:*}" -P ../.ci/try_wheel.py ../examples/images "${1#*:}" 2>&1; }
 export -f caption emulated
 export work ROOT

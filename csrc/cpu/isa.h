@@ -7,7 +7,7 @@
 
 namespace gitfast::cpu {
 
-enum class Isa : uint8_t { scalar, avx2, avx512, avx512_vnni, avx512_bf16, amx, neon, neon_dot, neon_bf16 };
+enum class Isa : uint8_t { scalar, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16, amx, neon, neon_dot, neon_bf16 };
 
 const char* isa_name(Isa isa);
 

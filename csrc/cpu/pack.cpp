@@ -16,6 +16,7 @@ const Kernels& kernels_for(Isa isa) {
     if (available != isa) continue;
 #if defined(__x86_64__)
     if (isa == Isa::avx2) return kAvx2Kernels;
+    if (isa == Isa::avx2_vnni) return kAvx2VnniKernels;
     if (isa == Isa::avx512) return kAvx512Kernels;
     if (isa == Isa::avx512_vnni) return kAvx512VnniKernels;
     if (isa == Isa::avx512_bf16) return kAvx512Bf16Kernels;

@@ -33,7 +33,7 @@
 #define GITFAST_PAIRED_PRODUCTS
 #endif
 #endif
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define GITFAST_BYTE_PRODUCTS
 #endif
 
@@ -97,7 +97,11 @@ inline Vec multiply_add(Int8Quad a, Vec b, Vec sum) {
 #else
 // The bytes of b have no sign.
 inline Vec multiply_add(Int8Quad a, Vec b, Vec sum) {
+#if defined(__AVX512F__)
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(b), "v"(_mm512_set1_epi32(static_cast<int>(a))));
+#else
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(b), "x"(_mm256_set1_epi32(static_cast<int>(a))));
+#endif
   return sum;
 }
 #endif
@@ -115,6 +119,9 @@ inline Vec multiply_add(Int16Pair a, Vec b, Vec sum) {
 #elif defined(__AVX512F__)
   const __m512i products = _mm512_madd_epi16(_mm512_set1_epi32(static_cast<int>(a)), (__m512i)b);
   asm volatile("vpaddd %1, %0, %0" : "+v"(sum) : "v"(products));
+  return sum;
+#elif defined(__AVXVNNI__)
+  asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(_mm256_set1_epi32(static_cast<int>(a))), "x"(b));
   return sum;
 #else
   const __m256i products = _mm256_madd_epi16(_mm256_set1_epi32(static_cast<int>(a)), (__m256i)b);

@@ -242,10 +242,15 @@ struct Int8Quads {
 #if defined(GITFAST_NEON)
     constexpr uint8x16_t kOrder = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
     x[0] = vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(vld1q_u32(words)), kOrder));
-#else
+#elif defined(__AVX512F__)
     const __m512i order = _mm512_set4_epi32(0x0f0e0706, 0x0d0c0504, 0x0b0a0302, 0x09080100);  // in each lane
     const __m512i quads = _mm512_shuffle_epi8(_mm512_loadu_si512(words), order);
     x[0] = (Vec)_mm512_xor_si512(quads, _mm512_set1_epi8(static_cast<char>(0x80)));
+#else
+    const __m256i order = _mm256_setr_epi32(0x09080100, 0x0b0a0302, 0x0d0c0504, 0x0f0e0706,  //
+                                            0x09080100, 0x0b0a0302, 0x0d0c0504, 0x0f0e0706);
+    const __m256i quads = _mm256_shuffle_epi8((__m256i)load_vec(words), order);
+    x[0] = (Vec)_mm256_xor_si256(quads, _mm256_set1_epi8(static_cast<char>(0x80)));
 #endif
   }
 };

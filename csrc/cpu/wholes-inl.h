@@ -175,12 +175,22 @@ struct Bytes {
   }
 #else
   static int32_t store(const float* x, int64_t n, float inverse, uint32_t* to) {
-    constexpr __mmask16 kAll = 0xffff;  // as in Wholes
     VecInts total = {};
     for (int64_t i = 0; i < n; i += kWidth, to += kWidth / 4) {
+#if defined(__AVX512F__)
+      constexpr __mmask16 kAll = 0xffff;  // as in Wholes
       const __m512i whole = _mm512_maskz_cvtps_epi32(kAll, (__m512)(load_vec(x + i) * inverse));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_maskz_cvtsepi32_epi8(kAll, whole));
+      const __m128i bytes = _mm512_maskz_cvtsepi32_epi8(kAll, whole);
       total += (VecInts)whole;
+#else
+      const auto shorts = [&](int64_t j) {
+        const __m256i whole = _mm256_cvtps_epi32((__m256)(load_vec(x + j) * inverse));
+        total += (VecInts)whole;
+        return _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+      };
+      const __m128i first = shorts(i), bytes = _mm_packs_epi16(first, shorts(i + kLanes));
+#endif
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
     }
     int32_t sum = 0;
     for (int i = 0; i < kLanes; ++i) sum += total[i];

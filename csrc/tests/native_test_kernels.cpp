@@ -250,6 +250,7 @@ void test_best_isa() {
   EXPECT(best_isa(zen5, false) == Isa::avx512_bf16);
   EXPECT(best_isa(zen5, true) == Isa::avx512_vnni);  // a Xeon whose AMX its virtual machine hides
   EXPECT(best_isa(xeon, true) == Isa::amx);
+  EXPECT(best_isa({Isa::scalar, Isa::avx2, Isa::avx2_vnni}, true) == Isa::avx2_vnni);
   EXPECT(best_isa({Isa::scalar}, true) == Isa::scalar);
 }
 

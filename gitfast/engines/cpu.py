@@ -54,9 +54,9 @@ class CpuEngine(Engine):
         multiplied as such, with activations rounded to it, where the CPU can (``isa`` avx512_bf16), and widened to
         float32 elsewhere; "int8", with one scale per output channel, multiplied as bfloat16 by the same CPUs, and by
         others as whole numbers, with activations in 14 or 15 bits; or "w8a8", the same weights with activations in 8
-        bits where the CPU multiplies those (``isa`` avx512_vnni, avx512_bf16, neon_dot, neon_bf16), and int8 elsewhere.
-        Sums, softmax, norms and logits are float32 always. ``isa`` "" takes ``GITFAST_ISA`` or the best instruction set
-        there is.
+        bits where the CPU multiplies those (``isa`` avx2_vnni, avx512_vnni, avx512_bf16, neon_dot and neon_bf16), and
+        int8 elsewhere. Sums, softmax, norms and logits are float32 always. ``isa`` "" takes ``GITFAST_ISA`` or the best
+        instruction set there is.
 
         There are ``num_lanes`` crews of ``num_threads`` each. With both 0, ``GITFAST_NUM_THREADS`` or the CPUs this
         process may use make one lane, or from 32 on lanes of at least 16. Given lanes divide them evenly; given threads

@@ -42,10 +42,10 @@ def linear(
 
     The instruction sets avx512_bf16, amx and neon_bf16 multiply bfloat16 with ``x`` rounded to it, others with ``x`` as
     it is. int8 is multiplied with ``x`` rounded to bfloat16 by avx512_bf16 and amx; with each 256 values of a row of
-    ``x`` as whole numbers, of 15 bits by avx2, avx512 and avx512_vnni, of 14 by neon_dot and neon_bf16; and by others
-    with ``x`` as it is. w8a8 is multiplied with whole numbers of 8 bits by avx512_vnni, avx512_bf16, neon_dot and
-    neon_bf16, and by others as int8 is. Sums are float32, those of whole numbers over 256 values exact. ``out`` may be
-    ``residual``. ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
+    ``x`` as whole numbers, of 15 bits by avx2, avx2_vnni, avx512 and avx512_vnni, of 14 by neon_dot and neon_bf16; and
+    with ``x`` as it is by scalar and neon. w8a8 is multiplied with whole numbers of 8 bits by avx2_vnni, avx512_vnni,
+    avx512_bf16, neon_dot and neon_bf16, and as int8 by others. Sums are float32, those of whole numbers over 256 values
+    exact. ``out`` may be ``residual``. ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
     """
     if not isinstance(weight, PackedWeight):
         weight = PackedWeight(weight, bias)

@@ -15,7 +15,7 @@ from support.accuracy import assert_right_up_to_rounding, poisoned
 
 ISAS = ops.available_isas()
 DTYPES = ["bfloat16", "int8", "w8a8"]
-BYTES = ("avx512_vnni", "avx512_bf16", "neon_dot", "neon_bf16")  # where w8a8 is not int8
+BYTES = ("avx2_vnni", "avx512_vnni", "avx512_bf16", "neon_dot", "neon_bf16")  # where w8a8 is not int8
 
 # Around the tile heights, the panel width (32), the terms of a word (2, 4) and the block of a sum (256).
 ROWS = st.one_of(st.integers(0, 30), st.sampled_from([197, 210]))
@@ -66,7 +66,7 @@ def multiplied(x: np.ndarray, isa: str, dtype: str) -> np.ndarray:
     """Round x as ``linear`` does; return float64."""
     if dtype == "w8a8" and isa in BYTES:
         return whole_bytes(x)
-    if dtype != "bfloat16" and isa in ("avx2", "avx512", "avx512_vnni"):
+    if dtype != "bfloat16" and isa in ("avx2", "avx2_vnni", "avx512", "avx512_vnni"):
         return whole_numbers(x, bits=15)
     if dtype != "bfloat16" and isa in ("neon_dot", "neon_bf16"):
         return whole_numbers(x, bits=14)
@@ -121,12 +121,20 @@ def test_threads_and_strides_do_not_change_a_bit(isa, dtype):
         np.testing.assert_array_equal(y, alone)
 
 
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in ("avx512", "avx512_vnni")])
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in ("avx2_vnni", "avx512", "avx512_vnni")])
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_avx2_and_avx512_agree_to_the_bit(isa, dtype):
     x, weight = normal(0, 40, 700), ops.PackedWeight(normal(1, 100, 700), dtype=dtype)
     wide, narrow = (ops.linear(x, weight, isa=isa) for isa in (isa, "avx2"))
     np.testing.assert_array_equal(wide, narrow)
+
+
+@pytest.mark.skipif(len(set(BYTES) & set(ISAS)) < 2, reason="needs two instruction sets with products of bytes")
+def test_instruction_sets_with_products_of_bytes_agree_to_the_bit():
+    x, weight = normal(0, 40, 700), ops.PackedWeight(normal(1, 100, 700), dtype="w8a8")
+    first, *others = (ops.linear(x, weight, isa=isa) for isa in ISAS if isa in BYTES)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
 
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa not in BYTES])
