@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import io
 import os
@@ -18,6 +17,7 @@ from gitfast.cli.console import Console
 from gitfast.cli.files import UsageError
 from gitfast.pipeline.folders.names import printable
 from gitfast.pipeline.folders.run import Interrupted
+from gitfast.standard_streams import flush_or_discard
 
 _COMMANDS = (caption, answer, video, serve, evaluate, info, convert, bench)
 
@@ -31,6 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _prepare_streams()
     try:
+        return _run(argv)
+    finally:
+        flush_or_discard(sys.stderr)  # what could not be said is not tried again either
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
         args = _parser().parse_args(_with_dashes(sys.argv[1:] if argv is None else argv))
         code: int = args.run(args)
         sys.stdout.flush()
@@ -39,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (GitfastError, ValueError) as error:  # ValueError: an argument does not suit the model
         return _fail(str(error))
     except BrokenPipeError:  # the reader of our output left
-        _abandon_stdout()
+        flush_or_discard(sys.stdout)
         return 1
     except OSError as error:
         return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}")
@@ -50,18 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    _abandon_stdout()
+    flush_or_discard(sys.stdout)
     Console().message(message)
     return 1
-
-
-def _abandon_stdout() -> None:
-    """Flush stdout, or discard its buffer, so that no write is tried again when the interpreter ends."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _prepare_streams() -> None:

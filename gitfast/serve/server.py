@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from gitfast.serve import logs
 from gitfast.serve.app import Service, build_app
 from gitfast.serve.jobs import tell
 from gitfast.serve.settings import Settings
+from gitfast.standard_streams import flush_or_discard
 
 _CLOSE_S = 5.0  # seconds for connections to end once their requests have
 
@@ -87,8 +89,10 @@ class _Process:
         self._service.start(model)
         host, port = self._listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        with contextlib.suppress(OSError):  # nobody need read it: the log says so, too
+        try:
             print(f"gitfast: {self._service.name} on {url}", flush=True)
+        except OSError:  # nobody need read it: the log says so, too
+            flush_or_discard(sys.stdout)
         logs.log("ready", model=self._service.name, url=url, engine=model.engine.name)
 
     def _stop(self, number: int) -> None:

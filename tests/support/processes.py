@@ -14,7 +14,10 @@ TESTS = Path(__file__).parents[1]
 
 # The package under test, wherever it is: not the folder we are in (-P), whose native library may not be built.
 PYTHON = [sys.executable, "-P"]
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(gitfast.__file__).parents[1]), str(TESTS)])}
+# Streams are buffered, as they are for most users.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {
+    "PYTHONPATH": os.pathsep.join([str(Path(gitfast.__file__).parents[1]), str(TESTS)])
+}
 
 
 def run_python(
