@@ -29,7 +29,7 @@ class GitCaption:
             "required": {
                 "images": ("IMAGE",),
                 "model": ("STRING", {"default": "base-coco"}),
-                "dtype": (["bfloat16", "float32", "int8"],),
+                "dtype": (["bfloat16", "float32", "int8", "w8a8"],),
                 "num_beams": ("INT", {"default": 1, "min": 1, "max": 16}),
                 "max_new_tokens": ("INT", {"default": 50, "min": 1, "max": 500}),
                 "prefix": ("STRING", {"default": ""}),

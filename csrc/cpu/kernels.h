@@ -63,7 +63,7 @@ struct PackedLinear {
 constexpr int64_t rounded_words(int64_t k) { return (k + 31) / 32 * 16; }
 
 // Words in a row of K values as whole numbers: for every kSumBlock, either two rows of 64 words of four int8, high and
-// low, or 128 words of two int16, and in each case their units. Whole numbers of 8 bits leave half of them unused.
+// low, or 128 words of two int16, and in each case their units. Rows of whole numbers of 8 bits fill half of it.
 constexpr int64_t quantized_words(int64_t k) { return (k + kSumBlock - 1) / kSumBlock * (kSumBlock / 4 + 1) * 2; }
 
 // y[m, j] = act(x[m, :] . W[j, :] + bias[j]) + residual[m, j]

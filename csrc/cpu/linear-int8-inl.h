@@ -1,4 +1,4 @@
-// linear of int8 weights where they are multiplied as whole numbers.
+// linear of int8 weights where x is made whole numbers, of int8 and of w8a8.
 #pragma once
 
 #include "activation-inl.h"

@@ -14,7 +14,7 @@
 
 // GITFAST_BF16_PRODUCTS: pairs of bfloat16 are multiplied as such. GITFAST_INT8_PRODUCTS: weights of int8 are
 // multiplied as whole numbers, their products added in an int32: fours of int8 on ARM, pairs of int16 on x86, where no
-// bfloat16 takes as many. GITFAST_BYTE_PRODUCTS: those of w8a8 meet fours of int8 too. GITFAST_PAIRED_PRODUCTS:
+// bfloat16 takes as many. GITFAST_BYTE_PRODUCTS: weights of w8a8 are multiplied by fours of int8. GITFAST_PAIRED_PRODUCTS:
 // products of bfloat16 and int8 by two rows and two columns at once. Where a compiler takes an ARM CPU that has them
 // for granted, as for macOS, the scalar kernels do without.
 #if defined(__AVX512BF16__)
@@ -95,7 +95,7 @@ inline Vec multiply_add(Int8Quad a, Vec b, Vec sum) {
   return vreinterpretq_f32_s32(vdotq_s32(vreinterpretq_s32_f32(sum), vreinterpretq_s8_f32(b), factor));
 }
 #else
-// The bytes of b have no sign.
+// vpdpbusd reads the bytes of b without a sign: Int8Quads adds 128 to each.
 inline Vec multiply_add(Int8Quad a, Vec b, Vec sum) {
 #if defined(__AVX512F__)
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(b), "v"(_mm512_set1_epi32(static_cast<int>(a))));

@@ -143,12 +143,15 @@ struct Bytes {
   static_assert(kBlockStride <= quantized_words(kSumBlock));
 
   static void quantize_block(const float* x, int64_t n, uint32_t* words, int64_t) {
-    constexpr float kSmallest = 1e-30f;  // smaller blocks, whose inverse might be infinite, are zero
+    constexpr float kSmallest = 2e-36f;  // smaller blocks, whose units might not be normal numbers, are zero
     const uint32_t bits = largest_bits(x, n);
-    const float largest = float_of(bits);
-    const bool finite = bits >> 23 != kInfiniteExponent;
-    const float inverse = finite && largest > kSmallest ? 127.0f / largest : 0.0f;
-    words[kBlockWords] = finite ? bits_of(largest / 127.0f) : kNan;
+    if (bits >> 23 == kInfiniteExponent) {
+      __builtin_memset(words, 0, kBlockStride * sizeof *words);
+      words[kBlockWords] = kNan;
+      return;
+    }
+    const float largest = float_of(bits), inverse = largest < kSmallest ? 0.0f : 127.0f / largest;
+    words[kBlockWords] = bits_of(largest / 127.0f);
     words[kBlockWords + 1] = static_cast<uint32_t>(store(x, n, inverse, words));
   }
 
@@ -160,8 +163,8 @@ struct Bytes {
   }
 
  private:
-  // Whole numbers of the block, and what is to be added to its sums: 128 times their own sum is too much where the
-  // weights are 128 too large.
+  // Stores the whole numbers of the block; returns what corrects its sums: 128 times the numbers' own sum is taken away
+  // where the weights are multiplied as 128 more than they are (x86).
 #if defined(GITFAST_NEON)
   static int32_t store(const float* x, int64_t n, float inverse, uint32_t* to) {
     for (int64_t i = 0; i < n; i += kWidth, to += kWidth / 4) {

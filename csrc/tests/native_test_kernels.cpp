@@ -20,7 +20,7 @@ namespace {
 
 using Words = std::vector<uint32_t>;
 constexpr uint32_t kNanWord = 0x7fc07fc0u;  // as a float32, and as two bfloat16
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInfinity = std::numeric_limits<float>::infinity();
 
 struct Linear {
   int64_t m, n, k;
@@ -103,6 +103,22 @@ void test_rows_do_not_depend_on_their_number(const Kernels& kernels, WeightForma
     with_fractions(some);
     some.run(kernels, pool);
     EXPECT(std::equal(some.y.begin(), some.y.end(), all.y.begin()));
+  }
+}
+
+// Values that are not finite make their row NaN, whatever their number, and no other row.
+void test_rows_that_are_not_finite(const Kernels& kernels, WeightFormat format) {
+  ThreadPool pool(1);
+  constexpr int64_t kColumns = 40, kTerms = 300;
+  for (int64_t m : {3, 40}) {
+    Linear linear(m, kColumns, kTerms, format), finite(m, kColumns, kTerms, format);
+    finite.run(kernels, pool);
+    for (int64_t i : {3, 4, 130, 290}) linear.x[static_cast<size_t>(kTerms + i)] = i % 2 ? kNan : -kInfinity;
+    linear.run(kernels, pool);
+    for (size_t i = 0; i < linear.y.size(); ++i) {
+      const bool spoilt = i / kColumns == 1;
+      EXPECT(spoilt ? !std::isfinite(linear.y[i]) : linear.y[i] == finite.y[i]);
+    }
   }
 }
 
@@ -258,6 +274,7 @@ void test_kernels(const Kernels& kernels) {
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::w8a8}) {
     test_linear(kernels, format);
     test_linear_that_leaves_rounded(kernels, format);
+    test_rows_that_are_not_finite(kernels, format);
     for (int64_t terms : {621, 624}) test_rows_do_not_depend_on_their_number(kernels, format, terms);
   }
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16}) {

@@ -45,6 +45,8 @@ def test_dtypes_that_an_engine_does_not_take(checkpoint_folder):
         create_engine("cpu", checkpoint, dtype="float16")
     with pytest.raises(EngineError, match="reference engine: takes float32, float16, bfloat16, not int8"):
         create_engine("reference", checkpoint, dtype="int8")
+    with pytest.raises(EngineError, match="reference engine: takes float32, float16, bfloat16, not w8a8"):
+        create_engine("reference", checkpoint, dtype="w8a8")
     with pytest.raises(ValueError, match=r"dtype: expected 'auto', 'float32', .*, got 'int4'"):
         create_engine("cpu", checkpoint, dtype="int4")
 

@@ -70,12 +70,12 @@ def test_memory_shrinks_with_the_dtype(case):
     weights = published_weights(case.theirs)
     held = {
         dtype: CpuEngine.from_weights(case.config, weights, dtype=dtype).nbytes
-        for dtype in ("float32", "bfloat16", "int8")
+        for dtype in ("float32", "bfloat16", "int8", "w8a8")
     }
     total = sum(x.nbytes for x in weights.values())
     assert held["float32"] <= 1.15 * total
     assert held["bfloat16"] <= 0.6 * total
-    assert held["int8"] < held["bfloat16"]
+    assert held["w8a8"] == held["int8"] < held["bfloat16"]
 
 
 def test_half_precision_checkpoints(case):
