@@ -137,12 +137,18 @@ void columns(const Product<Source>& p, int64_t v) {
   if constexpr (V > 1) columns<R, V / 2>(p, v);
 }
 
-// Few rows take more columns at once, so that enough independent sums are in flight. Widening needs registers too: two
-// for each vector, of which AVX-512 has enough beside all sums, or four.
+// Terms of a word for which registers are left beside all sums: two for each vector with AVX-512, but not where the
+// tables that make bfloat16 of int8 take some.
+#if defined(__AVX512F__) && !defined(GITFAST_BF16_PRODUCTS)
+constexpr int kTermsBesideSums = 2;
+#else
+constexpr int kTermsBesideSums = 1;
+#endif
+
+// Few rows take more columns at once, so that enough independent sums are in flight. Widening needs registers too.
 template <class Source>
 constexpr int columns_at_once(int rows) {
-  constexpr bool kAllSums = Source::kTerms == 1 || (Source::kTerms == 2 && kLanes == kWidth);
-  constexpr int sums = kAllSums ? kTileSums : kTileSums * 2 / 3;
+  constexpr int sums = Source::kTerms <= kTermsBesideSums ? kTileSums : kTileSums * 2 / 3;
   int v = 8;
   while (v > 1 && v * rows > sums) v /= 2;
   return v;
