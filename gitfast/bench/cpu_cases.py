@@ -12,7 +12,7 @@ import numpy as np
 from gitfast import ops
 from gitfast.bench import operands, peers
 from gitfast.bench.case import OURS, Case, Operands, Side
-from gitfast.bench.shapes import Attention, Rows, attentions, layer_rows
+from gitfast.bench.shapes import DTYPE_BYTES, Attention, Rows, attentions, layer_rows
 from gitfast.checkpoints.published import SHAPES
 from gitfast.engines.cpu import DTYPES
 from gitfast.ops import reference
@@ -71,8 +71,8 @@ def linear(context: Context, models: Sequence[str]) -> Iterator[Case]:
     for rows in _rows(models):
         for layer in _layers(rows):
             shape = f"{layer.name} {layer.m} x {layer.n} x {layer.k}"
-            width = {"float32": 4, "bfloat16": 2, "int8": 1, "w8a8": 1}[layer.dtype]
-            moved = width * layer.n * layer.k + 4 * layer.m * (layer.k + layer.n * (1 + layer.residual))
+            weights, rest = layer.n * layer.k, layer.m * (layer.k + layer.n * (1 + layer.residual))
+            moved = DTYPE_BYTES[layer.dtype] * weights + DTYPE_BYTES["float32"] * rest
             flops, build = 2 * layer.m * layer.n * layer.k, partial(_linear, context, layer)
             yield Case("linear", rows.label, shape, layer.dtype, flops=flops, bytes=moved, build=build)
 

@@ -12,7 +12,7 @@ import numpy as np
 from gitfast import _C
 from gitfast.bench import peers
 from gitfast.bench.case import OURS, Case, Operands, Side
-from gitfast.bench.shapes import Attention, attentions, layer_rows
+from gitfast.bench.shapes import DTYPE_BYTES, Attention, attentions, layer_rows
 from gitfast.checkpoints.published import SHAPES
 from gitfast.ops import reference
 
@@ -49,10 +49,6 @@ class Context:
         return sides
 
 
-def _size(dtype: str) -> int:
-    return {"float32": 4, "bfloat16": 2}[dtype]
-
-
 def _doubles(x: Tensor) -> np.ndarray:
     doubles: np.ndarray = x.double().cpu().numpy()
     return doubles
@@ -67,7 +63,7 @@ def add_layer_norm(context: Context, models: Sequence[str]) -> Iterator[Case]:
                 f"{rows.rows} x {rows.width}",
                 dtype,
                 flops=10 * rows.rows * rows.width,
-                bytes=_size(dtype) * (3 * rows.rows + 3) * rows.width,  # x and residual read, out written
+                bytes=DTYPE_BYTES[dtype] * (3 * rows.rows + 3) * rows.width,  # x and residual read, out written
                 build=partial(_add_layer_norm, context, rows.rows, rows.width, dtype),
             )
 
@@ -108,7 +104,7 @@ def _activation(context: Context, models: Sequence[str], name: str) -> Iterator[
             f"{rows.rows} x {rows.mlp}",
             "bfloat16",
             flops=10 * rows.rows * rows.mlp,
-            bytes=_size("bfloat16") * (2 * rows.rows + 1) * rows.mlp,
+            bytes=DTYPE_BYTES["bfloat16"] * (2 * rows.rows + 1) * rows.mlp,
             build=partial(_bias_activation, context, rows.rows, rows.mlp, name),
         )
 
@@ -139,7 +135,7 @@ def embed_layer_norm(context: Context, models: Sequence[str]) -> Iterator[Case]:
             f"{rows.rows} x {rows.width}",
             "bfloat16",
             flops=9 * rows.rows * rows.width,
-            bytes=_size("bfloat16") * (3 * rows.rows + 2) * rows.width,
+            bytes=DTYPE_BYTES["bfloat16"] * (3 * rows.rows + 2) * rows.width,
             build=partial(_embed_layer_norm, context, rows.rows, rows.model),
         )
 
@@ -183,7 +179,7 @@ def prefix_attention(context: Context, models: Sequence[str]) -> Iterator[Case]:
             shape.size,
             "bfloat16",
             flops=4 * shape.keys * per_token,
-            bytes=_size("bfloat16") * 2 * (shape.tokens + shape.images * shape.rows) * per_token,
+            bytes=DTYPE_BYTES["bfloat16"] * 2 * (shape.tokens + shape.images * shape.rows) * per_token,
             build=partial(_prefix_attention, context, shape),
         )
 
@@ -249,7 +245,7 @@ class Layer:
 
     @property
     def bytes(self) -> int:
-        weight = self.n * self.k * (2 if self.stored == "bfloat16" else 1)
+        weight = self.n * self.k * DTYPE_BYTES[self.stored]
         return weight + 2 * self.rows * (self.k + self.n * (1 + self.residual))
 
 

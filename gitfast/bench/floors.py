@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gitfast.bench.ceilings import Ceilings
+from gitfast.bench.shapes import DTYPE_BYTES
 from gitfast.checkpoints.config import GitConfig
 
 
@@ -30,11 +31,10 @@ def caption(
 
     Where no product of 8-bit weights was measured (cuda), they are multiplied, and images encoded, in bfloat16.
     """
-    size = {"float32": 4, "int8": 1, "w8a8": 1, "float8": 1}
     factors = ceilings.factors(dtype)
     prefix = prefix_dtype or ("float32" if dtype == "float32" else "bfloat16")
-    text = step(config, batch, size.get(dtype, 2), size.get(prefix, 2))
-    image = encode(config, batch, size.get(factors, 2))
+    text = step(config, batch, DTYPE_BYTES[dtype], DTYPE_BYTES[prefix])
+    image = encode(config, batch, DTYPE_BYTES[factors])
     return image.seconds(ceilings, factors) + new_tokens * text.seconds(ceilings, factors)
 
 
