@@ -24,9 +24,8 @@ class Engine {
  public:
   using Stats = RunningBatch::Stats;  // of the work done so far
 
-  // Reads every weight once from `source` and stores the matrices in `format`; the vision encoder of int8 has bf16, for
-  // it is bound by arithmetic. `two_stage_head`: greedy search reads an int8 copy of the head
-  // first; its tokens stay exactly the same, log-probabilities become approximate.
+  // Reads every weight once from `source` and stores the matrices in `format`. `two_stage_head`: greedy search reads an
+  // int8 copy of the head first; its tokens stay exactly the same, log-probabilities become approximate.
   Engine(const ModelConfig& config, const WeightSource& source, WeightFormat format, Crews crews, Isa isa,
          bool two_stage_head);
 

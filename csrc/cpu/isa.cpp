@@ -1,6 +1,7 @@
 // The instruction sets this machine can run, and the choice of one.
 #include "isa.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 #if defined(__x86_64__)
@@ -109,8 +110,11 @@ std::vector<Isa> detect() {
   if (has_avx2() && has_avx_vnni()) found.push_back(Isa::avx2_vnni);
   if (has_avx2() && has_avx512()) found.push_back(Isa::avx512);
   if (found.back() == Isa::avx512 && has_avx512_vnni()) found.push_back(Isa::avx512_vnni);
-  if (found.back() == Isa::avx512_vnni && has_avx512_bf16()) found.push_back(Isa::avx512_bf16);
-  if (found.back() == Isa::avx512_bf16 && has_amx()) found.push_back(Isa::amx);
+  if (found.back() == Isa::avx512_vnni && has_avx512_bf16()) {
+    found.push_back(Isa::avx512_bf16);
+    found.push_back(Isa::avx512_bf16_vnni);
+    if (has_amx()) found.push_back(Isa::amx);
+  }
 #elif defined(__aarch64__)
   found.push_back(Isa::neon);
   if (has_neon_dot()) found.push_back(Isa::neon_dot);
@@ -122,8 +126,9 @@ std::vector<Isa> detect() {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-  static constexpr const char* kNames[] = {"scalar",      "avx2", "avx2_vnni", "avx512",   "avx512_vnni",
-                                           "avx512_bf16", "amx",  "neon",      "neon_dot", "neon_bf16"};
+  static constexpr const char* kNames[] = {"scalar",      "avx2",        "avx2_vnni",        "avx512",
+                                           "avx512_vnni", "avx512_bf16", "avx512_bf16_vnni", "amx",
+                                           "neon",        "neon_dot",    "neon_bf16"};
   return kNames[static_cast<int>(isa)];
 }
 
@@ -133,7 +138,10 @@ std::vector<Isa> available_isas() {
 }
 
 Isa best_isa(const std::vector<Isa>& available, bool intel) {
-  return intel && available.back() == Isa::avx512_bf16 ? Isa::avx512_vnni : available.back();
+  if (available.back() != Isa::avx512_bf16_vnni) return available.back();
+  if (intel) return Isa::avx512_vnni;
+  const bool avx_vnni = std::find(available.begin(), available.end(), Isa::avx2_vnni) != available.end();
+  return avx_vnni ? Isa::avx512_bf16 : Isa::avx512_bf16_vnni;
 }
 
 Isa choose_isa(const std::string& requested) {

@@ -20,6 +20,7 @@ const Kernels& kernels_for(Isa isa) {
     if (isa == Isa::avx512) return kAvx512Kernels;
     if (isa == Isa::avx512_vnni) return kAvx512VnniKernels;
     if (isa == Isa::avx512_bf16) return kAvx512Bf16Kernels;
+    if (isa == Isa::avx512_bf16_vnni) return kAvx512Bf16VnniKernels;
     if (isa == Isa::amx) return kAmxKernels;
 #elif defined(__aarch64__)
     if (isa == Isa::neon) return kNeonKernels;

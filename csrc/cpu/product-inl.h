@@ -38,6 +38,20 @@ constexpr int64_t kPrefetch = kCached<Source> ? 0
                               : V == 2        ? 64
                                               : kPrefetchOfWide<Source>;
 
+// The cache they are fetched into, as __builtin_prefetch has it: L2 is 2, L1 is 3. Measured, source by source, on Zen 4
+// and on an Emerald Rapids; other CPUs follow the one whose kernels they share (docs/performance.md).
+template <class Source, int V>
+constexpr int kFetchedInto =
+#if defined(__AVX512BF16__)
+    2;
+#elif defined(__AVX512F__)
+    std::is_same_v<Source, Floats> ? 2 : 3;
+#elif defined(__AVX2__)
+    V == 1 && Source::kTerms > 1 ? 2 : 3;
+#else
+    3;
+#endif
+
 // The weights that come next, asked for a few lines at a time between multiplications, and none beyond their end.
 class Ahead {
  public:
@@ -97,10 +111,11 @@ void tile(const Product<Source>& p, int64_t v) {
     for (int i = 0; i < kVecs; ++i) {
       const auto* at = b + i / kParts / 2 * p.pair + i / kParts % 2 * p.odd;
       if (kPrefetch<Source, V> > 0 && i % kParts == 0 && (V > 1 || v % 2 == 0)) {
-        __builtin_prefetch(at + ahead);
-        if (V == 1) __builtin_prefetch(at + ahead + p.odd);
+        __builtin_prefetch(at + ahead, 0, kFetchedInto<Source, V>);
+        if (V == 1) __builtin_prefetch(at + ahead + p.odd, 0, kFetchedInto<Source, V>);
       }
-      if (kFollowed<Source> && V > 2 && i % kParts == 0) __builtin_prefetch(at + p.next);
+      if (kFollowed<Source> && V > 2 && i % kParts == 0)
+        __builtin_prefetch(at + p.next, 0, 2);  // a head's, which fill L1
       Source::load(at + i % kParts * kLanes, x[i]);
     }
 #pragma GCC unroll 12
@@ -139,7 +154,7 @@ void columns(const Product<Source>& p, int64_t v) {
 
 // Terms of a word for which registers are left beside all sums: two for each vector with AVX-512, but not where the
 // tables that make bfloat16 of int8 take some.
-#if defined(__AVX512F__) && !defined(GITFAST_BF16_PRODUCTS)
+#if defined(__AVX512F__) && (defined(GITFAST_INT8_PRODUCTS) || !defined(GITFAST_BF16_PRODUCTS))
 constexpr int kTermsBesideSums = 2;
 #else
 constexpr int kTermsBesideSums = 1;

@@ -13,13 +13,13 @@
 #endif
 
 // GITFAST_BF16_PRODUCTS: pairs of bfloat16 are multiplied as such. GITFAST_INT8_PRODUCTS: weights of int8 are
-// multiplied as whole numbers, their products added in an int32: fours of int8 on ARM, pairs of int16 on x86, where no
-// bfloat16 takes as many. GITFAST_BYTE_PRODUCTS: weights of w8a8 are multiplied by fours of int8.
-// GITFAST_PAIRED_PRODUCTS: products of bfloat16 and int8 by two rows and two columns at once. Where a compiler takes an
-// ARM CPU that has them for granted, as for macOS, the scalar kernels do without.
+// multiplied as whole numbers, their products added in an int32: fours of int8 on ARM, pairs of int16 on x86 where no
+// bfloat16 takes as many, or where the build asks for it. GITFAST_BYTE_PRODUCTS: weights of w8a8 are multiplied by
+// fours of int8. GITFAST_PAIRED_PRODUCTS: products of bfloat16 and int8 by two rows and two columns at once. Where a
+// compiler takes an ARM CPU that has them for granted, as for macOS, the scalar kernels do without.
 #if defined(__AVX512BF16__)
 #define GITFAST_BF16_PRODUCTS
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && !defined(GITFAST_INT8_PRODUCTS)
 #define GITFAST_INT8_PRODUCTS
 #elif defined(GITFAST_NEON)
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)

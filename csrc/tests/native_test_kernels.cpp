@@ -261,8 +261,12 @@ void test_int8_products_agree(const Kernels& kernels, const Kernels& others, Wei
 
 void test_best_isa() {
   using Isas = std::vector<Isa>;
-  const Isas zen5 = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16};
-  const Isas xeon = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::amx};
+  const Isas zen4 = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::avx512_bf16_vnni};
+  const Isas zen5 = {Isa::scalar,      Isa::avx2,        Isa::avx2_vnni,       Isa::avx512,
+                     Isa::avx512_vnni, Isa::avx512_bf16, Isa::avx512_bf16_vnni};
+  Isas xeon = zen5;
+  xeon.push_back(Isa::amx);
+  EXPECT(best_isa(zen4, false) == Isa::avx512_bf16_vnni);
   EXPECT(best_isa(zen5, false) == Isa::avx512_bf16);
   EXPECT(best_isa(zen5, true) == Isa::avx512_vnni);  // a Xeon whose AMX its virtual machine hides
   EXPECT(best_isa(xeon, true) == Isa::amx);

@@ -51,12 +51,12 @@ class CpuEngine(Engine):
         """Build from a checkpoint's tensors (float32 or float16) by Hugging Face name.
 
         Each tensor is looked up once, packed, and let go. ``dtype`` is that of stored matrices: "float32"; "bfloat16",
-        multiplied as such, with activations rounded to it, where the CPU can (``isa`` avx512_bf16), and widened to
-        float32 elsewhere; "int8", with one scale per output channel, multiplied as bfloat16 by the same CPUs, and by
-        others as whole numbers, with activations in 14 or 15 bits; or "w8a8", the same weights with activations in 8
-        bits where the CPU multiplies those (``isa`` avx2_vnni, avx512_vnni, avx512_bf16, neon_dot and neon_bf16), and
-        int8 elsewhere. Sums, softmax, norms and logits are float32 always. ``isa`` "" takes ``GITFAST_ISA`` or the best
-        instruction set there is.
+        multiplied as such, with activations rounded to it, where the CPU can (``isa`` avx512_bf16, avx512_bf16_vnni,
+        amx and neon_bf16), and widened to float32 elsewhere; "int8", with one scale per output channel, multiplied as
+        bfloat16 by ``isa`` avx512_bf16 and amx, and by others as whole numbers, with activations in 14 or 15 bits; or
+        "w8a8", the same weights with activations in 8 bits where the CPU multiplies those (``isa`` with vnni in its
+        name, avx512_bf16, neon_dot and neon_bf16), and int8 elsewhere. Sums, softmax, norms and logits are float32
+        always. ``isa`` "" takes ``GITFAST_ISA`` or the best instruction set there is.
 
         There are ``num_lanes`` crews of ``num_threads`` each. With both 0, ``GITFAST_NUM_THREADS`` or the CPUs this
         process may use make one lane, or from 32 on lanes of at least 16. Given lanes divide them evenly; given threads

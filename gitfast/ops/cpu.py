@@ -40,12 +40,13 @@ def linear(
     kernel at every call, unless it comes as a ``PackedWeight(weight, bias, dtype="float32")``, which does so once,
     brings its bias along, and may store the weight as "bfloat16", or as "int8" or "w8a8" with one scale per row.
 
-    The instruction sets avx512_bf16, amx and neon_bf16 multiply bfloat16 with ``x`` rounded to it, others with ``x`` as
-    it is. int8 is multiplied with ``x`` rounded to bfloat16 by avx512_bf16 and amx; with each 256 values of a row of
-    ``x`` as whole numbers, of 15 bits by avx2, avx2_vnni, avx512 and avx512_vnni, of 14 by neon_dot and neon_bf16; and
-    with ``x`` as it is by scalar and neon. w8a8 is multiplied with whole numbers of 8 bits by avx2_vnni, avx512_vnni,
-    avx512_bf16, neon_dot and neon_bf16, and as int8 by others. Sums are float32, those of whole numbers over 256 values
-    exact. ``out`` may be ``residual``. ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the exact one with erf.
+    The instruction sets avx512_bf16, avx512_bf16_vnni, amx and neon_bf16 multiply bfloat16 with ``x`` rounded to it,
+    others with ``x`` as it is. int8 is multiplied with ``x`` rounded to bfloat16 by avx512_bf16 and amx; with each 256
+    values of a row of ``x`` as whole numbers, of 15 bits by all others with avx in their name, of 14 by neon_dot and
+    neon_bf16; and with ``x`` as it is by scalar and neon. w8a8 is multiplied with whole numbers of 8 bits by all with
+    vnni in their name, avx512_bf16, neon_dot and neon_bf16, and as int8 by others. Sums are float32, those of whole
+    numbers over 256 values exact. ``out`` may be ``residual``. ``"quick_gelu"`` is x * sigmoid(1.702 x), ``"gelu"`` the
+    exact one with erf.
     """
     if not isinstance(weight, PackedWeight):
         weight = PackedWeight(weight, bias)

@@ -15,7 +15,10 @@ from support.accuracy import assert_right_up_to_rounding, poisoned
 
 ISAS = ops.available_isas()
 DTYPES = ["bfloat16", "int8", "w8a8"]
-BYTES = ("avx2_vnni", "avx512_vnni", "avx512_bf16", "neon_dot", "neon_bf16")  # where w8a8 is not int8
+# Where w8a8 is not int8, where int8 is multiplied as int16, and where bfloat16 is multiplied as such.
+BYTES = ("avx2_vnni", "avx512_vnni", "avx512_bf16", "avx512_bf16_vnni", "neon_dot", "neon_bf16")
+INT16 = ("avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16_vnni")
+BFLOAT16 = ("avx512_bf16", "avx512_bf16_vnni", "amx", "neon_bf16")
 
 # Around the tile heights, the panel width (32), the terms of a word (2, 4) and the block of a sum (256).
 ROWS = st.one_of(st.integers(0, 30), st.sampled_from([197, 210]))
@@ -66,11 +69,11 @@ def multiplied(x: np.ndarray, isa: str, dtype: str) -> np.ndarray:
     """Round x as ``linear`` does; return float64."""
     if dtype == "w8a8" and isa in BYTES:
         return whole_bytes(x)
-    if dtype != "bfloat16" and isa in ("avx2", "avx2_vnni", "avx512", "avx512_vnni"):
+    if dtype != "bfloat16" and isa in INT16:
         return whole_numbers(x, bits=15)
     if dtype != "bfloat16" and isa in ("neon_dot", "neon_bf16"):
         return whole_numbers(x, bits=14)
-    return (bfloat16(x) if isa in ("avx512_bf16", "amx", "neon_bf16") else x).astype(np.float64)
+    return (bfloat16(x) if isa in BFLOAT16 else x).astype(np.float64)
 
 
 @settings(deadline=None)
@@ -121,8 +124,11 @@ def test_threads_and_strides_do_not_change_a_bit(isa, dtype):
         np.testing.assert_array_equal(y, alone)
 
 
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in ("avx2_vnni", "avx512", "avx512_vnni")])
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize(
+    ("isa", "dtype"),
+    [(isa, "int8") for isa in ISAS if isa in INT16]
+    + [(isa, "bfloat16") for isa in ISAS if isa in INT16 and isa not in BFLOAT16],
+)
 def test_avx2_and_avx512_agree_to_the_bit(isa, dtype):
     x, weight = normal(0, 40, 700), ops.PackedWeight(normal(1, 100, 700), dtype=dtype)
     wide, narrow = (ops.linear(x, weight, isa=isa) for isa in (isa, "avx2"))
