@@ -301,6 +301,9 @@ void bind_ops(py::module_& m) {
   using py::arg;
   m.def("available_isas", isa_names);
   m.def("choose_isa", [](const std::string& isa) { return cpu::isa_name(cpu::choose_isa(isa)); }, arg("isa"));
+  m.def(
+      "multiplies_bytes", [](const std::string& isa) { return kernels_named(isa).quantize_rows_to_bytes != nullptr; },
+      arg("isa"));
   m.def("choose_num_threads", cpu::choose_num_threads, arg("num_threads"));
   m.attr("max_threads") = cpu::kMaxThreads;
   m.def(

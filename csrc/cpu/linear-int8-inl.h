@@ -109,7 +109,11 @@ constexpr auto linear_of_bytes = linear_of_quads<Bytes>;
 // Source as the weights are stored, Inner as many rows multiply them.
 template <class Kind, class Source, class Inner>
 void linear_of_wholes(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {
+#if defined(__AVX512BF16__)
+  constexpr int64_t kFew = 4 * kTileRows;  // Zen 4 widens beside its multiplications
+#else
   constexpr int64_t kFew = 2 * kTileRows;
+#endif
   if (args.m <= kFew) return linear_of_few_wholes<Kind, Source, kFew>(args, panel_begin, panel_end);
   linear_of_many_wholes<Kind, Source, Cached<Inner>>(args, panel_begin, panel_end);
 }

@@ -128,7 +128,8 @@ def _cpu_status() -> EngineStatus:
     except (ImportError, ValueError) as error:
         return EngineStatus(name="cpu", usable=False, detail=str(error))
     crews = f"{threads} threads" if lanes == 1 else f"{lanes} lanes of {threads} threads"
-    return EngineStatus(name="cpu", usable=True, detail=f"{isa} (also here: {others or 'none'}), {crews}")
+    w8a8 = "" if _C.multiplies_bytes(isa) else ", w8a8 is int8"
+    return EngineStatus(name="cpu", usable=True, detail=f"{isa} (also here: {others or 'none'}), {crews}{w8a8}")
 
 
 def _cuda_status() -> EngineStatus:

@@ -24,6 +24,14 @@ def test_every_engine_has_a_status():
     assert "threads" in status("cpu").detail
 
 
+@pytest.mark.parametrize("isa", _C.available_isas())
+def test_the_status_says_where_w8a8_is_int8(isa, monkeypatch):
+    monkeypatch.setenv("GITFAST_ISA", isa)
+    without = isa in ("scalar", "avx2", "avx512", "amx", "neon")
+    assert status("cpu").detail.startswith(f"{isa} (also here: ")
+    assert status("cpu").detail.endswith(", w8a8 is int8") == without
+
+
 @pytest.mark.parametrize(("name", "kind"), [("auto", "cpu"), ("cpu", "cpu"), ("torch", "reference")])
 def test_names(checkpoint_folder, name, kind):
     assert create_engine(name, open_checkpoint(checkpoint_folder)).name == kind
