@@ -47,14 +47,11 @@ inline Action next_action(const Work& work) {
   return work.since_step + both <= allowed ? Action::slice : Action::step;
 }
 
-// The number of `waiting` images to encode together, `fit` at most. The first call's own go together; those of others
-// join where its are too few to fill the threads (`fill`), for encoding more at once delays the first of them. Beside
-// rows that decode, no more than keep a slice within the gap.
-inline int64_t images_together(int64_t waiting, int64_t first_call, int64_t fit, int64_t fill, const Work& work,
-                               double image_slice_cost) {
-  int64_t count = first_call > fill ? first_call : fill;
-  if (count > waiting) count = waiting;
-  if (count > fit) count = fit;
+// The number of `waiting` images, of one call or of several, to encode together: no more than fill the threads, for
+// encoding more at once delays the first of them, and what they become between layers leaves the caches. Beside rows
+// that decode, no more than keep a slice within the gap.
+inline int64_t images_together(int64_t waiting, int64_t fill, const Work& work, double image_slice_cost) {
+  int64_t count = waiting < fill ? waiting : fill;
   if (work.rows > 0 && image_slice_cost > 0) {
     const auto within_gap = static_cast<int64_t>((kTokenGapSeconds - work.step_cost) / image_slice_cost);
     if (count > within_gap) count = within_gap;

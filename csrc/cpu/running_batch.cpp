@@ -12,9 +12,10 @@
 namespace gitfast::cpu {
 namespace {
 
-constexpr int64_t kImageTokens = 2048;  // encoded together at most, if no single image has more: bounds memory
-constexpr int64_t kFillTokens = 512, kFillTokensPerThread = 128;  // enough to keep the threads busy
-constexpr double kNewest = 0.5;                                   // the weight of the last measurement
+// Encoded together to keep the threads busy, if no single image has more: at least, for each thread, and at most, which
+// bounds memory.
+constexpr int64_t kFewestTokens = 512, kTokensPerThread = 128, kMostTokens = 2048;
+constexpr double kNewest = 0.5;  // the weight of the last measurement
 
 double seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
 int64_t nanoseconds(Clock::duration d) { return std::chrono::duration_cast<std::chrono::nanoseconds>(d).count(); }
@@ -428,9 +429,9 @@ void RunningBatch::begin_encoding() {
       waiting += call->waiting();
     }
   const int64_t tokens = image_tokens(first.pixels), floats = first.pixels.image_floats();
-  const int64_t fill = std::max(kFillTokens, kFillTokensPerThread * image_model_.pool.num_threads()) / tokens;
-  const int64_t count = images_together(waiting, first.waiting(), std::max<int64_t>(1, kImageTokens / tokens), fill,
-                                        work(Clock::now()), slice_token_cost_ * static_cast<double>(tokens));
+  const int64_t fill = std::clamp(kTokensPerThread * image_model_.pool.num_threads(), kFewestTokens, kMostTokens);
+  const int64_t count = images_together(waiting, std::max<int64_t>(1, fill / tokens), work(Clock::now()),
+                                        slice_token_cost_ * static_cast<double>(tokens));
   try {
     Buffer values = float_buffer(count * floats);
     encoding_for_.clear();

@@ -76,12 +76,11 @@ void test_policy_bounds_the_gap_between_tokens() {
   EXPECT(next_action(work) == Action::slice);
 
   const Work none, rows = busy(3, 0.010, 0);
-  EXPECT(images_together(8, 8, 10, 2, none, 0.05) == 8);     // one call's own
-  EXPECT(images_together(40, 40, 10, 2, none, 0.05) == 10);  // memory
-  EXPECT(images_together(8, 1, 10, 2, none, 0.05) == 2);     // of several calls: until the threads are busy
-  EXPECT(images_together(1, 1, 10, 2, none, 0.05) == 1);
-  EXPECT(images_together(8, 8, 10, 2, rows, 0.0048) == 4);  // 20 ms are left of the gap
-  EXPECT(images_together(8, 8, 10, 2, rows, 0.050) == 1);
+  EXPECT(images_together(8, 2, none, 0.05) == 2);
+  EXPECT(images_together(1, 2, none, 0.05) == 1);
+  EXPECT(images_together(8, 10, none, 0.05) == 8);
+  EXPECT(images_together(8, 10, rows, 0.0048) == 4);  // 20 ms are left of the gap
+  EXPECT(images_together(8, 10, rows, 0.050) == 1);
 }
 
 // Callers that ask for one caption after another, each of `kSlices` slices and `kTokens` steps.
