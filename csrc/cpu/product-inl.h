@@ -115,7 +115,7 @@ void tile(const Product<Source>& p, int64_t v) {
         if (V == 1) __builtin_prefetch(at + ahead + p.odd, 0, kFetchedInto<Source, V>);
       }
       if (kFollowed<Source> && V > 2 && i % kParts == 0)
-        __builtin_prefetch(at + p.next, 0, 2);  // a head's, which fill L1
+        __builtin_prefetch(at + p.next, 0, 2);  // into L2: 25 KB of a head, or 50
       Source::load(at + i % kParts * kLanes, x[i]);
     }
 #pragma GCC unroll 12

@@ -12,8 +12,8 @@
 namespace gitfast::cpu {
 namespace {
 
-// Encoded together to keep the threads busy, if no single image has more: at least, for each thread, and at most, which
-// bounds memory.
+// Image tokens that are encoded together keep all threads busy: so many for each, within these bounds, the upper one
+// for memory's sake. A single image may have more.
 constexpr int64_t kFewestTokens = 512, kTokensPerThread = 128, kMostTokens = 2048;
 constexpr double kNewest = 0.5;  // the weight of the last measurement
 
