@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,17 @@ def _draw_ceilings(axes: Any, ceilings: Ceilings, intensities: list[float]) -> N
     axes.plot([low, corner], [low * stream, corner * stream], **_LINE)
     read = f"{ceilings.stream} {ceilings.gb_per_s:.0f} GB/s"
     axes.annotate(read, (low, low * stream), xytext=(22, -4), textcoords="offset points", va="top", fontsize=9)
-    for dtype, peak in peaks.items():
+    for peak in peaks.values():
         axes.plot([peak / stream, high], [peak, peak], **_LINE)
-        name = f"{dtype}\n{peak / 1e12:.2g} TFLOP/s"
+    for names, peak in _labels(peaks):
+        name = f"{names}\n{peak / 1e12:.2g} TFLOP/s"
         axes.annotate(name, (high, peak), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+
+
+def _labels(peaks: dict[str, float]) -> Iterator[tuple[str, float]]:
+    """Give dtypes whose ceilings are within a fifth, where two labels would overlap, one label at the highest."""
+    left = sorted(peaks, key=lambda dtype: -peaks[dtype])
+    while left:
+        together = [dtype for dtype in left if peaks[dtype] > peaks[left[0]] / 1.2]
+        yield ", ".join(together), peaks[left[0]]
+        left = left[len(together) :]
