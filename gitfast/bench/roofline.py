@@ -12,7 +12,7 @@ from gitfast.bench.run import Report
 from gitfast.errors import GitfastError
 
 _LINE = {"color": "0.35", "linewidth": 1.2, "zorder": 1}
-COLOURS = ("#c2410c", "#0369a1", "#4d7c0f", "#7e22ce", "#a16207", "#0f766e", "#be185d")
+COLOURS = ("#c2410c", "#0369a1", "#4d7c0f", "#7e22ce", "#a16207", "#0f766e", "#be185d", "#374151")
 
 
 def import_pyplot() -> Any:
