@@ -154,7 +154,7 @@ void columns(const Product<Source>& p, int64_t v) {
 
 // Terms of a word for which registers are left beside all sums: two for each vector with AVX-512, but not where the
 // tables that make bfloat16 of int8 take some.
-#if defined(__AVX512F__) && (defined(GITFAST_INT8_PRODUCTS) || !defined(GITFAST_BF16_PRODUCTS))
+#if defined(__AVX512F__) && defined(GITFAST_INT8_PRODUCTS)
 constexpr int kTermsBesideSums = 2;
 #else
 constexpr int kTermsBesideSums = 1;

@@ -19,7 +19,7 @@
 // compiler takes an ARM CPU that has them for granted, as for macOS, the scalar kernels do without.
 #if defined(__AVX512BF16__)
 #define GITFAST_BF16_PRODUCTS
-#elif defined(__AVX2__) && !defined(GITFAST_INT8_PRODUCTS)
+#elif defined(__AVX2__)
 #define GITFAST_INT8_PRODUCTS
 #elif defined(GITFAST_NEON)
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)

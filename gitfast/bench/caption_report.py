@@ -62,8 +62,6 @@ def draw(report: Report, picture: Path) -> None:
     figure, axes = pyplot.subplots(1, columns, figsize=(4.8 * columns + 1, 4.2), layout="constrained", squeeze=False)
     if report.clients:
         _draw_clients(axes[0], report.clients)
-        lines = axes[0][0].get_legend_handles_labels()
-        figure.legend(*lines, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     else:
         _draw_captions(axes[0][0], report)
     for each in axes[0]:
@@ -97,6 +95,8 @@ def _draw_clients(axes: Any, rows: list[ClientsRow]) -> None:
         each.set_ylabel(what)
         each.set_ylim(bottom=0)
         each.set_xticks(sorted({row.clients for row in rows}))
+    lines = throughput.get_legend_handles_labels()
+    throughput.figure.legend(*lines, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
 
 
 def _error_bars(spreads: list[Spread]) -> list[list[float]]:

@@ -71,15 +71,17 @@ def _draw_ceilings(axes: Any, ceilings: Ceilings, intensities: list[float]) -> N
     axes.annotate(read, (low, low * stream), xytext=(22, -4), textcoords="offset points", va="top", fontsize=9)
     for peak in peaks.values():
         axes.plot([peak / stream, high], [peak, peak], **_LINE)
-    for names, peak in _labels(peaks):
-        name = f"{names}\n{peak / 1e12:.2g} TFLOP/s"
-        axes.annotate(name, (high, peak), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+    for dtypes in _close_together(peaks):
+        name = "\n".join(f"{dtype} {peaks[dtype] / 1e12:.2g} TFLOP/s" for dtype in dtypes)
+        axes.annotate(
+            name, (high, peaks[dtypes[0]]), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9
+        )
 
 
-def _labels(peaks: dict[str, float]) -> Iterator[tuple[str, float]]:
-    """Give dtypes whose ceilings are within a fifth, where two labels would overlap, one label at the highest."""
+def _close_together(peaks: dict[str, float]) -> Iterator[list[str]]:
+    """Yield dtypes whose ceilings are within a fifth, where labels would overlap, the highest first."""
     left = sorted(peaks, key=lambda dtype: -peaks[dtype])
     while left:
         together = [dtype for dtype in left if peaks[dtype] > peaks[left[0]] / 1.2]
-        yield ", ".join(together), peaks[left[0]]
+        yield together
         left = left[len(together) :]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gitfast import ops
 from gitfast.ops import reference
 
-from support.accuracy import assert_as_good_as_numpy, poisoned, size_of_sum
+from support.accuracy import BFLOAT16_ISAS, assert_as_good_as_numpy, poisoned, size_of_sum
 
 
 def plain_attention(q, k, v, k_text, v_text, slots, scale=None):
@@ -187,7 +187,7 @@ def test_a_prefix_in_bfloat16(isa, lengths, prefix, head_dim, seed):
     y = ops.prefix_attention(arrays["q"], packed, **text, out=poisoned(rows, 2, head_dim), isa=isa)
     truth = plain_attention(*(a.astype(np.float64) for a in arrays.values()), slots, head_dim**-0.5)
     plain = plain_attention(*arrays.values(), slots, head_dim**-0.5)
-    if isa in ("avx512_bf16", "avx512_bf16_vnni", "amx", "neon_bf16"):
+    if isa in BFLOAT16_ISAS:
         # Queries and weights lose bits: a score moves by 2^-9 of its size, which is about 1.
         np.testing.assert_allclose(y, truth, rtol=0, atol=2**-9 * 8)
     else:

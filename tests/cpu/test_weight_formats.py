@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 
 from gitfast import ops
 
-from support.accuracy import assert_right_up_to_rounding, poisoned
+from support.accuracy import BFLOAT16_ISAS, assert_right_up_to_rounding, poisoned
 
 ISAS = ops.available_isas()
 DTYPES = ["bfloat16", "int8", "w8a8"]
-# Where w8a8 is not int8, where int8 is multiplied as int16, and where bfloat16 is multiplied as such.
+# Where w8a8 is not int8, and where int8 is multiplied as int16.
 BYTES = ("avx2_vnni", "avx512_vnni", "avx512_bf16", "avx512_bf16_vnni", "neon_dot", "neon_bf16")
 INT16 = ("avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16_vnni")
-BFLOAT16 = ("avx512_bf16", "avx512_bf16_vnni", "amx", "neon_bf16")
 
 # Around the tile heights, the panel width (32), the terms of a word (2, 4) and the block of a sum (256).
 ROWS = st.one_of(st.integers(0, 30), st.sampled_from([197, 210]))
@@ -73,7 +72,7 @@ def multiplied(x: np.ndarray, isa: str, dtype: str) -> np.ndarray:
         return whole_numbers(x, bits=15)
     if dtype != "bfloat16" and isa in ("neon_dot", "neon_bf16"):
         return whole_numbers(x, bits=14)
-    return (bfloat16(x) if isa in BFLOAT16 else x).astype(np.float64)
+    return (bfloat16(x) if isa in BFLOAT16_ISAS else x).astype(np.float64)
 
 
 @settings(deadline=None)
@@ -126,8 +125,12 @@ def test_threads_and_strides_do_not_change_a_bit(isa, dtype):
 
 @pytest.mark.parametrize(
     ("isa", "dtype"),
-    [(isa, "int8") for isa in ISAS if isa in INT16]
-    + [(isa, "bfloat16") for isa in ISAS if isa in INT16 and isa not in BFLOAT16],
+    [
+        (isa, dtype)
+        for isa in ISAS
+        for dtype in ("bfloat16", "int8")
+        if isa in INT16 and isa != "avx2" and (dtype == "int8" or isa not in BFLOAT16_ISAS)
+    ],
 )
 def test_avx2_and_avx512_agree_to_the_bit(isa, dtype):
     x, weight = normal(0, 40, 700), ops.PackedWeight(normal(1, 100, 700), dtype=dtype)

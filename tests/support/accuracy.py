@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 EPS = float(np.finfo(np.float32).eps)
+# Instruction sets that multiply bfloat16 as such, and so round what it is multiplied with.
+BFLOAT16_ISAS = ("avx512_bf16", "avx512_bf16_vnni", "amx", "neon_bf16")
 
 
 def assert_as_good_as_numpy(ours: np.ndarray, plain: np.ndarray, truth: np.ndarray, scale: float) -> None:
