@@ -39,7 +39,7 @@ constexpr int64_t kPrefetch = kCached<Source> ? 0
                                               : kPrefetchOfWide<Source>;
 
 // The cache they are fetched into, as __builtin_prefetch has it: L2 is 2, L1 is 3. Measured, source by source, on Zen 4
-// and on an Emerald Rapids; other CPUs follow the one whose kernels they share (docs/performance.md).
+// and on an Emerald Rapids; other CPUs follow the one whose kernels they share (docs/tuning-cpu.md).
 template <class Source, int V>
 constexpr int kFetchedInto =
 #if defined(__AVX512BF16__)
