@@ -273,14 +273,34 @@ void Decoding::run_generations(const float* hidden) {
       else
         compute_.linear(x, rows, model_.weights.head.view, y);
     }
-    compute_.parallel(static_cast<int64_t>(block.size()), 1, [&](int64_t begin, int64_t end, int) {
-      for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) try {
-          block[i]->search->advance(logits_.floats() + firsts[i] * vocab, vocab);
-        } catch (...) {
-          block[i]->error = std::current_exception();
-        }
-    });
+    advance_searches(block, firsts);
   }
+}
+
+// Sequence i of the block has the rows of logits from firsts[i] to firsts[i + 1].
+void Decoding::advance_searches(const std::vector<Sequence*>& block, const std::vector<int64_t>& firsts) {
+  const int64_t vocab = model_.config.vocab_size;
+  const auto logits = [&](int64_t row) { return logits_.floats() + row * vocab; };
+  // Row by row: one sequence may have all of them, as beams.
+  std::vector<search::Normalizer> normalizers(static_cast<size_t>(firsts.back()));
+  std::vector<std::exception_ptr> errors(normalizers.size());
+  compute_.parallel(firsts.back(), 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) try {
+        const int64_t first = *(std::upper_bound(firsts.begin(), firsts.end(), row) - 1);
+        normalizers[static_cast<size_t>(row)] = search::normalizer(logits(row), vocab, row - first);
+      } catch (...) {
+        errors[static_cast<size_t>(row)] = std::current_exception();
+      }
+  });
+  compute_.parallel(static_cast<int64_t>(block.size()), 1, [&](int64_t begin, int64_t end, int) {
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) try {
+        for (int64_t row = firsts[i]; row < firsts[i + 1]; ++row)
+          if (const std::exception_ptr& error = errors[static_cast<size_t>(row)]) std::rethrow_exception(error);
+        block[i]->search->advance(logits(firsts[i]), vocab, &normalizers[static_cast<size_t>(firsts[i])]);
+      } catch (...) {
+        block[i]->error = std::current_exception();
+      }
+  });
 }
 
 // Every token but the last of its sequence predicts the one after it.

@@ -103,6 +103,7 @@ class Decoding {
   void begin_tokens();
   void run_heads(const float* hidden);
   void run_generations(const float* hidden);
+  void advance_searches(const std::vector<Sequence*>& block, const std::vector<int64_t>& firsts);
   void run_scores(const float* hidden);
   void run_logits(const float* hidden);
   void finish_step(std::vector<Event>& events);

@@ -43,37 +43,32 @@ struct Search::Impl {
     }
   }
 
-  void advance(const float* logits, int64_t row_stride) {
-    normalizers.clear();
-    for (size_t r = 0; r < items.size(); ++r) {
-      const auto row = static_cast<int64_t>(r);
-      normalizers.push_back(normalizer(logits + row * row_stride, rules->vocab_size, row));
-    }
+  void advance(const float* logits, int64_t row_stride, const Normalizer* normalizers) {
     items.clear();
     parents.clear();
     tokens.clear();
     if (options.num_beams > 1)
-      advance_beams(logits, row_stride);
+      advance_beams(logits, row_stride, normalizers);
     else
-      advance_singles(logits, row_stride);
+      advance_singles(logits, row_stride, normalizers);
     first_step = false;
   }
 
-  void advance_beams(const float* logits, int64_t row_stride) {
+  void advance_beams(const float* logits, int64_t row_stride, const Normalizer* normalizers) {
     int32_t row = 0;
     for (size_t i = 0; i < beams.size(); ++i) {
       BeamItem& item = beams[i];
       if (item.done()) continue;
       const int32_t first = row;
       row += item.num_rows();
-      item.advance(logits + first * row_stride, row_stride, &normalizers[static_cast<size_t>(first)], beam_scratch);
+      item.advance(logits + first * row_stride, row_stride, normalizers + first, beam_scratch);
       if (item.done()) continue;
       for (int32_t r = 0; r < item.num_rows(); ++r) add_row(i, first + item.parent(r), item.token(r));
     }
   }
 
   // In the first step the samples of an item share its only row.
-  void advance_singles(const float* logits, int64_t row_stride) {
+  void advance_singles(const float* logits, int64_t row_stride, const Normalizer* normalizers) {
     const auto per_item = static_cast<size_t>(options.num_return_sequences);
     int32_t next_row = 0;
     for (size_t i = 0; i < singles.size(); ++i) {
@@ -81,7 +76,7 @@ struct Search::Impl {
       if (single.done()) continue;
       const int32_t own = next_row;
       if (!first_step || (i + 1) % per_item == 0) ++next_row;
-      single.advance(*rules, sampler, logits + own * row_stride, normalizers[static_cast<size_t>(own)], scratch);
+      single.advance(*rules, sampler, logits + own * row_stride, normalizers[own], scratch);
       if (!single.done()) add_row(i / per_item, own, single.token());
     }
   }
@@ -137,7 +132,6 @@ struct Search::Impl {
   Sampler sampler;
   std::vector<float> scratch;
   BeamScratch beam_scratch;
-  std::vector<Normalizer> normalizers;  // of the rows of this step
   std::vector<Single> singles;
   std::vector<BeamItem> beams;
   bool first_step = true;
@@ -163,8 +157,15 @@ const std::vector<int32_t>& Search::parents() const { return impl_->parents; }
 const std::vector<int32_t>& Search::items() const { return impl_->items; }
 
 void Search::advance(const float* logits, int64_t row_stride) {
+  std::vector<Normalizer> normalizers;
+  for (int64_t row = 0; row < num_rows(); ++row)
+    normalizers.push_back(normalizer(logits + row * row_stride, vocab_size(), row));
+  advance(logits, row_stride, normalizers.data());
+}
+
+void Search::advance(const float* logits, int64_t row_stride, const Normalizer* normalizers) {
   if (done()) throw Error("advance: the search is done");
-  impl_->advance(logits, row_stride);
+  impl_->advance(logits, row_stride, normalizers);
 }
 
 void Search::stop() { impl_->stop(); }

@@ -89,6 +89,8 @@ const SearchOptions& options_of(const Rules& rules);
 // The seed of one item: that of the options, or one at random.
 uint64_t seed_of_item(const SearchOptions& options);
 
+struct Normalizer;  // logits.h
+
 class Search {
  public:
   // `prompts[i]` are the ids item i starts from: never empty, or Error names them.
@@ -104,6 +106,8 @@ class Search {
   // Logits (num_rows(), V), rows `row_stride` floats apart. Values of -inf are probabilities of zero; NaN, +inf, or
   // nothing but -inf throws Error naming the row, and leaves the search as it was.
   void advance(const float* logits, int64_t row_stride);
+  // The same, given each row's normalizer: threads can share computing those, which takes most of the time.
+  void advance(const float* logits, int64_t row_stride, const Normalizer* normalizers);
   const Tokens& tokens() const;                 // per next row: the token it is fed
   const std::vector<int32_t>& parents() const;  // per next row: the row of the last step that it continues
   const std::vector<int32_t>& items() const;    // per next row: the item it belongs to

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -183,8 +184,9 @@ class TestCalls:
             return alone(engine, prefixes[0], PROMPTS[0], LONG) == want
 
         def bad(_):
-            with pytest.raises(ValueError, match=r"prompts\[1\]: logits: NaN"):
-                engine.generate([prefixes[0], spoiled], PROMPTS[:2], LONG)
+            for options in (LONG, dataclasses.replace(LONG, num_beams=3)):
+                with pytest.raises(ValueError, match=r"prompts\[1\]: logits: NaN in row 0"):
+                    engine.generate([prefixes[0], spoiled], PROMPTS[:2], options)
             with pytest.raises(ValueError, match=r"sequences\[1\]: logits: NaN"):
                 engine.score([prefixes[0], spoiled], [[2, 5], [2, 5]])
             return True
