@@ -38,10 +38,10 @@ class Scene:
         self.before_step: Callable[[int], None] = lambda number: None  # gets the number of steps so far
         advance = DeviceSearch.advance
 
-        def noted(search: DeviceSearch) -> None:
+        def noted(search: DeviceSearch) -> bool:
             self.before_step(len(self.slots))
             self.slots.append((search._slots, search._state.prompts - len(search._free)))
-            advance(search)
+            return advance(search)
 
         monkeypatch.setattr(DeviceSearch, "advance", noted)
 

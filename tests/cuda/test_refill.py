@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from gitfast.engines.cuda import engine as engines_cuda
 from gitfast.engines.cuda.engine import CudaEngine
 from gitfast.engines.cuda.search import DeviceSearch
 from gitfast.engines.cuda.sequences import CudaPrefix, SequenceBatch
+from gitfast.engines.search import native_options
 from gitfast.errors import EngineError
 from gitfast.inputs.processor import Processor
 from gitfast.ops import cuda_persistent
@@ -90,6 +92,39 @@ def test_long_texts_do_not_hold_short_ones(device: str, processor: Processor) ->
     in_parts = sum(steps_of(prefixes[i : i + 2], texts[i : i + 2])[1] for i in range(0, 5, 2))
     late = 3  # steps, until the host of a device knows
     assert rounds(lengths, 2) <= steps <= rounds(lengths, 2) + late < in_parts
+
+
+@pytest.mark.parametrize(("at_once", "steps"), [(5, 3), (2, 9)])
+def test_no_step_is_enqueued_that_no_sequence_can_need(
+    device: str, at_once: int, steps: int, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late the host learns that all have ended: a device is some steps behind."""
+    engine, options = make_engine(device, shallow=True, rows_at_once=at_once), GenerationOptions(max_new_tokens=3)
+    known: deque[list[int]] = deque()
+    ended = DeviceSearch.ended
+
+    def late(search: DeviceSearch) -> list[int]:
+        known.append(ended(search))
+        return known.popleft() if len(known) > 8 else []
+
+    monkeypatch.setattr(DeviceSearch, "ended", late)
+    results = engine.generate(encode(engine, processor), [processor.tokenizer.prompt()] * 5, options)
+    assert [len(item[0].token_ids) for item in results] == [3] * 5
+    assert engine.stats.decode_steps + 1 == steps
+
+
+def test_nothing_is_enqueued_when_all_have_ended(device: str, processor: Processor) -> None:
+    engine, options = make_engine(device, shallow=True), GenerationOptions(max_new_tokens=9)
+    prefix, prompt = engine.encode(processor.images(IMAGES[:1])), [processor.tokenizer.prompt()]
+    engine.generate(prefix, prompt, options)
+    (search,) = engine._searches.values()
+    with torch.inference_mode():
+        search.join(prefix, prompt, {**native_options(options, engine.config.eos_token_ids), "max_new_tokens": 2})
+        search._steps_left = 9  # texts that end early need fewer than they may
+        taken = [search.advance() for _ in range(8)]
+    assert search.ended() == [0]
+    assert taken[:2] == [True, True]
+    assert not any(taken[5:])
 
 
 def test_what_has_ended_reads_no_prefix(device: str, processor: Processor) -> None:

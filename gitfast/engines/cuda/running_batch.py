@@ -287,9 +287,9 @@ class RunningBatch:
         """Enqueue a step; read rows that have ended, and put the search aside when there are no others."""
         try:
             if running.rows:
-                running.search.advance()
-                self._stats.decode_steps += not running.fresh  # the first is counted as prefill
-                running.fresh = False
+                if running.search.advance():
+                    self._stats.decode_steps += not running.fresh  # the first is counted as prefill
+                    running.fresh = False
                 self._read(running, any(call.waiting and not call.ended for call in calls))
         except Exception as error:
             self._drop(running, error)

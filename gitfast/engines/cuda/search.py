@@ -166,6 +166,7 @@ class DeviceSearch:
         self._start, self._step = CapturedStep(), CapturedStep()
         self._capture = functools.partial(_capture_on, self._device) if self._device.type == "cuda" else None
         self._events: list[torch.cuda.Event] = []
+        self._steps_left = 0  # steps that sequences may need beyond those enqueued, at most
         self._sent: torch.cuda.Event | None = None  # the host's arrays may change after it
         self._refills = key.prefixes is None  # prompts take any place, and others join
         self._free = list(range(state.prompts))[::-1]  # places of prompts
@@ -214,6 +215,7 @@ class DeviceSearch:
 
         An error leaves the search as it was, but for one in the last of its kernels.
         """
+        was_idle = self.is_idle
         if self._refills:
             places = [self._free.pop() for _ in prompts]
             where = [(0, image) for image in self._place_images(prefixes, places)]
@@ -231,6 +233,7 @@ class DeviceSearch:
         self._change(lambda: self._state.ask(prompts, [image for _, image in where], options, places))
         self._start(self._begin, self._capture)
         self._note_sent()
+        self._steps_left = self._most_steps(len(places), options["max_new_tokens"], 0 if was_idle else self._steps_left)
         return places
 
     def leave(self, place: int) -> None:
@@ -251,14 +254,21 @@ class DeviceSearch:
         self._state.given.to_device()
         self._note_sent()
 
-    def advance(self) -> None:
-        """Enqueue a step, when no more than a few others are."""
-        if len(self._events) >= _MAX_STEPS_AHEAD:
+    def advance(self) -> bool:
+        """Enqueue a step, when no more than a few others are; return whether one was.
+
+        None is when all sequences have ended, or will have by the end of the steps that are: those are waited for.
+        """
+        if self._events and (len(self._events) >= _MAX_STEPS_AHEAD or not self._steps_left):
             self._events.pop(0).synchronize()
+        if not self._steps_left or len(self._free) + len(self.ended()) == self._state.prompts:
+            return False
+        self._steps_left -= 1
         self._step(lambda: self._choose(self._decoder.hidden(self._rows, self._groups, self._store)), self._capture)
         if self._device.type == "cuda":
             self._events.append(torch.cuda.Event())
             self._events[-1].record(torch.cuda.current_stream(self._device))
+        return True
 
     def ended(self) -> list[int]:
         """List the places of prompts that have ended, as far as the host knows."""
@@ -301,6 +311,13 @@ class DeviceSearch:
         if on_token:
             results = [[_first(found, steps, state.eos) for found in sequences] for sequences in results]
         return results, max(len(ids) for sequences in results for ids, *_ in sequences)
+
+    def _most_steps(self, joined: int, limit: int, before: int) -> int:
+        """Count the steps until all have ended, at most, where prompts have joined others that need ``before``."""
+        each = self._mode.sequences_per_prompt
+        if (self._state.prompts - len(self._free)) * each <= self._slots:  # all have begun
+            return max(before, limit)
+        return before + limit * -(-joined * each // self._slots)
 
     def _change(self, change: Callable[[], None]) -> None:
         """Change what the host gives, once the device has what was sent before."""
