@@ -277,9 +277,8 @@ void check_persistent_decode(const PersistentDecode& args) {
 template <class T, class W>
 bool fits(const PersistentDecode& args) {
   Launch launch = launch_of(args);
-  int shared = 0, clusters = 0;
-  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, args.decode.device),
-        "cudaDeviceGetAttribute");
+  const int shared = most_shared_bytes();
+  int clusters = 0;
   if (launch.shared_bytes > static_cast<size_t>(shared)) return false;
   check(cudaFuncSetAttribute(persistent_decode_kernel<T, W>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
         "cudaFuncSetAttribute");

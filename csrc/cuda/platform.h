@@ -77,14 +77,22 @@ inline bool can_overlap() {
   return major >= 9;
 }
 
+// Bytes of shared memory that a block of the current device may ask for.
+inline int most_shared_bytes() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
+  return bytes;
+}
+
 template <class... Parameters, class... Arguments>
 void launch_kernel(const Launch& launch, void (*kernel)(Parameters...), Arguments&&... arguments) {
   constexpr size_t kSharedWithoutAsking = 48 * 1024;
   if (launch.shared_bytes > kSharedWithoutAsking) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes),
-          describe(launch));
+    // The limit is the kernel's, not the launch's: one thread must not lower it between another's request and launch.
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes()), launch.name);
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
-          describe(launch));
+          launch.name);
   }
   cudaLaunchConfig_t config{};
   config.gridDim = launch.grid;
