@@ -19,12 +19,28 @@ COMPUTE = Encoder.__call__
 
 
 class Stream:
-    """A stream on which nothing is enqueued."""
+    """A stream on which nothing is enqueued. Notes the streams whose events it waits for."""
 
     device = torch.device("cuda")
 
+    def __init__(self) -> None:
+        self.waited: list[Stream] = []
+
     def wait_stream(self, other: object) -> None:
         pass
+
+    def wait_event(self, event: Event) -> None:
+        assert event.stream is not None
+        self.waited.append(event.stream)
+
+
+class Event:
+    """An event that knows where it was recorded."""
+
+    stream: Stream | None = None
+
+    def record(self, stream: Stream) -> None:
+        self.stream = stream
 
 
 class Graphs:
@@ -91,6 +107,7 @@ def graphs(emulated_ops: None, monkeypatch: pytest.MonkeyPatch) -> Graphs:
     monkeypatch.setattr(Encoder, "__call__", lambda *arguments: state.call(*arguments))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(state))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "stream", state.on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: state.streams[-1])
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
@@ -133,3 +150,15 @@ def test_memory_that_does_not_suffice_for_a_graph(tmp_path: Path, graphs: Graphs
     assert np.all([len(graph.calls[0][3].data) == 2 for graph in graphs.captured])
     assert graphs.capturing is None
     assert len(graphs.streams) == 1
+
+
+def test_batches_of_several_streams_take_turns(tmp_path: Path, graphs: Graphs) -> None:
+    """They work in the same memory, though their calls return before it is free."""
+    folder = write_model(tmp_path)
+    pixels, engine = random_pixels(1, 3, 32, 32), capturing_engine(folder)
+    first, second = Stream(), Stream()
+    for stream in (first, second, second, first):
+        graphs.streams = [stream]
+        engine.encode(pixels)
+    assert second.waited == [first, second]
+    assert first.waited == [second]

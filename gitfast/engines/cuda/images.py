@@ -8,6 +8,7 @@ is bounded by tokens: with 64 images of 224 pixels the products have many times 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -56,6 +57,7 @@ class ImageEncoder:
         self._network = network
         self._uploads = Uploads(network.like.device)
         self._captures = torch.cuda.Stream(network.like.device) if network.like.is_cuda else None
+        self._enqueued: torch.cuda.Event | None = None  # after all that was enqueued here
         self._plans: dict[tuple[int, ImageKind], _BatchMemory] = {}  # the last used is last
         self._largest: dict[ImageKind, int] = {}  # less where memory did not suffice for more
         self.padded = 0  # images that were computed for nothing
@@ -73,7 +75,8 @@ class ImageEncoder:
             bucket = next_bucket(len(pixels) - done, self._largest_bucket(kind))
             piece = pixels[done : done + bucket]
             try:
-                prefixes = self._encode(piece, bucket, kind)
+                with self._in_turn():
+                    prefixes = self._encode(piece, bucket, kind)
             except torch.OutOfMemoryError:
                 if bucket == 1:
                     self._release()
@@ -105,6 +108,21 @@ class ImageEncoder:
     def _largest_bucket(self, kind: ImageKind) -> int:
         fitting = max(1, _MAX_BATCH_TOKENS // kind.tokens)
         return min(max(size for size in BUCKETS if size <= fitting), self._largest.get(kind, BUCKETS[-1]))
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Let the current stream wait for the last batch, which may be another's: they work in the same memory."""
+        if self._captures is None:
+            yield
+            return
+        stream = torch.cuda.current_stream(self._network.like.device)
+        if self._enqueued is not None:
+            stream.wait_event(self._enqueued)
+        try:
+            yield
+        finally:
+            self._enqueued = torch.cuda.Event()
+            self._enqueued.record(stream)
 
     def _encode(self, pixels: np.ndarray, bucket: int, kind: ImageKind) -> list[PrefixBatch]:
         plan = self._plans.pop((bucket, kind), None) or _BatchMemory(self._network, bucket, kind)
