@@ -84,6 +84,8 @@ class CudaEngine(Engine):
             self.stats,
             rows_at_once=lambda: self.rows_at_once,
         )
+        if self._decoder.like.is_cuda:  # before other streams read the weights, which were laid out on this one
+            torch.cuda.current_stream(self._decoder.like.device).synchronize()
 
     @classmethod
     def from_weights(
