@@ -105,6 +105,19 @@ def test_all_files_that_are_named_are_there(gpu: ModuleType) -> None:
     assert (ROOT / gpu.REFILL[0]).exists()
 
 
+def test_kernels_that_are_profiled_are_there(gpu: ModuleType) -> None:
+    """Not those of images, which would take all the launches that are."""
+    (profile,) = (step for chains in gpu.second() for chain in chains for step in chain if step.name == "profile")
+    (pattern,) = (word.removeprefix("regex:") for word in profile.command if word.startswith("regex:"))
+    text = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+    kernels = set(re.findall(r"\b(\w+_kernel)\(", text))
+    chosen = {name for name in kernels if re.match(pattern, name)}
+    names = pattern.removeprefix("^(").removesuffix(")").split("|")
+    assert [name for name in names if not any(kernel.startswith(name) for kernel in chosen)] == []
+    assert {"linear_kernel", "norm_linear_kernel", "prefix_attention_kernel", "choose_in_part_kernel"} <= chosen
+    assert not {"add_layer_norm_kernel", "bias_activation_kernel"} & chosen
+
+
 def test_the_model_of_a_rehearsal_is_taken_by_all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a way to decode would be rehearsed by another."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
