@@ -137,9 +137,9 @@ def first() -> list[Phase]:
 def second() -> list[Phase]:
     tests = " ".join(f"tests/cuda/test_{name}.py" for name in KERNEL_TESTS)
     parallel = f"$({PYTHON} -c 'import xdist' 2>/dev/null && echo -n 6 --dist loadfile)"
-    pytest = f"{PYTHON} -m pytest -q -p no:cacheprovider -o addopts=--import-mode=importlib"
+    pytest = f"{PYTHON} -m pytest -p no:cacheprovider -o addopts=--import-mode=importlib"
     chosen = f"{tests} -m 'not slow' -k '{ON_DEVICE}'"
-    collect = shell(f"{pytest} --collect-only {chosen}")
+    collect = shell(f"{pytest} -q --collect-only {chosen}")
     sanitizer = ("compute-sanitizer", "--error-exitcode", "1", "--tool")
     sanitizers = [
         Step(f"sanitizer-{tool}", limit, (*sanitizer, tool, "{program:gitfast_cuda_test}"))
@@ -152,7 +152,8 @@ def second() -> list[Phase]:
     profiler += ("--launch-count", "40", "--kill", "yes", "--clock-control", "none", "--set", "basic")
     few = ("--model", "git-base", "--rounds", "1", "--new-tokens", "3", "--way", "gitfast:bfloat16")
     timed = [
-        Step("tests", 50, shell(f"{pytest} {parallel} {chosen}"), collect, collect),
+        # Each outcome as it comes: whatever stops the tests leaves no summary.
+        Step("tests", 50, shell(f"{pytest} -v {parallel} {chosen}"), collect, collect),
         Step("refill", 40, (PYTHON, *REFILL), (*EMULATED, *REFILL, *SMALL_REFILL), (PYTHON, REFILL[0], "--help")),
         bench_step("kernels-vqa", 25, (*kernels, "--rounds", "5"), (*kernels, "--rounds", "1")),
         bench_step(

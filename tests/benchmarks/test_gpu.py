@@ -105,6 +105,14 @@ def test_all_files_that_are_named_are_there(gpu: ModuleType) -> None:
     assert (ROOT / gpu.REFILL[0]).exists()
 
 
+def test_tests_name_what_fails_as_it_fails(gpu: ModuleType) -> None:
+    """They may be stopped before they sum up."""
+    (tests,) = (step for chains in gpu.second() for chain in chains for step in chain if step.name == "tests")
+    (words,) = (word.split() for word in tests.command if "pytest" in word)
+    assert "-v" in words
+    assert "-q" not in words
+
+
 def test_kernels_that_are_profiled_are_there(gpu: ModuleType) -> None:
     """Not those of images, which would take all the launches that are."""
     (profile,) = (step for chains in gpu.second() for chain in chains for step in chain if step.name == "profile")
