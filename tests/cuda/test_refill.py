@@ -127,6 +127,25 @@ def test_nothing_is_enqueued_when_all_have_ended(device: str, processor: Process
     assert not any(taken[5:])
 
 
+def test_a_search_is_given_up_before_its_counters_overflow(
+    device: str, processor: Processor, prompts: list[list[int]]
+) -> None:
+    engine, options = make_engine(device, shallow=True, rows_at_once=2), GenerationOptions(max_new_tokens=2)
+    prefixes = encode(engine, processor)
+    expected = engine.generate(prefixes, prompts, options)
+    (search,) = engine._searches.values()
+    state, many = search._state, 2**30 - 6  # sequences have come, and have ended
+    with torch.inference_mode():
+        state.given.host["queued"][0] = many
+        state.given.to_device()
+        for counter in (state.next_sequence, state.num_ended):
+            counter.fill_(many)
+    for kept in (1, 0, 1):  # after five more, after ten, and by another
+        assert engine.generate(prefixes, prompts, options) == expected
+        assert len(engine._searches) == kept
+    assert search not in engine._searches.values()
+
+
 def test_what_has_ended_reads_no_prefix(device: str, processor: Processor) -> None:
     engine, options = make_engine(device, shallow=True), GenerationOptions(max_new_tokens=3)
     prefixes, prompt = encode(engine, processor), processor.tokenizer.prompt()

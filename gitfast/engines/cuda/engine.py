@@ -331,6 +331,8 @@ class CudaEngine(Engine):
 
     def _keep_search(self, key: SearchKey, search: DeviceSearch) -> None:
         """Keep the memory of a search for the next, as far as it is worth it. Called with the lock."""
+        if search.is_used_up:
+            return
         kept = self._searches
         kept[key] = search
         while len(kept) > _MAX_SEARCHES or sum(each.nbytes for each in kept.values()) > _MAX_SEARCH_BYTES:

@@ -33,6 +33,7 @@ _MAX_STEPS_AHEAD = 3  # steps the device has enqueued while the host learns whet
 _SHARED_SLOTS = 16  # of searches that calls join: as many rows as products of weights take at the price of one
 _SHARED_LENGTH_BUCKET = 64  # tokens, there
 REFILLS = 4  # times the slots: so many sequences have a place in memory
+_MOST_QUEUED = 1 << 30  # sequences that one search takes in all: it counts them in 32 bits
 _MIN_TEMPERATURE = 1e-30  # logits over it must be numbers
 
 _SEARCHED_ON_DEVICE = (
@@ -180,6 +181,11 @@ class DeviceSearch:
         return len(self._free) == self._state.prompts
 
     @property
+    def is_used_up(self) -> bool:
+        """True if no more prompts may join, ever."""
+        return int(self._state.given.host["queued"][0]) >= _MOST_QUEUED
+
+    @property
     def is_persistent(self) -> bool:
         """True if the persistent kernel takes all steps."""
         return self._persistent is not None
@@ -194,6 +200,8 @@ class DeviceSearch:
         """Count how many prompts, of the first, can join now: none while enough others wait for slots."""
         if not self._refills:
             return len(prefixes) if self.is_idle else 0
+        if self.is_used_up:
+            return 0
         going_on = (self._state.prompts - len(self._free)) - len(self._state.ended_prompts())
         if going_on * self._mode.sequences_per_prompt >= 2 * self._slots:
             return 0
