@@ -1,10 +1,14 @@
-"""The exceptions gitfast raises on bad input. All derive from ``GitfastError``."""
+"""The exceptions that gitfast raises on bad inputs, files, engines and arguments. All derive from ``GitfastError``.
+
+A value that the search or the model cannot take, ``num_beams=0`` or a text beyond its positions, is a plain ValueError
+or TypeError.
+"""
 
 from __future__ import annotations
 
 
 class GitfastError(Exception):
-    """Base class of every error gitfast raises on purpose."""
+    """Base class of gitfast's own errors."""
 
 
 class ConfigError(GitfastError, ValueError):

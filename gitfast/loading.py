@@ -45,8 +45,8 @@ def load(
             where the CPU multiplies those, and less exact); "float8" (cuda: the decoder's). "auto" is float32, and
             bfloat16 for cuda. Sums are float32 always.
         prefix_dtype: The dtype of image prefixes: "auto", or "int8" (cuda): half the bytes of bfloat16, less exact.
-        num_threads: Threads of the CPU engine, of each lane; None takes ``GITFAST_NUM_THREADS`` or the CPUs there are,
-            shared by the lanes.
+        num_threads: Threads of each lane of the CPU engine. None: ``GITFAST_NUM_THREADS``, or the CPUs that this
+            process may use, shared by the lanes.
         num_lanes: Lanes of the CPU engine: crews of threads over one copy of the weights that work on different images
             and texts. More lanes of fewer threads do more at once, and take longer for one. None: one, or on 32 CPUs
             and more one for each 16.
@@ -58,12 +58,17 @@ def load(
         base: The model that an adapter is merged into, named as ``model``; None: the one that the adapter names.
         processor: The source of the tokenizer and preprocessor files, named as ``model``, for a checkpoint that has
             none; None: the model itself.
-        revision, cache_dir, local_files_only, token: As in huggingface_hub.
+        revision: A branch, tag or commit of the repository, as in huggingface_hub.
+        cache_dir: The folder for downloads; None: huggingface_hub's.
+        local_files_only: Take what is in the cache, and never ask the network.
+        token: For private repositories, as in huggingface_hub.
 
     Raises:
-        ArgumentError: an argument of another type; the message names it.
-        CheckpointError, ConfigError: the model is not there, or a file of it is damaged; the message names it.
+        ArgumentError: an argument that cannot be; the message names it.
+        CheckpointError: the model is not there, or a file of it is damaged; the message names it.
+        ConfigError: a value of its configuration cannot be; the message names file and key.
         EngineError: the engine cannot run here, or not with these dtypes.
+        ValueError: threads or lanes for an engine that has none of its own.
     """
     for name, value in (("model", model), ("base", base), ("processor", processor)):
         if not isinstance(value, (str, os.PathLike)) and (value is not None or name == "model"):

@@ -107,8 +107,10 @@ class Model:
         Raises:
             ImageError: an input cannot be read, or is not of the kind that the model reads; the message gives its name
                 and index.
-            ArgumentError: an option that is unknown or cannot be.
-            CancelledError, DeadlineError: by ``cancel``.
+            ArgumentError: an option that is unknown, or of another type.
+            ValueError: an option that the search cannot take, or a text longer than the model's positions.
+            CancelledError: ``cancel`` was called.
+            DeadlineError: the time of ``cancel`` ran out.
         """
         sources, single = self._as_list(inputs)
         results = list(self._captions(sources, prompt, options))
@@ -125,10 +127,12 @@ class Model:
 
         Args:
             inputs: Any iterable of inputs, each as in ``caption``.
-            prompt, **options: As in ``caption``.
+            prompt: The beginning of every caption.
+            **options: As in ``caption``.
 
         Raises:
-            As ``caption``; for a bad input after the results of those before it. ArgumentError too for a single input.
+            ArgumentError: as in ``caption``, and for a single input.
+            ImageError: an input cannot be read; raised after the results of those before it.
         """
         return self._captions(as_iterable(inputs, self._noun), prompt, options)
 
@@ -150,7 +154,8 @@ class Model:
             **options: As in ``caption``.
 
         Raises:
-            As ``caption``; ArgumentError too for lists of different lengths.
+            ArgumentError: as in ``caption``, and for lists of different lengths.
+            ImageError: as in ``caption``.
         """
         sources, single = self._as_list(inputs)
         batching = self._batching(options, TaskOptions)
@@ -166,8 +171,9 @@ class Model:
         """Answer all of the questions about each input, one list of results after another: as ``caption_each``.
 
         Args:
-            inputs, **options: As in ``caption_each``.
+            inputs: Any iterable of inputs, each as in ``caption``.
             questions: One or a list, asked about every input.
+            **options: As in ``caption``.
         """
         batching = self._batching(options, TaskOptions)
         (prompts,) = self._question_prompts(questions, 1, True, batching)
@@ -320,7 +326,7 @@ class Model:
         Raises:
             EngineError: the engine keeps no attention.
             ArgumentError: the text is empty.
-            ValueError: the text is longer than the model's.
+            ValueError: the text is longer than the model's positions.
         """
         ids = self.processor.tokenizer.encode(arguments.text("text", text))
         if not ids:
@@ -348,8 +354,9 @@ class Model:
 
         Args:
             source: One input, as in ``caption``.
-            question, prompt: A question to answer, or the beginning of the caption; at most one of them.
-            **options: As in ``caption``, without beams and with one sequence.
+            question: A question to answer; None: caption.
+            prompt: The beginning of the caption; not together with a question.
+            **options: As in ``caption``, without ``on_error`` and beams, and with one sequence.
         """
         if question is not None and prompt is not None:
             raise ArgumentError("question, prompt: expected at most one of them")

@@ -33,7 +33,7 @@ class Result:
         text: The caption, its prompt included, or the answer without its question.
         token_ids: The new tokens, the end-of-sequence token included when it was produced.
         token_logprobs: Log-probability of each of them under the model, before any option changed it.
-        score: Their sum; with beams, divided by the length penalty.
+        score: Their sum. With beams, that of the log-probabilities that the search compared, over the length penalty.
         finish_reason: "stop" after an end-of-sequence token, "length" at ``max_new_tokens``; None with an error.
         alternatives: The other sequences when ``num_return_sequences`` asked for several, best first.
         timings: The time it took, with the inputs beside it. Two results may be equal with different timings.
@@ -58,7 +58,8 @@ class Label:
     """One candidate of ``Model.classify``. ``str(label)`` is its text.
 
     Attributes:
-        text, index: The label and its place in the list that was passed.
+        text: The label.
+        index: Its place in the list that was passed.
         probability: Its share among the labels of the call; they sum to one.
         score: Log-probability of the label's tokens and the end-of-sequence token under the model.
     """

@@ -21,7 +21,8 @@ class CancelToken:
         """Start the clock. ``timeout``: seconds from now on; None: no limit.
 
         Raises:
-            TypeError, ValueError: ``timeout`` is no number, or negative.
+            TypeError: ``timeout`` is no number.
+            ValueError: it is negative.
         """
         from gitfast import _C  # when first needed: importing gitfast loads no native code
 
@@ -85,7 +86,32 @@ class Normalization:
 class GenerationOptions:
     """Options for choosing tokens. Names and meanings follow ``transformers.GenerationConfig``.
 
-    Lengths count new tokens only (neither image tokens nor the prompt). ``eos``, ``pad`` come from the checkpoint.
+    Lengths count new tokens only, neither image tokens nor the prompt. The tokens that end a text are the checkpoint's.
+
+    Attributes:
+        max_new_tokens: A text ends here. Where nobody gives it, no more than the model has positions for.
+        min_new_tokens: No text ends before.
+        num_beams: 1: the likeliest token at every step, or samples.
+        num_return_sequences: Texts for each prompt: samples, or beams, of which there must be as many.
+        length_penalty: Of beams; above 0 favours long texts.
+        length_penalty_form: Sums of log-probabilities are divided by ``length ** length_penalty`` ("transformers"), or
+            by ``((5 + length) / 6) ** length_penalty``, where the length counts the prompt and no end ("paper").
+        early_stopping: Of beams, as in transformers.
+        do_sample: Draw tokens instead of searching for the likeliest.
+        temperature: Of samples; below 1 draws likely tokens more often.
+        top_k: Draw from so many of the likeliest tokens; 0: from all.
+        top_p: Draw from the likeliest tokens that are together as probable as this.
+        min_p: Draw from tokens at least this times as probable as the likeliest.
+        seed: Of the draws; None: they differ from row to row and from call to call.
+        repetition_penalty: Above 1 avoids tokens that the text has, its prompt included.
+        no_repeat_ngram_size: Never write so many tokens twice in the same order; 0: off.
+        ban_last_token: Never write the token before again, as Microsoft's search.
+        bad_words_ids: Sequences of token ids that are not written.
+        suppress_tokens: Token ids that are not written.
+        begin_suppress_tokens: Token ids that no text begins with.
+        forced_bos_token_id: The first token of a text without a prompt.
+        forced_eos_token_id: The last token of a text that reaches ``max_new_tokens``.
+        allowed_token_ids: Continuations, one of which must come out; None: any.
     """
 
     max_new_tokens: int = 50
@@ -93,23 +119,23 @@ class GenerationOptions:
     num_beams: int = 1
     num_return_sequences: int = 1
     length_penalty: float = 1.0
-    length_penalty_form: Literal["transformers", "paper"] = "transformers"  # paper: ((5 + len) / 6) ** alpha
+    length_penalty_form: Literal["transformers", "paper"] = "transformers"
     early_stopping: bool | Literal["never"] = False
     do_sample: bool = False
     temperature: float = 1.0
-    top_k: int = 0  # 0: off
+    top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    seed: int | None = None  # None: draws differ from row to row and from call to call
+    seed: int | None = None
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
-    ban_last_token: bool = False  # Microsoft's search never repeats the token before
+    ban_last_token: bool = False
     bad_words_ids: Sequence[Sequence[int]] = ()
     suppress_tokens: Sequence[int] = ()
     begin_suppress_tokens: Sequence[int] = ()
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
-    allowed_token_ids: Sequence[Sequence[int]] | None = None  # continuations allowed after the prompt (a trie)
+    allowed_token_ids: Sequence[Sequence[int]] | None = None
 
 
 FinishReason = Literal["stop", "length"]

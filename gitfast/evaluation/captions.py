@@ -32,7 +32,8 @@ class CaptionScores:
     """Scores of captions, the higher the better; 1.0 is COCO's 100.
 
     Attributes:
-        cider, rouge_l: Means over images. CIDEr-D goes up to 10.
+        cider: CIDEr-D, the mean over images; it goes up to 10.
+        rouge_l: ROUGE-L, the mean over images.
         bleu: BLEU-1 to BLEU-4 of all captions together.
         per_image: The same for every image, by its id; BLEU there is that of one caption.
     """

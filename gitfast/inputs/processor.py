@@ -32,6 +32,8 @@ class Processor:
     """An ``ImageProcessor``, a ``Tokenizer`` and the number of frames of a clip.
 
     Attributes:
+        image_processor: Decodes, resizes, crops and normalises.
+        tokenizer: Text to token ids and back.
         num_frames: T, frames of one clip; None for a checkpoint of single images.
         limits: Limits on an input's cost, where a call does not say otherwise.
     """
@@ -62,7 +64,8 @@ class Processor:
             limits: Limits on an input's cost.
 
         Raises:
-            CheckpointError, ConfigError: a file is missing or damaged; the message names it.
+            CheckpointError: a file is missing or damaged; the message names it.
+            ConfigError: a value of a file cannot be; the message names both.
             ArgumentError: ``preprocess`` or ``limits`` are none.
         """
         if not isinstance(limits, Limits):
@@ -110,7 +113,9 @@ class Processor:
         Args:
             videos: The clips. A single one goes into a list: ``[frames]``, not ``frames``.
             num_frames: T; None takes the checkpoint's.
-            sampling, seed, exif: As in ``read_clip``.
+            sampling: As in ``read_clip``.
+            seed: As in ``read_clip``.
+            exif: As in ``read_clip``.
             limits: Limits on a video's cost; None: the processor's.
 
         Raises:

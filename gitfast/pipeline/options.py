@@ -32,7 +32,9 @@ class ReadingOptions(TypedDict, total=False):
         batch_size: Inputs encoded together. None: 8, or on an engine that refills its rows as many as it decodes at
             once, 64 at most.
         num_frames: Frames taken of a clip; None: as many as the model was trained with.
-        sampling, sampling_seed: The choice of frames; see ``gitfast.inputs.video.sample_indices``.
+        sampling: The frames of a clip: "uniform", evenly; "hf", a random window of four times as many, as transformers'
+            example has it; their indices; or a function from the number of frames to indices.
+        sampling_seed: The seed of that window.
         workers: Threads that read inputs ahead of the engine. None: one batch ahead of an engine on a device, and of
             one on the CPU if the inputs are a list.
         cancel: Ends the call from another thread, or at a deadline: it raises CancelledError or DeadlineError.
