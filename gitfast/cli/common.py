@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from gitfast import Model, load
@@ -32,7 +32,10 @@ def add_command(
     return parser
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, default: str | None) -> None:
+def add_model_arguments(
+    parser: argparse.ArgumentParser, default: str | None, limits: Mapping[str, Any] | None = None
+) -> None:
+    """Add the arguments of a model; ``limits`` are those whose defaults are not those of ``gitfast.Limits``."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -51,7 +54,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, default: str | None) ->
         "--preprocess",
         default="hf",
         choices=get_args(Preprocess),
-        help="resize and crop as transformers (hf), or as Microsoft's code (original)",
+        help="resize and crop as transformers (hf); as Microsoft's code (original); as hf, with large JPEGs decoded at "
+        "a fraction of their size, which is not exact (fast)",
     )
     group.add_argument("--threads", type=positive, metavar="N", help="threads of the cpu engine (default: all CPUs)")
     group.add_argument(
@@ -68,7 +72,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, default: str | None) ->
         type=limit,
         metavar="NAME=N",
         help="what one input may cost, as max_pixels=200M; may be repeated. Names are the fields of gitfast.Limits: "
-        + ", ".join(f"{name} ({_short(value)})" for name, value in _LIMITS.items()),
+        + ", ".join(f"{name} ({_short(value)})" for name, value in (_LIMITS | dict(limits or {})).items()),
     )
 
 

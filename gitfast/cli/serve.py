@@ -16,6 +16,13 @@ _EXAMPLE = """\
   curl --data-binary @photo.jpg -H "Content-Type: image/jpeg" http://127.0.0.1:8000/v1/caption"""
 
 _MB = 1_000_000
+_MEGAPIXELS = 120
+
+
+def _limits(megapixels: int) -> dict[str, Any]:
+    """Return what one input may cost. A request may decode at most twenty times as much for a clip as for an image."""
+    pixels = megapixels * _MB
+    return {"max_pixels": pixels, "max_decoded_pixels": 20 * pixels, "max_video_pixels": 20 * pixels}
 
 
 def add_parser(commands: Any) -> None:
@@ -26,7 +33,7 @@ def add_parser(commands: Any) -> None:
         help="Serve a model over HTTP, with a page to try it on.",
         example=_EXAMPLE,
     )
-    common.add_model_arguments(parser, "git-tiny")
+    common.add_model_arguments(parser, "git-tiny", _limits(_MEGAPIXELS))
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: 8000)")
     parser.add_argument("--served-name", metavar="NAME", help="the model's name for clients (default: its own)")
@@ -42,11 +49,23 @@ def add_parser(commands: Any) -> None:
     add("--drain-seconds", type=_seconds, default=30.0, metavar="S", help="for what runs at SIGTERM (default: 30)")
     add("--max-body-mb", type=common.positive, default=64, metavar="MB", help="one request (default: 64)")
     add("--max-images", type=common.positive, default=16, metavar="N", help="in one request (default: 16)")
-    add("--max-megapixels", type=common.positive, default=120, metavar="N", help="of one image (default: 120)")
+    add(
+        "--max-megapixels",
+        type=common.positive,
+        default=_MEGAPIXELS,
+        metavar="N",
+        help=f"of one image, and 20 times as many decoded for a clip (default: {_MEGAPIXELS}); --limit wins",
+    )
     add("--max-tokens", type=common.positive, default=512, metavar="N", help="of one text (default: 512)")
     add("--max-beams", type=common.positive, default=16, metavar="N", help="and choices of a prompt (default: 16)")
     add("--max-labels", type=common.positive, default=1000, metavar="N", help="of one request (default: 1000)")
-    add("--cache-mb", type=_count, default=256, metavar="MB", help="for encodings of images seen recently; 0: none")
+    add(
+        "--cache-mb",
+        type=_count,
+        default=256,
+        metavar="MB",
+        help="for encodings of images seen recently; 0: none (default: 256)",
+    )
     add(
         "--allow-url-host",
         action="append",
@@ -79,10 +98,7 @@ def run(args: argparse.Namespace) -> int:
         url_hosts=tuple(args.allow_url_host),
         log_texts=args.log_texts,
     )
-
-    # A request may decode at most twenty times as much for a clip as for an image; calls in Python may decode more.
-    pixels = args.max_megapixels * _MB
-    limits = Limits(max_pixels=pixels, max_decoded_pixels=20 * pixels, max_video_pixels=20 * pixels)
+    limits = Limits(**(_limits(args.max_megapixels) | dict(args.limit)))
 
     def load_model() -> Any:
         return load(
