@@ -20,13 +20,14 @@ def command(arguments: list[str]) -> list[str]:
     parser.add_argument("--max_length", type=int, default=50)
     parser.add_argument("--remove_words", action="store_true", help="remove words that the model claims to read")
     parser.add_argument("--recursive", action="store_true")
-    parser.add_argument("--debug", action="store_true", help="print captions, write nothing")
+    parser.add_argument("--debug", action="store_true", help="taken, without effect: there it logs captions, too")
+    parser.add_argument("--pin_memory", action="store_true", help="taken, without effect")
     given = parser.parse_args(arguments)
     # There max_length counts the token that begins a text, too.
     words = ["caption", given.train_data_dir, "--model", given.model_id, "--batch-size", str(given.batch_size)]
     words += ["--max-new-tokens", str(max(1, given.max_length - 1))]
-    if not given.debug:  # captions that exist are written again, as there
-        words += ["--output", "txt", "--caption-extension", given.caption_extension, "--existing", "overwrite"]
+    # Captions that exist are written again, as there.
+    words += ["--output", "txt", "--caption-extension", given.caption_extension, "--existing", "overwrite"]
     if given.max_data_loader_n_workers:
         words += ["--workers", str(given.max_data_loader_n_workers)]
     if given.remove_words:
