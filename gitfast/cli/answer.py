@@ -11,7 +11,7 @@ from gitfast.cli import common, files
 from gitfast.cli.generation import add_generation_arguments, generation_options
 
 _EXAMPLE = """\
-  gitfast answer photo.jpg -q "how many dogs are there?" -q "what color is the sky?"
+  gitfast answer --model base-vqav2 photo.jpg -q "how many dogs are there?" -q "what color is the sky?"
   gitfast answer --model base-vqav2 photos/ -q "is this indoors?" --out answers.jsonl"""
 
 

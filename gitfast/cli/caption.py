@@ -12,7 +12,7 @@ from gitfast.cli.generation import add_generation_arguments, generation_options
 from gitfast.results import Result
 
 _EXAMPLE = """\
-  gitfast caption photo.jpg
+  gitfast caption --model base-coco photo.jpg
   gitfast caption --model base-coco -r photos/ --out photos/metadata.jsonl     stop it, and it goes on from there
   gitfast caption --model base-coco --output txt --existing skip training/     a .txt beside each image
   find photos -name '*.jpg' -print0 | gitfast caption --files-from - --json"""

@@ -9,7 +9,7 @@ from gitfast.cli import answer, caption, common, files
 from gitfast.cli.generation import add_generation_arguments
 
 _EXAMPLE = """\
-  gitfast video clip.mp4
+  gitfast video --model base-vatex clip.mp4
   gitfast video --model base-msrvtt-qa clip.mp4 -q "what is the man doing?" """
 
 
