@@ -45,6 +45,8 @@ def obstacle(model: Any) -> str | None:
     for name in _GUARDED:
         if getattr(type(model), name, None) is not getattr(own, name, None):
             return f"{type(model).__name__} overrides {name}"
+        if name in vars(model):
+            return f"{name} of the model is replaced"
     try:
         config = native_config(model.config)
         expected = _structure(own, json.dumps(model.config.to_dict(), default=str, sort_keys=True), model.config)
@@ -68,6 +70,8 @@ def _changed_module(model: nn.Module, expected: dict[str, tuple[type, str]]) -> 
             return f"{where} is {type(module).__name__}({module.extra_repr()})"
         if "forward" in module.__dict__:
             return f"forward of {where} is replaced"
+        if module.training and _drops(module):
+            return f"{where} is in training mode, and drops values"
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         # transformers' own hooks record or ask for gradients; they change no value
         if any(not (getattr(hook, "__module__", None) or "").startswith("transformers.") for hook in hooks):
@@ -75,6 +79,12 @@ def _changed_module(model: nn.Module, expected: dict[str, tuple[type, str]]) -> 
     if missing := expected.keys() - found.keys():
         return f"{min(missing)} is missing"
     return None
+
+
+def _drops(module: nn.Module) -> bool:
+    """Return whether a module in training mode computes something else: its own dropout, not that of its children."""
+    found = (getattr(module, name, None) for name in ("p", "dropout", "attention_dropout"))
+    return any(isinstance(probability, (int, float)) and probability > 0 for probability in found)
 
 
 def _changed_tensors(model: nn.Module, config: GitConfig) -> str | None:

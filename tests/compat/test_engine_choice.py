@@ -64,7 +64,12 @@ def replaced_forward(model: Any) -> None:
     head.forward = lambda x: nn.functional.linear(x, head.weight, head.bias)
 
 
+def prepared_inputs(model: Any) -> None:
+    model.prepare_inputs_for_generation = getattr(model, "prepare_inputs_for_generation", None)
+
+
 CHANGES = [
+    (prepared_inputs, "prepare_inputs_for_generation of the model is replaced"),
     (head_of_another_class, "output is a .*Twice"),
     (head_without_bias, "output"),
     (wrapped_head, "output"),
@@ -91,6 +96,19 @@ def test_a_changed_model_runs_as_it_is(model: Any, change: Any, message: str, ca
     prompt = torch.tensor([[2]])
     first = model(prompt, pixel_values=pixels(1)).logits[0, -1].argmax()
     assert model.generate(pixel_values=pixels(1), max_new_tokens=1)[0, 1] == first
+
+
+def test_dropout_of_a_model_in_evaluation_mode(model: Any) -> None:
+    assert not model.training
+    model.git.encoder.train()  # Monte Carlo dropout
+    assert ran_on(model) == "reference"
+    with pytest.raises(EngineError, match=r"git\.encoder\.layer\.0.* is in training mode, and drops values"):
+        ran_on(model, engine="cpu")
+    model.eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.train()  # which changes nothing
+    assert ran_on(model) == "cpu"
 
 
 def test_hooks_are_called_for_every_step(model: Any) -> None:
