@@ -101,6 +101,7 @@ _TOO_LARGE = 1 << 31
 # Arguments of ``forward`` that the native engine takes.
 _INPUTS = ("input_ids", "attention_mask", "pixel_values", "interpolate_pos_encoding")
 _DEFAULT_NEW_TOKENS = 20
+_NO_SCORE = -1e9  # of a beam that cannot exist
 
 
 def generate(model: Any, inputs: Tensor | None, config: Any, passed: dict[str, Any], engine: str) -> Any:
@@ -321,7 +322,7 @@ def _prompts(model: Any, settings: dict[str, Any], tensors: dict[str, Any]) -> t
         raise ValueError(f"input_ids: expected a tensor of token ids, got {arguments.shown(ids)}")
     if ids.ndim != 2:
         raise ValueError(f"input_ids: expected (R, L), got {tuple(ids.shape)}")
-    if len(ids) % images:
+    if not len(ids) or len(ids) % images:
         raise ValueError(f"input_ids: {len(ids)} rows do not divide over {images} images")
     pad = settings["pad_token_id"]
     if mask is not None:
@@ -400,6 +401,12 @@ def _new_tokens(settings: dict[str, Any], length: int, positions: int) -> int:
     return settings["max_length"] - length
 
 
+def _filled(sequences: list[Generation], count: int) -> list[Generation]:
+    """Return ``count`` sequences of a row. Where fewer exist the last fills the places, with transformers' score."""
+    missing = dataclasses.replace(sequences[-1], score=_NO_SCORE)
+    return [*sequences[:count], *[missing] * (count - len(sequences))]
+
+
 _FIELDS = frozenset(field.name for field in dataclasses.fields(GenerationOptions))
 
 
@@ -412,7 +419,7 @@ def _result(
     options: GenerationOptions,
 ) -> Any:
     """Return sequences (R * n, longest): every row's prompt as it was passed, its new tokens, and padding."""
-    found = [sequences[: options.num_return_sequences] for sequences in found]
+    found = [_filled(sequences, options.num_return_sequences) for sequences in found]
     pad = settings["pad_token_id"]
     if pad is None:
         pad = settings["eos_token_id"][0]

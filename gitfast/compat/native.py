@@ -136,15 +136,16 @@ def engine_of(model: Any, ends: Sequence[int]) -> CpuEngine:
         EngineError: the weights cannot be packed.
     """
     state = _state(model)
-    if model._native is None or model._native[1] != state:
-        model._native = None  # its memory is free before the new one is built
+    native = model._native  # read once: other threads may build and set theirs
+    if native is None or native[1] != state:
+        model._native = native = None  # its memory is free before the new one is built
         weights = {name: _array(x.detach()) for name, x in model.state_dict().items()}
         try:
             engine = CpuEngine.from_weights(native_config(model.config), weights)
         except ValueError as error:
             raise EngineError(f"cpu engine: {error}") from error
-        model._native = (engine, state)
-    engine = copy.copy(model._native[0])  # the same weights
+        model._native = native = (engine, state)
+    engine = copy.copy(native[0])  # the same weights
     engine.config = dataclasses.replace(engine.config, eos_token_id=ends[0], other_eos_token_ids=tuple(ends[1:]))
     return engine
 
@@ -156,6 +157,18 @@ def _array(x: torch.Tensor) -> np.ndarray:
 def _state(model: nn.Module) -> tuple[Any, ...]:
     """Fingerprint the weights, to notice writes: autograd's versions, and samples of the values (for ``.data``)."""
     parameters = [*model.parameters()]
-    flat = (p.detach().reshape(-1) for p in parameters)
-    samples = torch.cat([x[:: max(1, x.numel() // _SAMPLES)] for x in flat])
-    return (*((p.data_ptr(), p._version) for p in parameters), samples.float().numpy().tobytes())
+    samples = b"".join(_sampled(p.detach(), model.config.vocab_size) for p in parameters)
+    # What inference mode made has no version.
+    return (*((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters), samples)
+
+
+def _sampled(x: torch.Tensor, vocab_size: int) -> bytes:
+    """Return a value of every row of a table of words, whose rows people set one by one; of others a few, diagonally.
+
+    So they are seen where some rows or some columns were written, a head's for example. They are copied by numpy:
+    torch would take threads for as many, which a forked child does not have.
+    """
+    count = max(_SAMPLES, vocab_size) if len(x) == vocab_size else _SAMPLES
+    columns = x.shape[-1] if x.ndim > 1 else 0
+    found = x.reshape(-1)[:: max(1, x.numel() // count + columns // count)]
+    return (found.view(torch.int16) if x.dtype == torch.bfloat16 else found).numpy().tobytes()

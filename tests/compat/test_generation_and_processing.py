@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import transformers
 from PIL import Image
 
 import gitfast
+from gitfast.compat import native
 from gitfast.errors import CheckpointError, EngineError
 
 from support.tiny_checkpoint import random_image, write_checkpoint
@@ -95,6 +98,85 @@ def test_the_native_engine_follows_the_weights(kit: Any, folder: Path) -> None:
     after = model.generate(pixel_values=pixels(1))
     assert not torch.equal(before, after)
     assert (after[:, 1:] == 7).all()
+
+
+def test_the_native_engine_follows_rows_and_heads(kit: Any, folder: Path) -> None:
+    config = kit.GitConfig.from_pretrained(folder)
+    config.vocab_size = 300  # more rows than values that are read of other tensors
+    config.num_hidden_layers = 1
+    model = kit.GitForCausalLM(config).eval()
+    model.generate(pixel_values=pixels(1))
+    attention = next(module for name, module in model.named_modules() if name.endswith("layer.0.attention"))
+    projections = {
+        name: x for name, x in attention.named_parameters() if name in ("self.query.weight", "output.dense.weight")
+    }
+    half = config.hidden_size // 2
+    for changed in (
+        model.output.weight.data[271],
+        model.get_input_embeddings().weight.data[133],
+        projections["self.query.weight"].data[half:],
+        projections["output.dense.weight"].data[:, half:],
+    ):
+        built = model._native
+        changed += 1
+        model.generate(pixel_values=pixels(1))
+        assert model._native is not built
+
+
+def test_the_native_engine_of_one_call_is_no_other_calls(
+    kit: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = kit.GitForCausalLM.from_pretrained(folder)
+    tokens = model.generate(pixel_values=pixels(1))
+
+    class State(tuple):
+        def __ne__(self, other: object) -> bool:
+            model._native = None  # as a call in another thread does that found other weights
+            return False
+
+    built = model._native
+    model._native = (built[0], State(built[1]))
+    monkeypatch.setattr(native, "_state", lambda model: State(built[1]))
+    assert torch.equal(model.generate(pixel_values=pixels(1)), tokens)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_compares_many_words(kit: Any, folder: Path) -> None:
+    """torch hangs there where it takes threads, as it does to copy this many values."""
+    config = kit.GitConfig.from_pretrained(folder)
+    config.vocab_size = 90_000
+    model = kit.GitForCausalLM(config).eval()
+    want = model.generate(pixel_values=pixels(1), max_new_tokens=2, engine="cpu")
+    torch.ones(500, 500) @ torch.ones(500, 500)  # the parent has its threads
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest has a handler, which would not run
+        signal.alarm(60)
+        same = torch.equal(model.generate(pixel_values=pixels(1), max_new_tokens=2, engine="cpu"), want)
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_weights_made_in_inference_mode(kit: Any, folder: Path) -> None:
+    with torch.inference_mode():
+        model = kit.GitForCausalLM(kit.GitConfig.from_pretrained(folder)).eval()
+    assert model.output.weight.is_inference()
+    tokens = model.generate(pixel_values=pixels(2), max_new_tokens=5, engine="cpu")
+    assert torch.equal(model.generate(pixel_values=pixels(2), max_new_tokens=5, engine="reference"), tokens)
+
+
+@pytest.mark.parametrize("engine", ["cpu", "reference"])
+def test_every_row_has_as_many_sequences(kit: Any, folder: Path, engine: str) -> None:
+    model = kit.GitForCausalLM.from_pretrained(folder)
+    prompts = torch.tensor([[2, 5, 9], [2, 9, 9]])
+    options = {"num_beams": 3, "num_return_sequences": 3, "allowed_token_ids": [[5, 3], [8, 3]], "engine": engine}
+    found = model.generate(prompts, pixel_values=pixels(2), return_dict_in_generate=True, max_new_tokens=4, **options)
+    assert found.sequences[:, :3].tolist() == prompts.repeat_interleave(3, 0).tolist()
+    scores = found.sequences_scores.view(2, 3)
+    assert len(found.token_logprobs) == 6
+    assert (scores[:, 2] == -1e9).all()  # there are two: the last is one of them again
+    assert (scores[:, :2] > -100).all()
+    assert found.sequences[2].tolist() == found.sequences[1].tolist()
 
 
 def test_one_image_many_questions(kit: Any, folder: Path) -> None:
