@@ -88,6 +88,8 @@ class ImageToTextPipeline:
     def _batch(self, images: Sequence[Any], prompt: str | None, options: dict[str, Any]) -> list[Texts]:
         clips = self.model.config.num_image_with_embedding is not None
         pixels = self.processor(**{"videos" if clips else "images": list(images)}, return_tensors="pt").pixel_values
+        if len(pixels) != len(images):
+            raise ValueError(f"images: expected {len(images)} pictures, got {len(pixels)}; pass them in one flat list")
         inputs = {"pixel_values": pixels.to(self.model.device)}
         if prompt is not None:
             ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]

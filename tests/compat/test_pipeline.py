@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gitfast import compat
@@ -29,6 +30,16 @@ def test_one_many_and_streams(kit: Any, folder: Path, tmp_path: Path) -> None:
     pixels = processor(images, return_tensors="pt").pixel_values
     texts = processor.batch_decode(model.generate(pixel_values=pixels, max_new_tokens=8), skip_special_tokens=True)
     assert [[{"generated_text": text}] for text in texts] == alone
+
+
+def test_lists_in_a_list_are_refused(kit: Any, folder: Path) -> None:
+    captioner = ImageToTextPipeline(
+        kit.GitForCausalLM.from_pretrained(folder), kit.GitProcessor.from_pretrained(folder), batch_size=2
+    )
+    first, second, third = (np.asarray(random_image(i)) for i in range(3))
+    for images in ([[first, second], [third]], [np.stack([first, second]), third[None]]):
+        with pytest.raises(ValueError, match="image"):  # three texts of two pictures
+            captioner(images)
 
 
 def test_prompts_and_options(kit: Any, folder: Path) -> None:
