@@ -20,8 +20,8 @@ int64_t logits_that_decide(const search::SearchOptions& o) {
   const bool greedy = o.num_beams == 1 && !o.do_sample && o.num_return_sequences == 1;
   if (!greedy || o.repetition_penalty != 1 || o.no_repeat_ngram_size != 0 || !o.allowed.empty()) return 0;
   const size_t ruled_out = o.bad_words.size() + o.suppress_tokens.size() + o.begin_suppress_tokens.size();
-  constexpr size_t kEnd = 1, kLast = 1;  // min_new_tokens, ban_last_token
-  const auto count = static_cast<int64_t>(1 + ruled_out + kEnd + kLast);
+  constexpr size_t kLast = 1;  // ban_last_token; min_new_tokens rules out all that end
+  const auto count = static_cast<int64_t>(1 + ruled_out + o.eos.size() + kLast);
   constexpr int64_t kMany = 100;
   return count <= kMany ? count : 0;
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,22 @@ def test_tokens_are_those_of_the_full_head(isa, dtype, spread):
 def test_under_every_rule(change):
     full, quick = engines(twins(make_model(vocab_size=400), 1e-4), dtype="bfloat16")
     options = GenerationOptions(**{"max_new_tokens": 15, **change})
+    want, got = generations(full, options), generations(quick, options)
+    assert [[g.token_ids for g in row] for row in got] == [[g.token_ids for g in row] for row in want]
+
+
+def test_every_token_that_ends_may_be_ruled_out():
+    """With six of them in front of all others, what decides is the seventh logit."""
+    model = twins(make_model(vocab_size=400), 1e-3)
+    ends = tuple(range(3, 9))
+    with torch.no_grad():
+        model.output.bias.zero_()
+        model.output.bias[list(ends)] = 100
+    config = dataclasses.replace(model.config, eos_token_id=ends[0], other_eos_token_ids=ends[1:])
+    full, quick = (
+        CpuEngine.from_weights(config, weights_of(model), num_threads=2, two_stage_head=x) for x in (False, True)
+    )
+    options = GenerationOptions(max_new_tokens=20, min_new_tokens=20)
     want, got = generations(full, options), generations(quick, options)
     assert [[g.token_ids for g in row] for row in got] == [[g.token_ids for g in row] for row in want]
 
