@@ -48,7 +48,7 @@ Engine::Engine(const ModelConfig& config, const WeightSource& source, WeightForm
   ThreadPool packers(crews.lanes * crews.threads);
   vision_ = load_vision(config_, source, format, packers);
   decoder_ = load_decoder(config_, source, format, packers);
-  if (two_stage_head && !is_int8(format)) quick_head_.emplace(decoder_.head.view, packers);
+  if (two_stage_head && !is_int8(format)) quick_head_.emplace(decoder_.head.view, kernels_, packers);
 }
 
 void Engine::check_prompt(const PrefixPtr& prefix, const std::vector<int32_t>& prompt,

@@ -9,9 +9,10 @@
 namespace gitfast::cpu {
 namespace {
 
-// Bounds of |sum of products - its exact value|, in units of |w| |x|: the rounding of x to bfloat16 (2^-9 of each
-// element), in scores but not in float32 logits, and the rounding of sums, at most 2^-24 for each of some 300 additions
-// in a chain, in both. Both bounds are doubled, to be safe from their own rounding.
+// Bounds of |sum of products - its exact value|, in units of |w| |x|: the rounding of x where scores and logits do not
+// read it alike, to bfloat16 (2^-8 of each element) or to whole numbers (at most 2^-10 of each block's norm) or to
+// both; and in scores and logits the rounding of sums, at most 2^-24 for each of some 300 additions in a chain. Below
+// |w| counts twice, as it is and as int8 has it: that leaves room for both ways of rounding x, and for the bounds' own.
 constexpr double kRoundingOfX = 0x1p-8, kRoundingOfSums = 0x1p-13;
 
 double norm(const float* x, int64_t n) {
@@ -45,7 +46,7 @@ float sure_threshold(const float* scores, const float* errors, float x_norm, int
 
 }  // namespace
 
-TwoStageHead::TwoStageHead(const PackedLinear& head, ThreadPool& pool) : head_(head) {
+TwoStageHead::TwoStageHead(const PackedLinear& head, const Kernels& kernels, ThreadPool& pool) : head_(head) {
   const int64_t n = head.n, k = head.k;
   quick_ = {n, k, WeightFormat::int8};
   panels_ = Buffer(static_cast<size_t>(quick_.num_panels() * quick_.panel_words()) * sizeof(uint32_t));
@@ -55,7 +56,8 @@ TwoStageHead::TwoStageHead(const PackedLinear& head, ThreadPool& pool) : head_(h
   quick_.panels = panels_.data();
   quick_.scales = scales_.floats();
   quick_.bias = head.bias;
-  const double rounding = (head.format == WeightFormat::f32 ? kRoundingOfX : 0) + kRoundingOfSums;
+  const bool alike = kernels.rounding(head.format, 1) == kernels.rounding(quick_.format, 1);
+  const double rounding = (alike ? 0 : kRoundingOfX) + kRoundingOfSums;
   pool.parallel_for(head.num_panels(), 1, [&](int64_t begin, int64_t end, int) {
     std::vector<float> columns(static_cast<size_t>(kPanel * k)), quick(columns.size());
     for (int64_t p = begin; p < end; ++p) {

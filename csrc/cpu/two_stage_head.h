@@ -8,8 +8,8 @@ namespace gitfast::cpu {
 
 class TwoStageHead {
  public:
-  // Copies the head (V, D), which must outlive this.
-  TwoStageHead(const PackedLinear& head, ThreadPool& pool);
+  // Copies the head (V, D), which must outlive this. `kernels` are those that logits will be computed with.
+  TwoStageHead(const PackedLinear& head, const Kernels& kernels, ThreadPool& pool);
 
   // Logits (rows, V) of x (rows, D). In every row the `count` largest are those of the head, to the bit, and so is
   // their order; the others are below them, and off by what int8 loses.

@@ -2,7 +2,7 @@
 // their own. Sums of products over a block are exact, whatever their order.
 //
 // Weights of int8 meet whole numbers of 14 bits (ARM: two rows of int8, 256 * high + low) or 15 bits (x86: one row of
-// int16), in units of a power of two: within 2^-10 or 2^-11 of the block's norm, where bfloat16 is within 2^-9 of every
+// int16), in units of a power of two: within 2^-10 or 2^-11 of the block's norm, where bfloat16 is within 2^-8 of every
 // value. Weights of w8a8 meet whole numbers of 8 bits, 127 units being the block's largest value.
 #pragma once
 

@@ -90,6 +90,27 @@ def test_every_token_that_ends_may_be_ruled_out():
     assert [[g.token_ids for g in row] for row in got] == [[g.token_ids for g in row] for row in want]
 
 
+@pytest.mark.parametrize("isa", _C.available_isas())
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stages_that_round_hidden_states_in_their_own_ways(isa, dtype):
+    """As bfloat16 the first half of the hidden state is smaller than it is, and the second half larger, by 2^-8."""
+    model = make_model(vocab_size=400)
+    half = model.config.hidden_size // 2
+    below, above = slice(None, half), slice(half, None)
+    with torch.no_grad():
+        norm = model.git.encoder.layer[-1].output.LayerNorm
+        norm.weight.zero_()
+        norm.bias[below], norm.bias[above] = 1 + 0.99 * 2**-8, 1 + 1.01 * 2**-8
+        model.output.weight.zero_()
+        model.output.bias.zero_()
+        model.output.weight[10:14, below] = 1 + 2**-6
+        model.output.weight[100, above] = 1 + 2**-7
+    full, quick = engines(model, isa=isa, dtype=dtype)
+    options = GenerationOptions(max_new_tokens=2, min_new_tokens=2)
+    (want,), (got,) = generations(full, options)[0], generations(quick, options)[0]
+    assert got.token_ids == want.token_ids
+
+
 def test_a_batch_does_not_matter():
     _, quick = engines(make_model(vocab_size=400), dtype="bfloat16")
     options = GenerationOptions(max_new_tokens=12)
