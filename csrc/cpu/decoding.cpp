@@ -28,6 +28,12 @@ int64_t logits_that_decide(const search::SearchOptions& o) {
 
 int64_t size_of(const std::vector<int32_t>& ids) { return static_cast<int64_t>(ids.size()); }
 
+// Reserves more than asked for, so that asking for one more each time is cheap.
+template <class T>
+void make_room(std::vector<T>& values, size_t count) {
+  if (values.capacity() < count) values.reserve(2 * count);
+}
+
 }  // namespace
 
 struct Decoding::Sequence {
@@ -54,6 +60,7 @@ struct Decoding::Sequence {
 
 int32_t Decoding::Slots::take() {
   if (free_.empty()) {
+    make_room(free_, uses_.size() + 1);  // for all to be given back
     uses_.push_back(1);
     return static_cast<int32_t>(uses_.size()) - 1;
   }
@@ -128,6 +135,9 @@ Decoding::Handle Decoding::add(SequencePtr sequence) {
 }
 
 void Decoding::reserve(const Sequence& sequence) {
+  const size_t all = waiting_.size() + running_.size() + 1;
+  make_room(running_, all);
+  make_room(events_, all);
   const int64_t slots = reserved_slots_ + sequence.reserved_slots, rows = reserved_rows_ + sequence.width;
   if (slots > max_slots_) {
     const int64_t room = std::max(slots, max_slots_ + max_slots_ / 2);
@@ -183,9 +193,9 @@ std::unique_ptr<Decoding::Event> Decoding::stop(Handle handle) {
   return nullptr;
 }
 
-std::vector<Decoding::Event> Decoding::step() {
-  std::vector<Event> events;
-  if (empty()) return events;
+std::vector<Decoding::Event>& Decoding::step() {
+  events_.clear();
+  if (empty()) return events_;
   try {
     admit();
     begin_tokens();
@@ -194,8 +204,8 @@ std::vector<Decoding::Event> Decoding::step() {
     for (const SequencePtr& sequence : running_)
       if (!sequence->error) sequence->error = std::current_exception();
   }
-  finish_step(events);
-  return events;
+  finish_step();
+  return events_;
 }
 
 // Whole texts, as many as one step may hold; each beside those that share its prefix.
@@ -351,28 +361,39 @@ void Decoding::run_logits(const float* hidden) {
                       s->logits->floats() + s->first_row * vocab);
 }
 
-void Decoding::finish_step(std::vector<Event>& events) {
+void Decoding::finish_step() {
   size_t kept = 0;
   for (SequencePtr& s : running_) {
-    Event& event = events.emplace_back();
+    Event& event = events_.emplace_back();
     event.handle = s->handle;
-    event.error = s->error;
-    event.done = s->error || !s->search || s->search->done();
-    if (!s->error && s->search && s->width == 1)
-      event.token = event.done ? s->search->results()[0][0].tokens.back() : s->search->tokens()[0];
+    try {
+      if (!s->error) find_outcome(*s, event);
+    } catch (...) {  // memory
+      s->error = std::current_exception();
+    }
+    if (s->error) event = {s->handle, -1, true, {}, {}, s->error};
     if (event.done) {
-      if (!s->error && s->search) event.results = std::move(s->search->results()[0]);
-      event.scores = std::move(s->scores);
       retire(*s);
       continue;
     }
-    fork_rows(*s);
     s->fresh = false;
     if (&running_[kept] != &s) running_[kept] = std::move(s);
     ++kept;
   }
   running_.resize(kept);
   if (empty()) let_go();
+}
+
+// What a sequence has come to in this step; the rows of the next, if it goes on.
+void Decoding::find_outcome(Sequence& s, Event& event) {
+  event.done = !s.search || s.search->done();
+  if (!event.done) {
+    if (s.width == 1) event.token = s.search->tokens()[0];
+    return fork_rows(s);
+  }
+  event.scores = std::move(s.scores);
+  if (s.search) event.results = std::move(s.search->results()[0]);
+  if (s.search && s.width == 1) event.token = event.results[0].tokens.back();
 }
 
 // Row r goes on from row parents()[r] of this step.
@@ -385,8 +406,8 @@ void Decoding::fork_rows(Sequence& s) {
     const std::vector<int32_t>& past = s.rows[static_cast<size_t>(parent)];
     slots.reserve(past.capacity());
     slots = past;
-    slots_.share(slots);
   }
+  for (const std::vector<int32_t>& row : next) slots_.share(row);
   for (const std::vector<int32_t>& row : s.rows) slots_.drop(row);
   s.rows = std::move(next);
 }

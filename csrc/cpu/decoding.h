@@ -72,8 +72,9 @@ class Decoding {
   std::unique_ptr<Event> stop(Handle handle);
 
   // Runs one step of every sequence: the prompt of one that is new (of as many as are worth one step), one more token
-  // of the others. Does not throw: what goes wrong ends the sequences that it concerns, with their errors.
-  std::vector<Event> step();
+  // of the others. Its events, until the next call. Does not throw: what goes wrong ends the sequences that it
+  // concerns, with their errors.
+  std::vector<Event>& step();
 
   bool empty() const { return waiting_.empty() && running_.empty(); }
   int64_t sequences() const { return static_cast<int64_t>(waiting_.size() + running_.size()); }
@@ -84,7 +85,7 @@ class Decoding {
   // Numbers of slots, each in use by some rows; the lowest free one goes first, so that few have ever been used.
   class Slots {
    public:
-    int32_t take();
+    int32_t take();  // may throw std::bad_alloc; nothing else does
     void share(const std::vector<int32_t>& slots);
     void drop(const std::vector<int32_t>& slots);
     int64_t highest() const { return static_cast<int64_t>(uses_.size()); }
@@ -106,7 +107,8 @@ class Decoding {
   void advance_searches(const std::vector<Sequence*>& block, const std::vector<int64_t>& firsts);
   void run_scores(const float* hidden);
   void run_logits(const float* hidden);
-  void finish_step(std::vector<Event>& events);
+  void finish_step();
+  void find_outcome(Sequence& sequence, Event& event);
   void fork_rows(Sequence& sequence);
   void retire(Sequence& sequence);
   void let_go();
@@ -116,7 +118,8 @@ class Decoding {
   Compute compute_;
   Slots slots_;
   std::deque<SequencePtr> waiting_;   // in the order they came
-  std::vector<SequencePtr> running_;  // neighbours share prefixes where they can
+  std::vector<SequencePtr> running_;  // neighbours share prefixes where they can; room for those that wait, too
+  std::vector<Event> events_;         // of a step; room for one of every sequence
   Handle next_handle_ = 1;
   int64_t reserved_slots_ = 0, reserved_rows_ = 0;
   int64_t max_slots_ = 0;   // there is room for

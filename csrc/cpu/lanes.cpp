@@ -5,7 +5,6 @@
 #include <condition_variable>
 #include <exception>
 #include <numeric>
-#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -27,12 +26,19 @@ std::vector<int64_t> row_costs(const TextRows& rows, int64_t new_tokens) {
 
 // Threads that run parts of one call beside its own thread.
 struct Lanes::Helpers {
+  // Room for `parts`: once they are admitted, starting them needs no more.
+  explicit Helpers(size_t parts) : errors(parts) {
+    threads.reserve(parts);
+    here.reserve(parts);
+  }
+
   std::mutex mutex;
   std::condition_variable changed;
   size_t running = 0;
   std::shared_ptr<CancelFlag> abandoned = std::make_shared<CancelFlag>();  // a part failed: the others end
   std::vector<std::exception_ptr> errors;                                  // by part
   std::vector<std::thread> threads;
+  std::vector<size_t> here;  // parts that run on the call's own thread, one after another
 
   void end(size_t part, std::exception_ptr error) {
     const std::lock_guard<std::mutex> lock(mutex);
@@ -111,10 +117,9 @@ Buffer Lanes::features(const PixelBatch& pixels, const Control& control) {
 // Runs a call: the first of its parts on this thread, each other on a thread of its own. Throws the error of the first
 // part that failed, once all have ended.
 void Lanes::run(const std::vector<int64_t>& costs, bool whole, const Control& control, const RunPart& run) {
+  auto helpers = std::make_unique<Helpers>(whole ? 1 : batches_.size());
   const std::vector<Part> parts = admit(costs, whole);
   if (parts.size() == 1) return run_part(parts[0], control, run);
-  auto helpers = std::make_unique<Helpers>();
-  helpers->errors.resize(parts.size());
   helpers->running = parts.size();
   const auto run_one = [&, helpers = helpers.get()](size_t p, const Control& own) {
     std::exception_ptr error;
@@ -125,17 +130,17 @@ void Lanes::run(const std::vector<int64_t>& costs, bool whole, const Control& co
     }
     if (fork_count() == forks_) helpers->end(p, error);
   };
-  std::vector<size_t> left{0};
+  helpers->here.push_back(0);
   {
     const BlockedSignals blocked;
     for (size_t p = 1; p < parts.size(); ++p) try {
         helpers->threads.emplace_back(run_one, p, Control{control.cancel, nullptr, helpers->abandoned});
-      } catch (const std::system_error&) {  // no thread to be had: here, one after another
-        left.push_back(p);
+      } catch (const std::exception&) {  // no thread to be had, or no memory for it
+        helpers->here.push_back(p);
       }
   }
   try {
-    for (size_t p : left) {
+    for (size_t p : helpers->here) {
       run_one(p, {control.cancel, control.poll, helpers->abandoned});
       check_process();
     }

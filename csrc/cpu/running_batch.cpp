@@ -175,9 +175,9 @@ void RunningBatch::run(Call& call) {
   if (call.ended()) return;
   Lock lock(mutex_);
   calls_.push_back(&call);
-  if (auto* text = dynamic_cast<TextCall*>(&call)) text_arrivals_.push_back(text);
-  if (auto* images = dynamic_cast<ImageCall*>(&call)) image_calls_.push_back(images);
   try {
+    if (auto* text = dynamic_cast<TextCall*>(&call)) text_arrivals_.push_back(text);
+    if (auto* images = dynamic_cast<ImageCall*>(&call)) image_calls_.push_back(images);
     while (!call.ended() || (call.has_news() && !call.error)) {
       if (call.has_news()) {
         auto& text = static_cast<TextCall&>(call);
@@ -228,15 +228,30 @@ void RunningBatch::poll(Call& call, Lock& lock) {
 void RunningBatch::leave(Call& call) {
   withdraw(call);
   calls_.erase(std::find(calls_.begin(), calls_.end(), &call));
-  hand_on();
+  if (calls_.empty())
+    let_go();
+  else
+    hand_on();
+}
+
+// There is nobody to come to what the last call leaves behind: it must not keep memory until the next one.
+void RunningBatch::let_go() {
+  for (Decoding::Handle handle : departures_) decoding_.cancel(handle);
+  departures_.clear();
+  stops_.clear();
+  encoding_.reset();
+  encoding_for_.clear();
 }
 
 // Nothing will refer to the call again but `calls_`.
 void RunningBatch::withdraw(Call& call) {
   if (auto* text = dynamic_cast<TextCall*>(&call)) {
     text_arrivals_.erase(std::remove(text_arrivals_.begin(), text_arrivals_.end(), text), text_arrivals_.end());
-    for (TextCall::Row& row : text->rows)
-      if (row.handle && owners_.erase(row.handle)) departures_.push_back(row.handle);
+    for (TextCall::Row& row : text->rows) {
+      if (!row.handle) continue;
+      owners_.erase(row.handle);
+      departures_.push_back(std::exchange(row.handle, 0));
+    }
   }
   if (auto* images = dynamic_cast<ImageCall*>(&call)) {
     image_calls_.erase(std::remove(image_calls_.begin(), image_calls_.end(), images), image_calls_.end());
@@ -270,7 +285,7 @@ bool RunningBatch::has_work() const {
          !decoding_.empty() || encoding_;
 }
 
-// One step or slice for all.
+// One step or slice for all. Does not throw: what goes wrong ends the calls that it concerns.
 void RunningBatch::lead(Lock& lock) {
   leading_ = true;
   end_cancelled();
@@ -304,14 +319,26 @@ void RunningBatch::end_cancelled() {
 void RunningBatch::apply_changes() {
   for (Decoding::Handle handle : departures_) decoding_.cancel(handle);
   departures_.clear();
-  for (Decoding::Handle handle : stops_)
-    if (auto event = decoding_.stop(handle)) take(std::move(*event));
+  for (Decoding::Handle handle : stops_) try {
+      if (auto event = decoding_.stop(handle)) take(*event);
+    } catch (...) {
+      if (auto owner = owners_.find(handle); owner != owners_.end())
+        end(*owner->second.first, std::current_exception());
+    }
   stops_.clear();
+  add_arrivals();
+  for (Decoding::Handle handle : departures_) decoding_.cancel(handle);  // of calls that ended just now
+  departures_.clear();
+}
+
+void RunningBatch::add_arrivals() {
   while (!text_arrivals_.empty()) {
     TextCall& call = *text_arrivals_.front();
     text_arrivals_.pop_front();
     try {
       for (size_t r = 0; r < call.rows.size(); ++r) {
+        const size_t most = departures_.size() + static_cast<size_t>(decoding_.sequences()) + 1;
+        if (departures_.capacity() < most) departures_.reserve(2 * most);
         call.rows[r].handle = call.add(r);
         owners_[call.rows[r].handle] = {&call, r};
         begins_ = true;
@@ -320,8 +347,6 @@ void RunningBatch::apply_changes() {
       end(call, std::current_exception());
     }
   }
-  for (Decoding::Handle handle : departures_) decoding_.cancel(handle);  // of calls that could not be added whole
-  departures_.clear();
 }
 
 Work RunningBatch::work(Clock::time_point now) const {
@@ -344,7 +369,7 @@ void RunningBatch::run_step(Lock& lock) {
   const Decoding::Counts before = decoding_.counts();
   const Clock::time_point begin = Clock::now();
   lock.unlock();
-  std::vector<Decoding::Event> events = decoding_.step();
+  std::vector<Decoding::Event>& events = decoding_.step();
   const Clock::time_point end = Clock::now();
   lock.lock();
   average(step_cost_, seconds(end - begin));
@@ -355,38 +380,42 @@ void RunningBatch::run_step(Lock& lock) {
   stats_.decode_steps += decoding_.counts().decode_steps - before.decode_steps;
   stats_.decode_rows += decoding_.counts().decode_rows - before.decode_rows;
   stats_.step_ns += nanoseconds(end - begin);
-  for (Decoding::Event& event : events) take(std::move(event));
+  for (Decoding::Event& event : events) take(event);
 }
 
 // Gives an event to the call whose row it is of.
-void RunningBatch::take(Decoding::Event event) {
+void RunningBatch::take(Decoding::Event& event) {
   const auto found = owners_.find(event.handle);
   if (found == owners_.end()) return;  // it left during the step
-  auto [call, r] = found->second;
-  TextCall::Row& row = call->rows[r];
-  if (call->on_tokens && !row.stopped && !event.error) {
+  const auto [call, row] = found->second;
+  try {
+    give(*call, row, event);
+  } catch (...) {
+    end(*call, std::current_exception());
+  }
+}
+
+// Throws what ends the call.
+void RunningBatch::give(TextCall& call, size_t r, Decoding::Event& event) {
+  TextCall::Row& row = call.rows[r];
+  if (event.error) try {
+      std::rethrow_exception(event.error);
+    } catch (const Error& error) {
+      throw Error(std::string(call.name) + "[" + std::to_string(call.first + r) + "]: " + error.what());
+    }
+  if (call.on_tokens && !row.stopped) {
     if (event.token >= 0)
-      call->news.push_back({r, {event.token}});
-    else if (!call->single)
-      call->news.push_back({r, event.done ? event.results[0].tokens : search::Tokens{}});
+      call.news.push_back({r, {event.token}});
+    else if (!call.single)
+      call.news.push_back({r, event.done ? event.results[0].tokens : search::Tokens{}});
   }
   if (event.done) {
-    owners_.erase(found);
+    owners_.erase(event.handle);
     row.handle = 0;
-    --call->left;
-    if (event.error) {
-      try {
-        std::rethrow_exception(event.error);
-      } catch (const Error& error) {
-        const std::string where = std::string(call->name) + "[" + std::to_string(call->first + r) + "]: ";
-        return end(*call, std::make_exception_ptr(Error(where + error.what())));
-      } catch (...) {
-        return end(*call, std::current_exception());
-      }
-    }
+    --call.left;
     row.last = std::move(event);
   }
-  if (call->has_news() || call->ended()) wake(*call);
+  if (call.has_news() || call.ended()) wake(call);
 }
 
 void RunningBatch::run_slice(Lock& lock) {
@@ -421,18 +450,18 @@ void RunningBatch::run_slice(Lock& lock) {
 // Images of the first call that waits, and of others of the same shape.
 void RunningBatch::begin_encoding() {
   ImageCall& first = *image_calls_.front();
-  int64_t waiting = 0;
   std::vector<ImageCall*> joined;
-  for (ImageCall* call : image_calls_)
-    if (call->output == first.output && same_shape(call->pixels, first.pixels)) {
-      joined.push_back(call);
-      waiting += call->waiting();
-    }
-  const int64_t tokens = image_tokens(first.pixels), floats = first.pixels.image_floats();
-  const int64_t fill = std::clamp(kTokensPerThread * image_model_.pool.num_threads(), kFewestTokens, kMostTokens);
-  const int64_t count = images_together(waiting, std::max<int64_t>(1, fill / tokens), work(Clock::now()),
-                                        slice_token_cost_ * static_cast<double>(tokens));
   try {
+    int64_t waiting = 0;
+    for (ImageCall* call : image_calls_)
+      if (call->output == first.output && same_shape(call->pixels, first.pixels)) {
+        joined.push_back(call);
+        waiting += call->waiting();
+      }
+    const int64_t tokens = image_tokens(first.pixels), floats = first.pixels.image_floats();
+    const int64_t fill = std::clamp(kTokensPerThread * image_model_.pool.num_threads(), kFewestTokens, kMostTokens);
+    const int64_t count = images_together(waiting, std::max<int64_t>(1, fill / tokens), work(Clock::now()),
+                                          slice_token_cost_ * static_cast<double>(tokens));
     Buffer values = float_buffer(count * floats);
     encoding_for_.clear();
     for (ImageCall* call : joined)
@@ -445,6 +474,7 @@ void RunningBatch::begin_encoding() {
     shape.images = count;
     encoding_ = std::make_unique<Encoding>(image_model_, std::move(values), shape, first.output);
   } catch (...) {
+    end(first, std::current_exception());
     for (ImageCall* call : joined) end(*call, std::current_exception());
     encoding_for_.clear();
   }

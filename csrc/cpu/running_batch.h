@@ -91,9 +91,12 @@ class RunningBatch {
   void lead(Lock& lock);
   void end_cancelled();
   void apply_changes();
+  void add_arrivals();
+  void let_go();
   Work work(Clock::time_point now) const;
   void run_step(Lock& lock);
-  void take(Decoding::Event event);
+  void take(Decoding::Event& event);
+  void give(TextCall& call, size_t row, Decoding::Event& event);
   void run_slice(Lock& lock);
   void begin_encoding();
   void finish_encoding();
@@ -109,7 +112,7 @@ class RunningBatch {
   std::vector<Call*> calls_;  // all that are at work
   std::deque<TextCall*> text_arrivals_;
   std::deque<ImageCall*> image_calls_;                // with images that no encoding has begun
-  std::vector<Decoding::Handle> departures_, stops_;  // to be applied before the next step
+  std::vector<Decoding::Handle> departures_, stops_;  // to be applied before the next step; room for all to depart
   std::unordered_map<Decoding::Handle, std::pair<TextCall*, size_t>> owners_;
 
   // Touched by who leads.

@@ -1,6 +1,7 @@
 // The tests of csrc/tests/native_test.cpp, by subject, and what they share.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -27,6 +28,9 @@ inline Floats whole_numbers(int64_t n, uint32_t seed) {
   }
   return values;
 }
+
+// Counted from where it is set, the call of operator new that throws; 0: none does.
+extern std::atomic<int64_t> failing_allocation;
 
 void test_all_kernels();  // native_test_kernels.cpp
 void test_thread_pool();  // native_test_threads.cpp

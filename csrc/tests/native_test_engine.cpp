@@ -3,7 +3,9 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <memory>
+#include <new>
 #include <string>
 #include <thread>
 #include <vector>
@@ -197,15 +199,96 @@ void test_a_divided_call_ends_as_one() {
   EXPECT(engine->generate({}, {}, options, nullptr, {}).empty());
 }
 
+// Once its callback has thrown, the only call there was keeps no prefix.
+void test_a_call_leaves_nothing_behind() {
+  const std::unique_ptr<Engine> engine = tiny_engine({1, 1});
+  const Floats image = whole_numbers(3 * 32 * 32, 7);
+  PixelBatch pixels;
+  pixels.images = 1;
+  pixels.height = pixels.width = 32;
+  pixels.data = image.data();
+  const std::vector<PrefixPtr> prefixes = engine->encode(pixels, {});
+  search::SearchOptions options;
+  options.max_new_tokens = 12;
+  options.eos = {3};
+  std::string ended;
+  try {
+    engine->generate(prefixes, {{2, 5}}, options, [](int32_t, const auto&) -> bool { throw Error("mine"); }, {});
+  } catch (const Error& error) {
+    ended = error.what();
+  }
+  EXPECT(ended == "mine" && prefixes[0].use_count() == 1);
+}
+
+// Whichever allocation fails, calls end, with their results or std::bad_alloc, and the engine goes on. A call that is
+// forgotten hangs.
+void test_memory_that_is_not_to_be_had(Crews crews) {
+  const std::unique_ptr<Engine> engine = tiny_engine(crews);
+  const Floats images = whole_numbers(3 * 3 * 32 * 32, 7);
+  PixelBatch pixels;
+  pixels.images = 3;
+  pixels.height = pixels.width = 32;
+  pixels.data = images.data();
+  const std::vector<PrefixPtr> prefixes = engine->encode(pixels, {});
+  const TokenLists prompts{{2, 5, 6}, {2}, {2, 9, 9, 20, 30}};
+  search::SearchOptions greedy, beams;
+  greedy.max_new_tokens = beams.max_new_tokens = 12;
+  greedy.eos = beams.eos = {3};
+  beams.num_beams = 3;
+  const auto flag = std::make_shared<CancelFlag>();
+  flag->cancel();
+  const std::vector<std::function<void()>> calls{
+      [&] { engine->generate(prefixes, prompts, greedy, nullptr, {}); },
+      [&] { engine->generate(prefixes, prompts, beams, nullptr, {}); },
+      [&] { engine->generate(prefixes, prompts, greedy, [](int32_t row, const auto&) { return row != 1; }, {}); },
+      [&] {
+        engine->generate(prefixes, prompts, beams, [](int32_t, const auto&) -> bool { throw Error("mine"); }, {});
+      },
+      [&] { engine->generate(prefixes, prompts, greedy, nullptr, {flag, nullptr}); },
+      [&] { engine->score(prefixes, prompts, {}); },
+      [&] { engine->encode(pixels, {}); },
+  };
+  const auto may_fail = [](const std::function<void()>& call) {
+    try {
+      call();
+    } catch (const std::bad_alloc&) {
+    } catch (const Error&) {
+    } catch (const Cancelled&) {
+    }
+  };
+  const auto tokens = [&] {
+    TokenLists found;
+    for (const auto& row : engine->generate(prefixes, prompts, greedy, nullptr, {})) found.push_back(row[0].tokens);
+    return found;
+  };
+  const TokenLists expected = tokens();
+  for (const std::function<void()>& call : calls) {
+    int64_t left = 0;
+    for (int64_t nth = 1; left == 0; nth += 1 + nth / 32) {
+      std::thread other([&] {
+        for (size_t i : {1, 6}) may_fail(calls[i]);
+      });
+      failing_allocation = nth;
+      may_fail(call);
+      other.join();
+      left = failing_allocation.exchange(0);
+      EXPECT(tokens() == expected);
+    }
+  }
+}
+
 }  // namespace
 
 void test_engine() {
   std::printf("running batch\n");
   test_calls_of_many_threads({1, 2});
+  test_a_call_leaves_nothing_behind();
+  test_memory_that_is_not_to_be_had({1, 2});
   std::printf("lanes\n");
   test_calls_of_many_threads({2, 1});
   test_calls_of_many_threads({3, 2});
   test_a_divided_call_ends_as_one();
+  test_memory_that_is_not_to_be_had({3, 1});
 }
 
 }  // namespace gitfast::cpu
