@@ -1,6 +1,6 @@
 // Products in the tile registers of AMX: of layers, 32 rows by a block of one panel or few rows by each panel in turn,
-// and of attention. An output is one chain of sums in ascending k, so that a row's bits do not depend on how many there
-// are.
+// and of attention. An output is one chain of sums over tiles of k in ascending order, so that a row's bits do not
+// depend on how many there are.
 //
 // With GITFAST_EMULATE_AMX the registers are arrays: the same loops then run, and are tested, where there is no AMX.
 #pragma once
@@ -42,41 +42,57 @@ constexpr TileShapes shapes_of_depth(int64_t rows, int64_t k) {
 
 #if defined(GITFAST_EMULATE_AMX)
 
+// Refuses, by ending the program, what the CPU refuses.
 struct TileRegisters {
   uint32_t words[8][kTileSide][kTileSide];
   const TileShapes shapes;
 
-  explicit TileRegisters(const TileShapes& shapes) : shapes(shapes) {}
+  explicit TileRegisters(const TileShapes& shapes) : shapes(shapes) {
+    for (int t = 0; t < 8; ++t) {
+      must(shapes.rows[t] <= kTileSide && shapes.words[t] <= kTileSide);
+      must((shapes.rows[t] == 0) == (shapes.words[t] == 0));
+    }
+  }
 
   template <int T>
   void zero() {
+    must(shapes.rows[T] > 0);
     __builtin_memset(words[T], 0, sizeof words[T]);
   }
   template <int T>
   void load(const void* from, int64_t row_bytes) {
+    zero<T>();
     for (int64_t r = 0; r < shapes.rows[T]; ++r)
       __builtin_memcpy(words[T][r], static_cast<const char*>(from) + r * row_bytes, size_t{4} * shapes.words[T]);
   }
   template <int T>
   void store(void* to, int64_t row_bytes) const {
+    must(shapes.rows[T] > 0);
     for (int64_t r = 0; r < shapes.rows[T]; ++r)
-      __builtin_memcpy(static_cast<char*>(to) + r * row_bytes, words[T][r], sizeof words[T][r]);
+      __builtin_memcpy(static_cast<char*>(to) + r * row_bytes, words[T][r], size_t{4} * shapes.words[T]);
   }
-  // C += A B, pairs of bfloat16.
+  // C += A B, pairs of bfloat16: the products of their first halves and those of their second ones are added apart.
   template <int C, int A, int B>
   void multiply() {
     static_assert(C < 4 && A >= 4 && B > A);
+    must(shapes.rows[C] > 0 && shapes.rows[A] == shapes.rows[C]);
+    must(shapes.words[B] == shapes.words[C] && shapes.words[A] == shapes.rows[B]);
     for (int64_t r = 0; r < shapes.rows[C]; ++r)
-      for (int64_t k = 0; k < shapes.words[A]; ++k)
-        for (int64_t c = 0; c < shapes.words[B]; ++c) {
-          float sum = as_float(words[C][r][c]);
-          sum += as_float(words[A][r][k] << 16) * as_float(words[B][k][c] << 16);
-          sum += as_float(words[A][r][k] & 0xffff0000u) * as_float(words[B][k][c] & 0xffff0000u);
-          __builtin_memcpy(&words[C][r][c], &sum, 4);
+      for (int64_t c = 0; c < shapes.words[C]; ++c) {
+        float first = 0, second = 0;
+        for (int64_t k = 0; k < shapes.words[A]; ++k) {
+          first += as_float(words[A][r][k] << 16) * as_float(words[B][k][c] << 16);
+          second += as_float(words[A][r][k] & 0xffff0000u) * as_float(words[B][k][c] & 0xffff0000u);
         }
+        const float sum = as_float(words[C][r][c]) + (first + second);
+        __builtin_memcpy(&words[C][r][c], &sum, 4);
+      }
   }
 
  private:
+  static void must(bool holds) {
+    if (!holds) __builtin_trap();
+  }
   static float as_float(uint32_t bits) {
     float value;
     __builtin_memcpy(&value, &bits, 4);
@@ -94,7 +110,7 @@ struct TileRegisters {
       config[16 + 2 * t] = static_cast<uint8_t>(4 * shapes.words[t]);
       config[48 + t] = shapes.rows[t];
     }
-    _tile_loadconfig(config);
+    asm volatile("ldtilecfg %0" ::"m"(config));  // all of it: GCC 12's own function tells it of the first 8 bytes
   }
   ~TileRegisters() { _tile_release(); }
   TileRegisters(const TileRegisters&) = delete;
