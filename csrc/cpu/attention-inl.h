@@ -106,11 +106,12 @@ inline F32x16 max_of(const float* scores, int64_t n, F32x16 top) {
   return top;
 }
 
-// Turns scores into exp(scale * score - peak), in place.
-inline F32x16 exponentials(float* scores, int64_t n, float scale, float peak, F32x16 sum) {
-  const F32x16 s = splat16(scale), m = splat16(-peak);
+// Turns scores into exp(scale * (score - top)), in place. The largest becomes 1 however large it is: less its product
+// with `scale`, rounded, it might be off by hundreds.
+inline F32x16 exponentials(float* scores, int64_t n, float scale, float top, F32x16 sum) {
+  const F32x16 s = splat16(scale), t = splat16(top);
   for (int64_t i = 0; i < n; i += kWidth) {
-    const F32x16 e = map(fma(load(scores + i), s, m), exp_nonpositive);
+    const F32x16 e = map((load(scores + i) - t) * s, exp_nonpositive);
     store(scores + i, e);
     sum = sum + e;
   }
@@ -125,10 +126,9 @@ inline float softmax_numerators(const AttentionTile& t, int64_t r) {
   if (prefix_len + text_len == 0) return 1.0f;
   mask_tail(prefix, prefix_len);
   mask_tail(text, text_len);
-  const F32x16 top = max_of(text, text_len, max_of(prefix, prefix_len, splat16(-__builtin_inff())));
-  const float peak = t.args.scale * max_lanes(top);
-  const F32x16 sum = exponentials(prefix, prefix_len, t.args.scale, peak, F32x16{});
-  return sum_lanes(exponentials(text, text_len, t.args.scale, peak, sum));
+  const float top = max_lanes(max_of(text, text_len, max_of(prefix, prefix_len, splat16(-__builtin_inff()))));
+  const F32x16 sum = exponentials(prefix, prefix_len, t.args.scale, top, F32x16{});
+  return sum_lanes(exponentials(text, text_len, t.args.scale, top, sum));
 }
 
 // Softmax numerators of the prefix as the next product reads them, in place.

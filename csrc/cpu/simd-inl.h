@@ -157,8 +157,8 @@ inline Vec exp_nonpositive(Vec x) {
   p = fma(p, r, splat(0.166665211f));
   p = fma(p, r, splat(0.49999994f));
   p = fma(p, r * r, r) + 1.0f;
-  const Vec scaled = (Vec)((VecBits)p + ((VecBits)shifted << 23));
-  return x < splat(-87.3f) ? Vec{} : scaled;
+  const Vec scaled = (Vec)((VecBits)p + ((VecBits)shifted << 23));  // of a NaN with bits of its own, any number
+  return x < splat(-87.3f) ? Vec{} : fma(r, Vec{}, scaled);
 }
 
 inline Vec sigmoid(Vec x) {

@@ -113,6 +113,24 @@ def test_large_scores_pick_one_key(isa, size):
     np.testing.assert_array_equal(ops.prefix_attention(-q, keys, values, isa=isa)[0, 0], values[0, 0])
 
 
+def test_scores_beyond_what_is_rounded_to_units(isa):
+    """Scores of 1e9 and more, whose product with the scale may be off by hundreds."""
+    arrays, _ = problem(0, 5, 1, 40, 0, 24, [0] * 5)
+    for size in (1e9, 1e10, 1e15):
+        q = arrays["q"] * np.float32(size)
+        scores = q[:, 0].astype(np.float64) @ arrays["k"][0].T.astype(np.float64)
+        y = ops.prefix_attention(q, arrays["k"], arrays["v"], isa=isa)
+        np.testing.assert_allclose(y[:, 0], arrays["v"][0][scores.argmax(axis=1)], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0xFFC001FF])
+def test_a_key_that_is_no_number_is_not_left_out(isa, bits):
+    """Whatever the bits of its NaN."""
+    arrays, _ = problem(0, 5, 1, 40, 0, 24, [0] * 5)
+    arrays["k"].view(np.uint32)[0, 7, 3] = bits
+    assert np.isnan(ops.prefix_attention(arrays["q"], arrays["k"], arrays["v"], isa=isa)).all()
+
+
 def test_wrong_arguments_get_one_clear_error():
     arrays, slots = problem(0, 2, 3, 5, 4, 8, [1, 1])
     cases = [
