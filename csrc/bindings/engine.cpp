@@ -272,7 +272,11 @@ class OwnDecoding {
     return exclusively([&] { return decoding_->cancel(handle); });
   }
   py::list step() {
-    const std::vector<Decoding::Event> events = exclusively([&] { return decoding_->step(); });
+    std::vector<Decoding::Event> events;
+    exclusively([&] {
+      events.reserve(static_cast<size_t>(decoding_->sequences()));  // before it begins: none is lost for want of memory
+      for (Decoding::Event& event : decoding_->step()) events.push_back(std::move(event));
+    });
     py::list out;
     for (const Decoding::Event& event : events) {
       py::list tokens;
