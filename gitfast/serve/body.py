@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
-from urllib.parse import unquote
 
 from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import FormParserError
@@ -25,6 +24,8 @@ RAW_TYPES = ("image/", "video/", "application/octet-stream")
 
 _MAX_FIELDS = 4096  # besides files
 _MAX_JSON_VALUES = 20_000  # parsing takes time and memory by the value, up to 300 bytes for each byte of "[],"
+# The characters of base64 that are escaped in URIs. ``unquote`` takes a second and 80 MB for each 2 MB of escapes.
+_ESCAPED = {"%2B": "+", "%2b": "+", "%2F": "/", "%2f": "/", "%3D": "=", "%3d": "="}
 _DATA_URI = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -182,8 +183,11 @@ def decode_data_uri(uri: str, name: str) -> bytes:
     if not kind.startswith(RAW_TYPES):
         raise invalid(f"{name}: expected an image or clip, got {kind}", name, code="invalid_image")
     data = uri[head.end() :]
+    if "%" in data:
+        for escaped, char in _ESCAPED.items():
+            data = data.replace(escaped, char)
     try:
-        return base64.b64decode(unquote(data) if "%" in data else data, validate=True)
+        return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
         raise invalid(f"{name}: its base64 is damaged", name, code="invalid_image") from None
 

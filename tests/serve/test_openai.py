@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
+from urllib.parse import quote
 
 import openai
 import pytest
+
+from gitfast.serve.body import decode_data_uri
 
 from support.serving import IMAGES, SQUARES, assert_error, chat_body, chat_messages, data_uri, events_of
 
@@ -222,6 +226,23 @@ def test_a_data_uri_with_parameters(client):
     url = data_uri(SQUARES).replace(";base64", ";charset=utf-8;base64")
     response = client.post("/v1/chat/completions", json=chat_body(url))
     assert response.json()["choices"][0]["message"]["content"] == "five red squares"
+
+
+def test_an_escaped_data_uri(client):
+    head, _, data = data_uri(SQUARES).partition(",")
+    assert quote(data, safe="") != data
+    response = client.post("/v1/chat/completions", json=chat_body(f"{head},{quote(data, safe='')}"))
+    assert response.json()["choices"][0]["message"]["content"] == "five red squares"
+
+
+def test_a_data_uri_of_escapes_costs_no_more_than_its_bytes():
+    uri = "data:image/png;base64," + "%2B" * 1_000_000
+    tracemalloc.start()
+    try:
+        decode_data_uri(uri, "image")
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(uri)
+    finally:
+        tracemalloc.stop()
 
 
 def test_too_much(client):
