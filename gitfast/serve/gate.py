@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gitfast.serve import tracing
 from gitfast.serve.body import BodyReader, ClientLeft
-from gitfast.serve.errors import ApiError, internal_error, of_status
+from gitfast.serve.errors import ApiError, internal_error, of_status, without_frames
 from gitfast.serve.jobs import Job, Jobs
 from gitfast.serve.logs import log
 from gitfast.serve.metrics import Metrics
@@ -129,7 +129,7 @@ class Gate:
                 receive = _replay(body, receive)
             await self._app(scope, receive, send)
         except ApiError as error:
-            return error
+            return without_frames(error)
         except (ClientLeft, asyncio.CancelledError):
             raise
         except Exception as error:

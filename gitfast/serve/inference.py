@@ -12,7 +12,7 @@ from gitfast.errors import CancelledError, DeadlineError, GitfastError
 from gitfast.model import Model
 from gitfast.results import Result
 from gitfast.serve import tracing
-from gitfast.serve.errors import invalid, of_model
+from gitfast.serve.errors import invalid, of_model, without_frames
 from gitfast.serve.jobs import Job
 from gitfast.serve.metrics import Metrics
 from gitfast.serve.settings import Settings
@@ -88,7 +88,7 @@ class Inference:
         except (CancelledError, DeadlineError):
             raise
         except (GitfastError, ValueError) as error:
-            raise of_model(error) from None
+            raise of_model(without_frames(error)) from None
         seconds = time.perf_counter() - begin
         setattr(self, f"{what}_seconds", getattr(self, f"{what}_seconds") + seconds)
         histogram = self.metrics.encode_seconds if what == "encode" else self.metrics.generate_seconds

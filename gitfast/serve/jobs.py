@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from gitfast.errors import CancelledError, DeadlineError
-from gitfast.serve.errors import busy, shutting_down, timed_out
+from gitfast.serve.errors import ApiError, busy, shutting_down, timed_out, without_frames
 from gitfast.serve.metrics import Metrics
 from gitfast.serve.settings import Settings
 from gitfast.types import CancelToken
@@ -54,6 +54,7 @@ class Job(Generic[T]):
         self._pieces: asyncio.Queue[Any] = asyncio.Queue()
         self._timer = loop.call_later(timeout, self.fail, timed_out(timeout))
         self._future: Future[None] | None = None
+        self._work: Callable[[Job[T]], T] | None = None  # holds the request's body
 
     def emit(self, piece: Any) -> bool:
         """Hand a part of the result to whoever reads ``pieces``; from the job's thread. False: stop, nobody does."""
@@ -87,8 +88,8 @@ class Job(Generic[T]):
     def _ended(self, result: asyncio.Future[T]) -> None:
         self._timer.cancel()
         self.cancel.cancel()  # nothing, if the work is done
-        if self._future is not None:
-            self._future.cancel()  # nothing, if it runs
+        if self._future is not None and self._future.cancel():  # False, if it runs
+            self._work = None  # the pool keeps a cancelled job until a thread is free
         self._pieces.put_nowait(_END)
         if not result.cancelled():
             result.exception()  # seen: a client that has left may never ask for it
@@ -138,7 +139,8 @@ class Jobs:
         job: Job[T] = Job(loop, self.settings.timeout)
         self._admitted += 1
         self._jobs.add(job)
-        job._future = self._pool.submit(self._run, job, work)
+        job._work = work
+        job._future = self._pool.submit(self._run, job)
         job._future.add_done_callback(lambda _: tell(loop, self._release, job))
         return job
 
@@ -162,17 +164,21 @@ class Jobs:
         self._admitted -= 1
         self._jobs.discard(job)
 
-    def _run(self, job: Job[T], work: Callable[[Job[T]], T]) -> None:
+    def _run(self, job: Job[T]) -> None:
         job.queue_seconds = time.perf_counter() - job._created
         self._metrics.queue_seconds.observe(job.queue_seconds)
         with self._lock:
             self._running += 1
+        work, job._work = job._work, None
+        assert work is not None
         value: T | None = None
         error: BaseException | None = None
         try:
             value = work(job)
         except (CancelledError, DeadlineError):  # the job has ended, or is about to: at its deadline
             error = timed_out(self.settings.timeout)
+        except ApiError as refused:
+            error = without_frames(refused)
         except BaseException as raised:
             error = raised
         finally:

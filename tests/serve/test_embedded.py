@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
+import json
+import threading
+import tracemalloc
+import weakref
 
 import httpx
 import pytest
 
+import gitfast
 from gitfast.serve import Settings, create_app
+from gitfast.serve.jobs import Jobs
+from gitfast.serve.metrics import Metrics
 
 from support.paths import EXAMPLES
 from support.serving import SQUARES, assert_error, chat_body
@@ -89,6 +97,74 @@ def test_a_failure_of_the_server_says_nothing(model, monkeypatch, caplog):
     for response in (plain, stream):
         assert "secret" not in assert_error(response, 500, "internal_error")["message"]
     assert "RuntimeError: the secret" in caplog.text
+
+
+async def status_of(app, path: str, kind: str, body: bytes) -> int:
+    """Post without a client, which would hold the body, too."""
+    sent = []
+    messages = [{"type": "http.request", "body": body}]
+
+    async def receive():
+        return messages.pop() if messages else await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", kind.encode())]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    await app(scope, receive, send)
+    return sent[0]["status"]
+
+
+@pytest.mark.parametrize("stream", [None, False, True])
+def test_a_refused_body_is_let_go_at_once(stream):
+    """Without waiting for the garbage collector, to which a body of megabytes is one object."""
+    app = create_app(gitfast.load("git-tiny", prefix_cache_bytes=1 << 20))
+    size = 1_000_000
+    path, kind, body = "/v1/caption", "image/png", b"x" * size
+    if stream is not None:
+        path, kind = "/v1/chat/completions", "application/json"
+        body = json.dumps(chat_body(b"x" * size, stream=stream)).encode()
+
+    async def grown() -> int:
+        assert await status_of(app, path, kind, body) == 400
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(8):
+                assert await status_of(app, path, kind, body) == 400
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+
+    assert asyncio.run(grown()) < 3 * size  # the last one may still be there
+
+
+def test_what_waited_is_let_go_when_its_client_leaves():
+    """While no thread is free to pass it by."""
+
+    class Body:
+        pass
+
+    async def run() -> None:
+        jobs, done = Jobs(Settings(max_running=1), Metrics()), threading.Event()
+        jobs.submit(lambda _: done.wait())
+        try:
+            body = Body()
+            seen = weakref.ref(body)
+            waiting = jobs.submit(lambda _, body=body: body)
+            del body
+            assert seen() is not None
+            waiting.leave()
+            await asyncio.sleep(0.01)
+            assert seen() is None
+        finally:
+            done.set()
+            await jobs.close()
+
+    asyncio.run(run())
 
 
 class TestTraces:
