@@ -77,7 +77,10 @@ class Gate:
                 for name, value in _HEADERS.items():
                     answer.setdefault(name, value)
             try:
-                await send(message)
+                async with asyncio.timeout(self._settings.timeout):
+                    await send(message)
+            except TimeoutError:  # it does not read: its body is not to be held for ever
+                raise ClientLeft from None
             except RuntimeError as error:
                 # uvloop's; uvicorn tells only the last of requests that came at once that the client has left.
                 if "handler is closed" not in str(error):

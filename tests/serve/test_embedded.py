@@ -142,6 +142,24 @@ def test_a_refused_body_is_let_go_at_once(stream):
     assert asyncio.run(grown()) < 3 * size  # the last one may still be there
 
 
+def test_a_client_that_does_not_read_its_reply_is_given_up(model):
+    app = create_app(model, Settings(timeout=0.2))
+
+    async def run() -> None:
+        async def receive():
+            return {"type": "http.request", "body": SQUARES.read_bytes()}
+
+        async def send(_):
+            await asyncio.sleep(60)
+
+        headers = [(b"content-type", b"image/png")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/caption", "query_string": b"", "headers": headers}
+        await app(scope, receive, send)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert 'gitfast_requests_total{code="499",route="/v1/caption"} 1.0' in app.state.service.metrics.text().decode()
+
+
 def test_what_waited_is_let_go_when_its_client_leaves():
     """While no thread is free to pass it by."""
 
