@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import uvicorn
@@ -19,6 +20,7 @@ from gitfast.model import Model
 from gitfast.serve import logs
 from gitfast.serve.app import Service, build_app
 from gitfast.serve.jobs import tell
+from gitfast.serve.protocol import BoundedProtocol
 from gitfast.serve.settings import Settings
 from gitfast.standard_streams import flush_or_discard
 
@@ -48,6 +50,7 @@ class _Process:
         self._service = Service(settings)
         config = uvicorn.Config(
             build_app(self._service),
+            http=cast(Any, functools.partial(BoundedProtocol, head_timeout=settings.body_timeout)),
             log_config=None,
             access_log=False,
             server_header=False,

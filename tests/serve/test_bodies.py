@@ -107,6 +107,58 @@ def test_a_body_of_exactly_the_limit(client):
     assert_error(response, 400, "invalid_image")
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: here\r\nA: " + b"a" * 1_000_000,
+        b"GET /healthz HTTP/1.1\r\nHost: here\r\n" + b"a: b\r\n" * 100_000,
+        b"GET /" + b"a" * 1_000_000,
+        head("/v1/caption", 1).replace(b"Content-Length: 1", b"Transfer-Encoding: chunked")
+        + b"1\r\nx\r\n0\r\n"
+        + b"a: b\r\n" * 100_000,
+        head("/v1/caption", 1).replace(b"Content-Length: 1", b"Transfer-Encoding: chunked") + b"1\r\nx\r\n" * 100_000,
+    ],
+    ids=["header", "headers", "url", "trailers", "chunks"],
+)
+def test_heads_without_end(server, client, sent):
+    with connect(server) as connection:
+        try:
+            connection.sendall(sent)
+            answer = connection.recv(65536)
+        except ConnectionError:  # it closed before all was sent
+            answer = b""
+    assert not answer or answer.startswith(b"HTTP/1.1 400 ")
+    assert_alive(client)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /hea", b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\nGET /hea"])
+def test_slow_heads(server, sent):
+    begin = time.monotonic()
+    with connect(server) as connection:
+        connection.sendall(sent)
+        while connection.recv(65536):
+            pass
+    assert time.monotonic() - begin >= 1
+
+
+def test_a_long_query(server, client):
+    prompt = "a" * 50_000
+    response = client.post(
+        "/v1/caption", params={"prompt": prompt}, content=b"x", headers={"Content-Type": "image/png"}
+    )
+    assert_error(response, 400)
+    assert "x-request-id" in response.headers
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--limit", "max_pixels=20K"], ["--limit", "max_pixels=20K", "--max-megapixels", 200]]
+)
+def test_limits_of_one_image(arguments):
+    with running(arguments) as server, server.client() as client:
+        response = client.post("/v1/caption", content=SQUARES.read_bytes(), headers={"Content-Type": "image/png"})
+        assert "at most 20000 are allowed" in assert_error(response, 400, "invalid_image")["message"]
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "nonsense"])
 def test_other_kinds(client, kind):
     headers = {"Content-Type": kind} if kind else {}
