@@ -250,7 +250,8 @@ def _open_output(
     joining: dict[str, Any] = {"existing": args.existing, "separator": args.separator}
     if kind == "txt":
         folder = walk.root or ""
-        journal = os.path.join(args.out or folder, f".gitfast-{args.existing}-part")
+        part = "" if args.shard is None else f"-{args.shard[0] + 1}-of-{args.shard[1]}"
+        journal = os.path.join(args.out or folder, f".gitfast-{args.existing}{part}-part")
         return SidecarFiles(args.caption_extension, folder=args.out, root=folder or None, journal=journal, **joining)
     if kind == "parquet":
         return ParquetFile(args.out, asked, **joining)

@@ -153,6 +153,22 @@ class TestJsonLines:
 
 
 class TestTextFiles:
+    def test_two_runs_do_not_join_the_same_texts(self, run, photos):
+        """Parts of the inputs are no hindrance to one another."""
+        from gitfast.pipeline.folders.outputs import Journal
+
+        assert run(photos, "--output", "txt")[0] == 1
+        before = (photos / "0.png").with_suffix(".txt").read_text()
+        holder = Journal(str(photos / ".gitfast-append-part"))
+        code, _, messages = run(photos, "--output", "txt", "--existing", "append")
+        assert code == 1
+        assert "another run is writing it" in messages
+        assert (photos / "0.png").with_suffix(".txt").read_text() == before
+        for part in ("1/2", "2/2"):
+            assert "another run" not in run(photos, "--output", "txt", "--existing", "append", "--shard", part)[2]
+        assert (photos / "0.png").with_suffix(".txt").read_text() != before
+        holder.close(remove=True)
+
     def test_beside_the_images(self, run, model, photos):
         assert run("-r", photos, "--output", "txt")[0] == 1
         for file in (photos / "0.png", photos / "within" / "2.png"):

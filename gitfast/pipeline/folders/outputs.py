@@ -349,6 +349,9 @@ class Journal:
         with _naming(path):
             check_regular(path)  # a pipe would be waited for
             self._file = io.BufferedRandom(_open_to_continue(path))
+            if not lock(self._file):
+                self._file.close()
+                raise OutputError(f"{path}: another run is writing it")
             size = 0
             for line in self._file:
                 digest, _, target = line.partition(b" ")
