@@ -155,6 +155,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # until then SO_REUSEADDR lets another process bind the same port
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise EngineError(f"{host}, port {port}: cannot listen there: {reason}") from None

@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 from gitfast.cli import main
+from gitfast.errors import EngineError
+from gitfast.serve.server import _listen
 
 from support.processes import run_python
 from support.serving import (
@@ -34,6 +36,11 @@ HEADERS = {"Content-Type": "image/png"}
 
 def caption(client, **headers):
     return client.post("/v1/caption", content=SQUARES.read_bytes(), headers=HEADERS | headers)
+
+
+def test_a_port_is_taken_before_the_model_is_loaded():
+    with _listen("127.0.0.1", 0) as first, pytest.raises(EngineError, match="cannot listen there: Address already in"):
+        _listen("127.0.0.1", first.getsockname()[1])
 
 
 class TestStop:
