@@ -249,12 +249,6 @@ class TestStart:
         assert main(["serve", "--timeout", "0"]) == 1
         assert "timeout: expected a positive number" in capsys.readouterr().err
 
-    def test_limits_of_one_image(self):
-        with running(["--limit", "max_pixels=10K"]) as server, server.client() as client:
-            response = caption(client)
-            assert_error(response, 400, "invalid_image")
-            assert "at most 10000 are allowed (max_pixels)" in response.json()["error"]["message"]
-
     @pytest.mark.slow
     def test_a_folder_is_served_by_its_last_name(self, tmp_path):
         folder = write_checkpoint(tmp_path / "secret-place" / "my-model")
