@@ -31,7 +31,7 @@ def peak_mb() -> float:
     """Return the peak resident memory so far (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1e3
+            return int(line.split()[1]) * 1024 / 1e6  # in KiB, whatever it says
     raise OSError("/proc/self/status has no VmHWM")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,5 +39,7 @@ def test_memory(programs):
 
     row = memory.measure("git-base", "bfloat16")
     assert row["weights_mb"] > 0 <= row["loading_mb"] <= row["captioning_mb"]
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    assert memory.peak_mb() == pytest.approx(int(status["VmHWM"].split()[0]) * 1024 / 1e6, rel=0.005)
     weights = memory.MappedWeights(TINY)
     assert all((weights[name] == values).all() for name, values in memory.RandomWeights(TINY).items())
