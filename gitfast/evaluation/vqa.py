@@ -1,9 +1,10 @@
 """Score answers to questions: VQA accuracy over ten annotators, and exact match.
 
-VQA accuracy is that of the official evaluation (VQAv2 and TextVQA use it). An answer is right in the measure in which
-annotators gave it: each annotator in turn is left out, and ``min(1, n / 3)`` of the others' n equal answers counts.
-Habits of the official program that change scores are kept: annotators' answers lose punctuation only where they are
-not all the same, and no more than 32 periods; the pattern that should keep the period of a decimal looks ahead only.
+VQA accuracy is that of VQAv2's official evaluation, as it has been since March 2021. An answer is right in the measure
+in which annotators gave it: each annotator in turn is left out, and ``min(1, n / 3)`` of the others' n equal answers
+counts. Habits of the official program that change scores are kept: answers are normalised, the annotators' and the one
+that is scored, only where annotators do not all say the same; no more than 32 periods are removed; the pattern that
+should keep the period of a decimal looks ahead only.
 """
 
 from __future__ import annotations
@@ -72,12 +73,12 @@ class AnswerScores:
 
 def normalize_answer(answer: str) -> str:
     """Lower-case, drop punctuation and articles, write numbers up to ten as digits, and restore apostrophes."""
-    return _normalize_words(_strip_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()))
+    return _normalize_words(_strip_punctuation(_on_one_line(answer)))
 
 
 def vqa_accuracy(answer: str, annotations: Sequence[str]) -> float:
     """Score an answer, in the official way, against the answers that annotators gave."""
-    return _agreement(normalize_answer(answer), _normalize_annotations(annotations))
+    return _agreement(answer, annotations)
 
 
 def score_answers(
@@ -106,10 +107,9 @@ def score_answers(
     for question, given in annotations.items():
         if not given:
             raise ValueError(f"annotations: no answer to question {question}")
-        answer, others = normalize_answer(answers[question]), _normalize_annotations(given)
-        accuracies[question] = _agreement(answer, others)
+        accuracies[question] = _agreement(answers[question], given)
         (most_frequent, _), *_ = Counter(map(normalize_answer, given)).most_common(1)
-        matches += answer == most_frequent
+        matches += normalize_answer(answers[question]) == most_frequent
         if kinds is not None and question in kinds:
             by_kind[kinds[question]].append(accuracies[question])
     return AnswerScores(
@@ -120,17 +120,20 @@ def score_answers(
     )
 
 
-def _normalize_annotations(given: Sequence[str]) -> list[str]:
-    return [_strip_punctuation(text) for text in given] if len(set(given)) > 1 else list(given)
-
-
 def _agreement(answer: str, given: Sequence[str]) -> float:
     """Average over annotators how many of the others gave the answer; a single one is right."""
     if len(given) == 1:
-        return float(answer == normalize_answer(given[0]))
-    equal = [text == answer for text in given]
+        return float(normalize_answer(answer) == normalize_answer(given[0]))
+    answer, *others = (_on_one_line(text) for text in (answer, *given))
+    if len(set(others)) > 1:
+        answer, *others = map(normalize_answer, (answer, *others))
+    equal = [text == answer for text in others]
     total = sum(equal)
     return math.fsum(min(1.0, (total - own) / _FULL_AGREEMENT) for own in equal) / len(equal)
+
+
+def _on_one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def _strip_punctuation(text: str) -> str:

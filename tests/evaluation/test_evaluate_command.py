@@ -128,7 +128,7 @@ def test_official_vqa_files(tmp_path, capsys):
     annotations = {"annotations": [{"question_id": 7, "image_id": 42, "answer_type": "other", "answers": answers}]}
     (tmp_path / "q.json").write_text(json.dumps(questions))
     (tmp_path / "a.json").write_text(json.dumps(annotations))
-    (tmp_path / "r.json").write_text('[{"question_id": 7, "answer": "Red."}]')
+    (tmp_path / "r.json").write_text('[{"question_id": 7, "answer": "red"}]')
     found = read_questions(tmp_path / "a.json", tmp_path / "q.json")
     assert found["7"].text == "what color?"
     assert main(["evaluate", "vqa", str(tmp_path / "a.json"), "--answers", str(tmp_path / "r.json")]) == 0
