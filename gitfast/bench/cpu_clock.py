@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +20,7 @@ from gitfast.engines.cpu import DTYPES
 
 PAUSE = 0.02  # seconds after which the threads of the other side have stopped spinning
 CALL_TIME, MOST_CALLS = 0.005, 20  # a round takes about as long, and has no more calls
-FLUSH_BYTES = (64 << 20, 512 << 20)  # at least and at most
+FLUSH_BYTES = (64 << 20, 2 << 30)  # at least and at most
 # Products (M, N, K). The second is for many threads; the first is over before a shared CPU serves somebody else.
 GEMMS = ((128, 1024, 1024), (512, 4096, 1024))
 
@@ -28,7 +30,7 @@ class CpuClock:
 
     def __init__(self, pool: ops.ThreadPool, torch: Any | None) -> None:
         self._pool, self._torch = pool, torch
-        self.cache_bytes = last_level_cache()
+        self.cache_bytes = last_level_caches(pool.num_threads)
         size = min(max(2 * self.cache_bytes, FLUSH_BYTES[0]), FLUSH_BYTES[1])
         self._memory = np.array_split(np.ones(size // 4, np.float32), pool.num_threads)
         self._readers = ThreadPoolExecutor(pool.num_threads)
@@ -106,11 +108,19 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def last_level_cache() -> int:
-    """Return the bytes of the last-level cache as Linux tells them; 32 MB where it does not."""
-    sizes = [32 << 20]
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = file.read_text().strip()
-        if text.endswith("K") and text[:-1].isdecimal():
-            sizes.append(int(text[:-1]) << 10)
-    return max(sizes[1:], default=sizes[0])
+def last_level_caches(num_threads: int, system: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Return the bytes of the last-level caches of so many threads as Linux tells them; 32 MB where it does not.
+
+    Processors of several dies have a cache on each, which only its own CPUs fill, and flush.
+    """
+    sizes: dict[str, int] = {}  # by the CPUs that share it
+    for cpu in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ():
+        of_cpu = [(0, "")]
+        for folder in system.glob(f"cpu{cpu}/cache/index*"):
+            with contextlib.suppress(OSError):
+                size = (folder / "size").read_text().strip()
+                if size.endswith("K") and size[:-1].isdecimal():
+                    of_cpu.append((int(size[:-1]) << 10, (folder / "shared_cpu_list").read_text().strip()))
+        largest, shared = max(of_cpu)
+        sizes[shared] = largest
+    return sum(sorted(sizes.values(), reverse=True)[:num_threads]) or 32 << 20
