@@ -107,21 +107,21 @@ class TwoParts:
 
     def encode(self, pixels: Pixels) -> None:
         for i in range(len(pixels)):
-            self.begin(pixels[i : i + 1].normalised)
+            self.begin(pixels.normalised[i : i + 1])
 
     def caption(self, pixels: Pixels, new_tokens: int) -> Texts:
         """Caption one image after another."""
-        return [self._caption(pixels[i : i + 1], new_tokens) for i in range(len(pixels))]
+        return [self._caption(pixels.normalised[i : i + 1], new_tokens) for i in range(len(pixels))]
 
-    def _caption(self, image: Pixels, new_tokens: int) -> list[int]:
-        self.begin(image.normalised)
+    def _caption(self, image: NDArray[np.float32], new_tokens: int) -> list[int]:
+        self.begin(image)
         ids = [self._bos]
         for position in range(new_tokens):
             ids.append(int(self.step(ids[-1], position).argmax()))
         return ids[1:]
 
     def score(self, pixels: Pixels, ids: list[int]) -> NDArray[np.floating]:
-        self.begin(pixels[:1].normalised)
+        self.begin(pixels.normalised[:1])
         scores = []
         for position, (token, following) in enumerate(zip([self._bos, *ids], ids, strict=False)):
             logits = self.step(token, position).astype(np.float64)

@@ -6,12 +6,14 @@ import importlib.util
 import json
 import sys
 
+import numpy as np
 import pytest
 
+from gitfast.bench.workload import random_pixels, random_workload
 from gitfast.cli import main
 from gitfast.engines.cpu import CpuEngine
 
-from support.tiny_bench import shrink
+from support.tiny_bench import TINY, shrink
 
 
 @pytest.fixture
@@ -109,6 +111,26 @@ def test_peers_do_the_same_work(caption, tmp_path, way, packages):
     assert row["equal_tokens"] == 10
     assert row["error"] < 1e-5
     assert [row["way"] for row in report["clients"]] == ["gitfast:float32"]
+
+
+def test_peers_are_given_pixels_that_are_normalised_already():
+    """As others are: normalising takes a millisecond, and is not what is timed."""
+    exported = pytest.importorskip("gitfast.bench.exported", reason="needs torch")
+    given = []
+
+    class Peer(exported.TwoParts):
+        def begin(self, pixels):
+            given.append(pixels)
+
+        def step(self, token, position):
+            return np.zeros(TINY.vocab_size, np.float32)
+
+    pixels = random_pixels(TINY, 2)
+    peer = Peer(random_workload("tiny", TINY))
+    peer.encode(pixels)
+    peer.caption(pixels, 2)
+    assert len(given) == 4
+    assert all(np.shares_memory(each, pixels.normalised) for each in given)
 
 
 def test_clips_and_real_models(caption, tmp_path):
