@@ -87,6 +87,7 @@ class ReportFile:
         check_writable("json", path)
         self._path, self._as_lines = path, path.suffix == ".jsonl"
         self._begun = False
+        self._left_out: set[str] = set()
 
     def save(self, report: Any, new: Iterable[Any]) -> None:
         """Save the report. ``new``: the rows and failures since the last time.
@@ -106,6 +107,13 @@ class ReportFile:
             self._begun = True
             about = {key: value for key, value in dataclasses.asdict(report).items() if not isinstance(value, list)}
             lines.insert(0, {"kind": "Run", "arguments": sys.argv[1:], **about})
+            self._left_out.update(report.not_measured)
+        lines += [
+            {"kind": "NotMeasured", "name": name, "problem": problem}
+            for name, problem in report.not_measured.items()
+            if name not in self._left_out
+        ]
+        self._left_out.update(report.not_measured)
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 

@@ -141,7 +141,15 @@ class _Output:
         if self._plot and report.rows:
             with naming("plot", self._plot):
                 draw(report, self._plot)
-        return 1 if report.failed else 0
+        return 1 if report.failed or not report.rows else 0
+
+
+def _say_not_measured(reasons: dict[str, str], said: set[str]) -> None:
+    """Print what was left out since the last time, and add it to ``said``."""
+    for name in reasons:
+        if name not in said:
+            said.add(name)
+            print(f"gitfast: {name} is not measured: {reasons[name]}", file=sys.stderr, flush=True)
 
 
 def run_kernels(args: argparse.Namespace) -> int:
@@ -154,7 +162,9 @@ def run_kernels(args: argparse.Namespace) -> int:
     bench = open_bench(args.device, args.kernel, args.model, args.threads, args.compiled)
     report = start(bench, args.rounds)
     output.print(*headline(report))
+    said = set(report.not_measured)
     for outcome in run_cases(bench, report):
+        _say_not_measured(report.not_measured, said)
         if isinstance(outcome, Failure):
             print(f"gitfast: {outcome.case}: {outcome.problem}; not timed", file=sys.stderr, flush=True)
             output.save(report, [outcome])
@@ -188,9 +198,7 @@ def run_caption(args: argparse.Namespace) -> int:
     output.print(*text.headline(report))
     said: set[str] = set()
     for outcomes in caption.run(workload, settings, report):
-        for way in report.not_measured.keys() - said:
-            said.add(way)
-            print(f"gitfast: {way} is not measured: {report.not_measured[way]}", file=sys.stderr, flush=True)
+        _say_not_measured(report.not_measured, said)
         for outcome in outcomes:
             if isinstance(outcome, caption.Failure):
                 print(f"gitfast: {outcome.way}: {outcome.problem}; not timed", file=sys.stderr, flush=True)

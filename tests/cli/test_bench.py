@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gitfast import ops
-from gitfast.bench import devices
+from gitfast.bench import devices, peers
 from gitfast.cli import main
 
 from support.tiny_bench import shrink
@@ -97,6 +97,21 @@ def test_a_kernel_that_is_wrong_fails_and_is_not_timed(bench, monkeypatch, tmp_p
     assert errors.count("gitfast: layer_norm") == len(report["failed"]) > 0
     assert "times as far from float64 as float32 may be; not timed" in errors
     assert f"{len(report['failed'])} cases failed" in out
+
+
+def test_a_peer_that_takes_no_such_case_is_named(bench, monkeypatch, tmp_path):
+    def refuse(*_: object) -> object:
+        raise RuntimeError("no such shape")
+
+    monkeypatch.setattr(peers, "linear", refuse)
+    file = tmp_path / "rows.jsonl"
+    code, _, errors = bench("--kernel", "layer_norm", "linear", "--model", "base", "--json", file)
+    assert code == 0
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    left_out = {line["name"]: line["problem"] for line in lines if line["kind"] == "NotMeasured"}
+    named = [f"gitfast: {name} is not measured: RuntimeError: no such shape" for name in left_out]
+    assert errors.splitlines() == named
+    assert len(left_out) == sum(line.get("kernel") == "linear" and line["cache"] == "cold" for line in lines) > 0
 
 
 def test_without_torch(bench, monkeypatch, tmp_path):
