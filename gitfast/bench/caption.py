@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gitfast.bench import floors, memory
 from gitfast.bench.captioners import Captioner, Texts, Way
 from gitfast.bench.ceilings import Ceilings
+from gitfast.bench.shapes import DTYPE_BYTES
 from gitfast.bench.spread import Spread, in_turns
 from gitfast.bench.workload import Pixels, Workload, random_pixels
 
@@ -210,8 +211,16 @@ class _Bench:
         new_tokens = self.settings.new_tokens
         steps = [(c - f) / (new_tokens - 1) for c, f in zip(samples.caption, samples.first, strict=True)]
         caption = Spread.of(samples.caption)
-        prefix = dict(way.options).get("prefix_dtype")
-        floor = floors.caption(self.workload.config, batch, new_tokens, way.dtype, self.report.ceilings, prefix)
+        options = dict(way.options)
+        floor = floors.caption(
+            self.workload.config,
+            batch,
+            new_tokens,
+            way.dtype,
+            self.report.ceilings,
+            prefix_dtype=options.get("prefix_dtype"),
+            head_bytes=DTYPE_BYTES["int8"] if options.get("head") == "two_stage" else None,
+        )
         return Row(
             way=way.name,
             threads=threads,

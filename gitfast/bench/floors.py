@@ -25,15 +25,23 @@ class Work:
 
 
 def caption(
-    config: GitConfig, batch: int, new_tokens: int, dtype: str, ceilings: Ceilings, prefix_dtype: str | None = None
+    config: GitConfig,
+    batch: int,
+    new_tokens: int,
+    dtype: str,
+    ceilings: Ceilings,
+    *,
+    prefix_dtype: str | None = None,
+    head_bytes: int | None = None,
 ) -> float:
     """Return the least seconds of ``batch`` captions.
 
     Where no product of 8-bit weights was measured (cuda), they are multiplied, and images encoded, in bfloat16.
+    ``head_bytes``: of each weight of the head, where they are read in another dtype than the others.
     """
     factors = ceilings.factors(dtype)
-    prefix = prefix_dtype or ("float32" if dtype == "float32" else "bfloat16")
-    text = step(config, batch, DTYPE_BYTES[dtype], DTYPE_BYTES[prefix])
+    prefix = prefix_dtype or (dtype if dtype in ("float64", "float32") else "bfloat16")
+    text = step(config, batch, DTYPE_BYTES[dtype], DTYPE_BYTES[prefix], head_bytes)
     image = encode(config, batch, DTYPE_BYTES[factors])
     return image.seconds(ceilings, factors) + new_tokens * text.seconds(ceilings, factors)
 
@@ -54,11 +62,12 @@ def encode(config: GitConfig, batch: int, weight_bytes: int = 2) -> Work:
     return Work(batch * (frames * of_frame + of_prefix), weight_bytes * weights)
 
 
-def step(config: GitConfig, batch: int, weight_bytes: int, prefix_bytes: int) -> Work:
+def step(config: GitConfig, batch: int, weight_bytes: int, prefix_bytes: int, head_bytes: int | None = None) -> Work:
     """Count the work of one more token per image: bytes of each weight and prefix value. Text is little."""
-    weights = config.num_hidden_layers * _layer(config) + config.vocab_size * config.hidden_size
+    layers, head = config.num_hidden_layers * _layer(config), config.vocab_size * config.hidden_size
     prefix = 2 * config.num_hidden_layers * config.num_image_tokens * config.hidden_size
-    return Work(2 * batch * (weights + prefix), weight_bytes * weights + prefix_bytes * batch * prefix)
+    read = weight_bytes * layers + (weight_bytes if head_bytes is None else head_bytes) * head
+    return Work(2 * batch * (layers + head + prefix), read + prefix_bytes * batch * prefix)
 
 
 def _layer(config: GitConfig) -> int:

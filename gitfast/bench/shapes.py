@@ -13,7 +13,8 @@ from gitfast.checkpoints.published import SHAPES
 MODELS = ("git-base", "git-large", "git-base-vqav2", "git-base-vatex")
 IMAGES = (1, 8, 64)
 BEAMS = (1, 4, 8)
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "w8a8": 1, "float8": 1}  # of a stored value
+# Bytes of a stored value.
+DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "w8a8": 1, "float8": 1}
 TEXT = 10  # text tokens that a row of decoding sees: half of a caption
 MOST_ROWS = 16_448  # 64 images of git-large; more rows only repeat what these show
 

@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from gitfast.bench.ceilings import Ceilings, Gemm
+from gitfast.bench.cpu_clock import CpuClock
 from gitfast.bench.workload import random_pixels, random_workload
 from gitfast.cli import main
 from gitfast.engines.cpu import CpuEngine
@@ -63,7 +65,9 @@ def test_captions_beside_transformers(caption, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_two_heads_say_the_same(caption, tmp_path):
+def test_the_two_heads_say_the_same(caption, monkeypatch, tmp_path):
+    slow_memory = Ceilings("read", 1.0, {"float32": Gemm(1e3, "nobody")})
+    monkeypatch.setattr(CpuClock, "ceilings", lambda clock, rounds: slow_memory)
     file = tmp_path / "heads.json"
     ways = ["gitfast:float32,head=full", "gitfast:float32,head=two_stage"]
     code, _, errors = caption("--way", *ways, "--json", file)
@@ -72,6 +76,23 @@ def test_the_two_heads_say_the_same(caption, tmp_path):
     assert [(row["way"], row["equal_tokens"]) for row in rows] == [
         (way, row["checked_tokens"]) for way, row in zip(ways, rows, strict=True)
     ]
+    # Five steps, each of which reads a byte of a weight of the head where the full head has four.
+    saved = 5 * 3 * TINY.vocab_size * TINY.hidden_size
+    assert rows[0]["floor_ms"] - rows[1]["floor_ms"] == pytest.approx(saved / 1e6)
+
+
+def test_float64_is_timed_too(caption, tmp_path):
+    file = tmp_path / "captions.json"
+    assert caption("--way", "reference:float64", "reference:float32", "--json", file)[::2] == (0, "")
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["equal_tokens"] for row in rows] == [5, 5]
+    assert rows[0]["floor_ms"] > 0
+
+
+def test_nothing_measured_is_a_failure(caption):
+    code, _, errors = caption("--way", "transformers:float8")
+    assert code == 1
+    assert errors.startswith("gitfast: transformers:float8 is not measured: ValueError: way: ")
 
 
 def test_lanes_side_by_side(caption, tmp_path):
