@@ -46,7 +46,7 @@ _REPLACED = {
     "&amp;": "&",
     "&lt;": "<",
     "&gt;": ">",
-    "&quot;": '"',
+    "&quot;": "",
     "&nbsp;": " ",
 }
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00ad": None})
@@ -58,22 +58,28 @@ _ABBREVIATIONS = (
     "|minn|miss|mont|okla|penn|tenn|tex|wash|wis|univ|dept|est|approx|al|bldg|dist|intl|mfg|pvt|ph"
 )
 _SUFFIX = r"'(?:s|m|d|ll|re|ve)\b"
+# Capitals around it keep an ampersand: AT&T, but at & t.
+_AMPERSAND = re.compile(r"([A-Z]+&[A-Z]+)|(?<=[^\W_])&(?!(?:amp|lt|gt|quot|nbsp);)(?=[^\W_])")
 _TOKEN = re.compile(
     rf"""
     (?P<plain> (?<!\S)[a-z]+(?!\S) )  # most words, before any rule is tried
     | (?P<web> https?://[^\s<>"]*[^\s<>".,;:!?)'] | www\.[^\s<>"]*[^\s<>".,;:!?)']
-           | [\w.+-]+@[\w-]+(?:\.[\w-]+)+ | @[a-z_]\w* )
+           | (?:[^\W_]+\.){{1,5}}(?:com|net|org|edu)(?![^\W_])(?:/[^\s"<>|()]*[^\s"<>|.!?(){{}},-])?
+           | [\w.+-]+@[\w-]+(?:\.[\w-]+)+ | @[a-z_]\w* | \#[^\W\d_]+ )
     | (?P<tag> </?[a-z][^<>\s]*(?:\s[^<>]*)?> )
     | (?P<mark> &(?:amp|lt|gt|quot|nbsp); | [½¼¾⅓⅔] )
-    | (?P<apostrophe> 'n' | '(?:tis|twas|em|cause)\b | '\d\ds\b | {_SUFFIX} )
+    | (?P<apostrophe> 'n' | '(?:tis|twas|till?|em|cause)\b | '\d\ds\b | {_SUFFIX}
+              | (?:c'mon|c'est|s'mores|li'l|nat'l|ev'ry|nor'easter)\b | (?:ol|somethin|dunkin)'
+              | [dlo]'[^\W\d_]{{2,}} | [^\W\d_]+[aeiouy]'[aeiou][^\W\d_]* )
     | (?P<dots> \.{{3,}} | … )
     | (?P<marks> [?!]+ )
-    | (?P<acronym> (?:[a-z]\.)+(?![^\W_]) | [a-z](?:\.[a-z])+\b
+    | (?P<acronym> (?:[a-z]\.)+(?![^\W_]) | [^\W\d_][^\W_]*(?:[.!?][^\W\d_][^\W_]*)+  # and words without a space
               | (?:{_ABBREVIATIONS})\.(?=\s|$|[,;:)"'-]) | (?:no|fig|vol|p|pp|op)\.(?=\s?\d) )
-    | (?P<number> (?:(?<=\s)|^)[-+]?(?:\d[\d,]*)?\.?\d+(?:[.,:/-]\d+)*(?=\s|$|[.,;:!?%)"]) | \d+(?:[.,:]\d+)+ )
+    | (?P<number> (?:(?<=\s)|^)[-+]?(?:\d[\d,]*)?\.?\d+(?:[.,:/-]\d+)*(?=\s|$|[;!?%)"]|[.,:](?!\d))
+              | \d+(?:[.,:]\d+)+ | \.\d+ )
     | (?P<contraction> [^\W\d_]+?(?=n't) | n't )
     | (?P<word> (?:o|d|l|ma|ne|jack|will|hallowe)'(?:clock|am|er|en|ye|o)\b | y'(?=all\b)
-              | c(?:\+\+|\#) | [^\W_]+(?:(?:[-/_@]|&(?!amp;|lt;|gt;|quot;|nbsp;))[^\W_]+)* )
+              | c(?:\+\+|\#) | _+ | \*{{2,}} | [^\W_]+(?:(?:[-/_@]|&(?!amp;|lt;|gt;|quot;|nbsp;))[^\W_]+)* )
     | (?P<dash> --+ | [\u2013\u2014] | - )
     | (?P<other> [^\w\s] | _ )
     """,
@@ -84,6 +90,8 @@ _KNOWN_MARKS = frozenset("$%#&@*+=/\\<>^~|°§©®™¥")
 
 def tokenize(caption: str) -> list[str]:
     """Split a caption into lower-case words without punctuation."""
+    if "&" in caption:
+        caption = _AMPERSAND.sub(lambda match: match[1] or " & ", caption)
     text = " ".join(caption.translate(_QUOTES).lower().split())
     words: list[str] = []
     for match in _TOKEN.finditer(text):
