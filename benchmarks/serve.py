@@ -49,6 +49,7 @@ from safetensors.numpy import save_file
 
 import gitfast
 from gitfast.bench.machine import machine_facts
+from gitfast.bench.report import check_writable
 from gitfast.checkpoints.checkpoint import expected_tensors
 from gitfast.checkpoints.config import GitConfig
 from gitfast.inputs.image import ImageProcessor
@@ -394,6 +395,9 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args(argv)
+    for name in ("json", "plot"):
+        if path := getattr(arguments, name):
+            check_writable(name, path)
     makers = {"server": server_peer, "direct": direct_peer, "transformers": transformers_peer}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

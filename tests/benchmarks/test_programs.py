@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gitfast.errors import GitfastError
+
 from support.paths import BENCHMARKS
 from support.tiny_bench import TINY, shrink
 
@@ -43,3 +45,9 @@ def test_memory(programs):
     assert memory.peak_mb() == pytest.approx(int(status["VmHWM"].split()[0]) * 1024 / 1e6, rel=0.005)
     weights = memory.MappedWeights(TINY)
     assert all((weights[name] == values).all() for name, values in memory.RandomWeights(TINY).items())
+
+
+def test_serve_names_what_it_cannot_write_before_it_measures(programs, tmp_path):
+    serve = pytest.importorskip("serve", reason="needs the server's packages and a client's", exc_type=ImportError)
+    with pytest.raises(GitfastError, match=r"json: cannot write .*: No such file"):
+        serve.main(["--json", str(tmp_path / "missing" / "serve.json")])
