@@ -27,6 +27,7 @@ def headline(report: Report) -> Iterator[str]:
     yield f"measured ceilings: {report.ceilings.describe()}"
     yield "encode: pixels to what text is decoded over (transformers adds keys and values with the first token)"
     yield "first: from pixels to the first token; token: each one more; speed: times as fast as the first way"
+    yield "floor: the least ms at those ceilings; less than that comes out of the caches, or of a machine busier before"
     yield "equal tokens: those that float64 says, to the first that differs; error: of log-probabilities"
     yield _COLUMNS
 

@@ -61,6 +61,7 @@ def test_captions_beside_transformers(caption, tmp_path):
     assert served == [(way, threads, clients) for threads in (1, 2) for clients in (1, 2) for way in ways]
     assert all(0 < row["latency_ms"]["median"] <= row["p95_ms"] for row in report["clients"])
     assert out.count("random weights") == 1
+    assert out.count("floor: the least ms at those ceilings") == 1
     assert "  all " in out
     assert picture.read_bytes().startswith(b"\x89PNG")
 
