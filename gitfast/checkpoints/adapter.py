@@ -36,6 +36,7 @@ _UNSUPPORTED = (
     "kasa_config",
     "layer_replication",
     "monteclora_config",
+    "target_parameters",  # their alphas are named after parameters, and tied ones change together
     "trainable_token_indices",
     "use_bdlora",
     "velora_config",

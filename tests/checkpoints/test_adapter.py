@@ -120,6 +120,7 @@ def test_a_caption_of_the_adapter_is_that_of_the_merged_model(base: Path) -> Non
         ({"alpha_pattern": {"a" * 1001: 1}}, "longer than 1000 characters"),
         ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens: not supported; merge it with peft"),
         ({"trainable_token_indices": [5, 6]}, "trainable_token_indices: not supported"),
+        ({"target_parameters": ["query.weight"], "alpha_pattern": {"query": 3}}, "target_parameters: not supported"),
         ({"alpha_pattern": {"(query": 1}}, r"pattern '\(query'"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path is missing"),
         ({"base_model_name_or_path": "no such model"}, "'no such model' is not found .* with base="),
