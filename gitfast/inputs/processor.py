@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +13,7 @@ import numpy as np
 
 from gitfast import arguments
 from gitfast.checkpoints.config import GitConfig
-from gitfast.checkpoints.files import is_there
+from gitfast.checkpoints.files import is_there, read_json
 from gitfast.errors import ArgumentError, CheckpointError, VideoError
 from gitfast.inputs.image import ImageProcessor
 from gitfast.inputs.limits import DEFAULT_LIMITS, Limits
@@ -55,9 +55,9 @@ class Processor:
         """Read a checkpoint folder.
 
         Args:
-            folder: Holds tokenizer.json or vocab.txt, and preprocessor_config.json or processor_config.json. Without
-                either of the latter (training scripts often save none) the published checkpoint's settings for this
-                configuration are taken, with a warning.
+            folder: Holds tokenizer.json or vocab.txt, and processor_config.json with an image_processor or
+                preprocessor_config.json. Without either of the latter (training scripts often save none) the published
+                checkpoint's settings for this configuration are taken, with a warning.
             config: The checkpoint's configuration.
             preprocess: "hf" as the folder says, "original" as Microsoft's code did (``ImageProcessor.original``),
                 "fast" as the folder says, with JPEGs decoded reduced (``ImageProcessor.fast``).
@@ -156,8 +156,11 @@ class Processor:
 
 
 def _read_image_settings(folder: Path, config: GitConfig) -> ImageProcessor:
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if is_there(folder / name):
-            return ImageProcessor.from_file(folder / name)
+    """Read the settings from the file that transformers takes: one that has them nested comes first."""
+    nested, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
+    if is_there(nested) and isinstance(read_json(nested).get("image_processor"), Mapping):
+        return ImageProcessor.from_file(nested)
+    if is_there(plain):
+        return ImageProcessor.from_file(plain)
     warnings.warn(f"{folder}: no preprocessor_config.json; taking the settings of its configuration", stacklevel=3)
     return ImageProcessor.for_config(config)

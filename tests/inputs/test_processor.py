@@ -41,12 +41,9 @@ def test_settings_of_a_folder(folder: Path) -> None:
         processor = Processor.from_folder(folder, config)
     assert processor.image_processor == ImageProcessor.for_config(config)
     assert processor.num_frames is None
-    settings_file = folder / "processor_config.json"
-    settings_file.write_text(json.dumps({"image_processor": {"size": 30, "crop_size": 20}}))
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": {"size": 30, "crop_size": 20}}))
     processor = Processor.from_folder(folder, config)
     assert processor.image_processor.crop_size == (20, 20)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"size": 40, "crop_size": 40}))
-    assert Processor.from_folder(folder, config).image_processor.crop_size == (40, 40)
     original = Processor.from_folder(folder, config, preprocess="original")
     assert original.image_processor == ImageProcessor.original(config)
     with pytest.raises(ValueError, match="preprocess: expected 'hf', 'original' or 'fast', got 'slow'"):
@@ -56,6 +53,27 @@ def test_settings_of_a_folder(folder: Path) -> None:
     small = GitConfig(vocab_size=7, bos_token_id=2, eos_token_id=3)
     with pytest.raises(CheckpointError, match="the model only 7"):
         Processor.from_folder(folder, small)
+
+
+@pytest.mark.parametrize(
+    ("nested", "crop"),
+    [({"image_processor": {"crop_size": 20}}, 20), ({"image_processor": None}, 40), ({"processor_class": "Git"}, 40)],
+)
+def test_settings_of_a_folder_with_both_files(nested: dict, crop: int, folder: Path) -> None:
+    from transformers import CLIPImageProcessorPil
+
+    (folder / "preprocessor_config.json").write_text(json.dumps({"crop_size": 40}))
+    (folder / "processor_config.json").write_text(json.dumps(nested))
+    theirs = CLIPImageProcessorPil.from_pretrained(folder).crop_size
+    assert Processor.from_folder(folder, GitConfig()).image_processor.crop_size == (crop, crop)
+    assert (theirs["height"], theirs["width"]) == (crop, crop)
+
+
+def test_processor_file_without_an_image_part(folder: Path) -> None:
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "GitProcessor"}))
+    with pytest.warns(UserWarning, match="no preprocessor_config.json"):
+        processor = Processor.from_folder(folder, VIDEO_CONFIG)
+    assert processor.image_processor == ImageProcessor.for_config(VIDEO_CONFIG)
 
 
 @pytest.mark.filterwarnings("ignore:.*preprocessor_config.json")
