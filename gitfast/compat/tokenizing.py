@@ -153,19 +153,22 @@ class GitTokenizer:
         Args:
             token_ids: A list, array or tensor (L,) or (R, L), or one id.
             skip_special_tokens: Leave ``[CLS]`` and its like out.
-            clean_up_tokenization_spaces: No effect: punctuation is joined to its word, as in transformers.
+            clean_up_tokenization_spaces: "man's" for "man ' s"; None: as tokenizer_config.json says. Other punctuation
+                is always joined to its word.
         """
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         ids = [ids] if isinstance(ids, int) else list(ids)
         if ids and (hasattr(ids[0], "__len__") or getattr(ids[0], "ndim", 0)):
-            return [self.decode(row, skip_special_tokens) for row in ids]
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+            return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
+        return self._tokenizer.decode(
+            ids, skip_special_tokens=skip_special_tokens, clean_up=clean_up_tokenization_spaces
+        )
 
     def batch_decode(
         self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> list[str]:
         """Decode rows of token ids; a single row is a batch of one. See ``decode``."""
-        found = self.decode(sequences, skip_special_tokens)
+        found = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
         return [found] if isinstance(found, str) and len(sequences) else list(found)
 
     def convert_ids_to_tokens(self, ids: Any) -> Any:

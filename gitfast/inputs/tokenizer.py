@@ -5,6 +5,7 @@ GIT's prompt is ``[CLS]`` and the question's tokens, with no ``[SEP]`` behind th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import tokenizers
 
 MAX_TEXT_CHARACTERS = 1_000_000  # in one text; no model's prompt has room for as much
+# What transformers replaces, in this order, in texts of a tokenizer with clean_up_tokenization_spaces.
+_CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+_UNSETTLED = re.compile(r" (?:n(?: ?')?|'[vr]?)?\Z")  # an end that these may still replace, with what follows
 
 
 class Tokenizer:
@@ -33,6 +37,7 @@ class Tokenizer:
         source: str = "tokenizer",
         *,
         hidden_ids: Set[int] = frozenset(),
+        clean_up: bool = False,
     ) -> None:
         """Wrap a configured ``tokenizers.Tokenizer``.
 
@@ -41,6 +46,8 @@ class Tokenizer:
             special_tokens: The texts of cls_token, sep_token and pad_token.
             source: The tokenizer's name in messages.
             hidden_ids: More tokens that ``decode`` leaves out with the special ones.
+            clean_up: Join apostrophes to their words where texts are decoded, as transformers does by
+                clean_up_tokenization_spaces.
         """
         backend.no_padding()  # training scripts save theirs into tokenizer.json
         backend.no_truncation()
@@ -48,6 +55,7 @@ class Tokenizer:
         self._backend = backend
         self._source = source
         self._hidden_ids = hidden_ids
+        self._clean_up = clean_up
         self._vocab_size = 1 + max(backend.get_vocab().values(), default=-1)
         self.special_tokens = dict(special_tokens)
         self.cls_id = self._special_id(special_tokens["cls_token"])
@@ -77,7 +85,9 @@ class Tokenizer:
 
     @classmethod
     def _from_files(cls, files: TokenizerFiles) -> Tokenizer:
-        return cls(files.backend, files.special_tokens, files.source, hidden_ids=files.hidden_ids)
+        return cls(
+            files.backend, files.special_tokens, files.source, hidden_ids=files.hidden_ids, clean_up=files.clean_up
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -116,12 +126,28 @@ class Tokenizer:
             raise ValueError(f"truncation: expected None or 'paper', got {truncation!r}")
         return [self.cls_id, *ids]
 
-    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Decode token ids, punctuation joined to its word. Ids outside the vocabulary are skipped."""
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True, clean_up: bool | None = None) -> str:
+        """Decode token ids, punctuation joined to its word. Ids outside the vocabulary are skipped.
+
+        Args:
+            ids: The tokens.
+            skip_special_tokens: Leave ``[CLS]`` and its like out.
+            clean_up: "man's" for "man ' s"; None: as tokenizer_config.json says.
+        """
         hidden = self._hidden_ids if skip_special_tokens else ()
         known = [i for i in map(int, ids) if 0 <= i < self._vocab_size and i not in hidden]
         with library_errors(self._source):
-            return self._backend.decode(known, skip_special_tokens=skip_special_tokens)
+            text = self._backend.decode(known, skip_special_tokens=skip_special_tokens)
+        if self._clean_up if clean_up is None else clean_up:
+            for spaced in _CLEAN_UP:
+                text = text.replace(spaced, spaced.strip())
+        return text
+
+    def is_settled(self, text: str) -> bool:
+        """Return whether a decoded text stays as it is when more tokens follow."""
+        if text.endswith("\ufffd"):  # a byte-level vocabulary may stop in the middle of a character
+            return False
+        return not (self._clean_up and _UNSETTLED.search(text))
 
     def _special_id(self, token: str) -> int:
         token_id = self._backend.token_to_id(token)
@@ -145,12 +171,10 @@ class StreamDecoder:
         """Return the text that ``ids`` add, possibly empty."""
         self._ids.extend(ids)
         text = self._tokenizer.decode(self._ids)
-        if text.endswith("\ufffd"):  # a byte-level vocabulary may stop in the middle of a character
-            return ""
-        return self._advance(text)
+        return self._advance(text) if self._tokenizer.is_settled(text) else ""
 
     def finish(self) -> str:
-        """Return the text held back: empty unless the ids stopped in the middle of a character."""
+        """Return the text held back: empty unless the ids stopped in the middle of a character or before a "'"."""
         return self._advance(self._tokenizer.decode(self._ids))
 
     def _advance(self, text: str) -> str:

@@ -74,12 +74,14 @@ class TokenizerFiles:
         special_tokens: The texts of unk_token, sep_token, pad_token, cls_token and mask_token.
         hidden_ids: Special tokens that were added: they may stand in a text, and are left out of what is decoded.
         source: The files' name in messages.
+        clean_up: The clean_up_tokenization_spaces of tokenizer_config.json: true in files of transformers 4.
     """
 
     backend: tokenizers.Tokenizer
     special_tokens: Mapping[str, str]
     hidden_ids: frozenset[int]
     source: str
+    clean_up: bool
 
 
 def read_folder(folder: Path) -> TokenizerFiles:
@@ -110,7 +112,7 @@ def read_folder(folder: Path) -> TokenizerFiles:
     if path.name == "vocab.txt" or config.get("tokenizer_class") not in _VERBATIM_CLASSES:
         description = _configured(description, config, config_file)
     description = replace(description, added=_merged(description.added, added))
-    return _built(description, special_tokens, path)
+    return _built(description, special_tokens, path, _clean_up(config, config_file))
 
 
 def read_vocab(path: Path, config: Mapping[str, Any]) -> TokenizerFiles:
@@ -118,7 +120,7 @@ def read_vocab(path: Path, config: Mapping[str, Any]) -> TokenizerFiles:
     special_tokens = special_token_texts(config, path)
     description = _configured(_read_vocab(path, special_tokens["unk_token"]), config, path)
     added = _config_added_tokens(config, path, special_tokens)
-    return _built(replace(description, added=_merged((), added)), special_tokens, path)
+    return _built(replace(description, added=_merged((), added)), special_tokens, path, _clean_up(config, path))
 
 
 def special_token_texts(config: Mapping[str, Any], source: str | Path) -> dict[str, str]:
@@ -347,6 +349,10 @@ def _configured(description: _Description, config: Mapping[str, Any], source: Pa
     return replace(description, normalizer={**own, "type": "BertNormalizer", **settings})
 
 
+def _clean_up(config: Mapping[str, Any], source: Path) -> bool:
+    return bool(_Fields(config, str(source)).optional_flag("clean_up_tokenization_spaces"))
+
+
 def _config_added_tokens(
     config: Mapping[str, Any], source: Path, special_tokens: Mapping[str, str]
 ) -> list[AddedToken]:
@@ -433,7 +439,7 @@ def _added_ids(description: _Description, path: Path) -> dict[str, int]:
     return ids
 
 
-def _built(description: _Description, special_tokens: Mapping[str, str], path: Path) -> TokenizerFiles:
+def _built(description: _Description, special_tokens: Mapping[str, str], path: Path, clean_up: bool) -> TokenizerFiles:
     ids = _added_ids(description, path)
     controls = set(special_tokens.values())
     if description.unk_token not in description.vocab:
@@ -443,7 +449,7 @@ def _built(description: _Description, special_tokens: Mapping[str, str], path: P
         if any(backend.token_to_id(content) != index for content, index in ids.items()):  # ids with gaps between
             backend = _backend(description, {**description.vocab, **ids}, controls, path)
     hidden = frozenset(ids[t.content] for t in description.added if t.special and t.content not in controls)
-    return TokenizerFiles(backend, special_tokens, hidden, str(path))
+    return TokenizerFiles(backend, special_tokens, hidden, str(path), clean_up)
 
 
 def _backend(description: _Description, vocab: dict[str, int], controls: set[str], path: Path) -> tokenizers.Tokenizer:

@@ -176,6 +176,9 @@ def _words(tokenizer: Tokenizer, text: str) -> list[tuple[str, int, int]]:
             words.append((word + piece, first, i + 1))
         else:
             words.append((piece.strip(), i, i + 1))
+    if rest := decoder.finish():
+        word, first, last = words.pop()
+        words.append((word + rest, first, last))
     return words
 
 

@@ -144,6 +144,34 @@ def test_streamed_pieces_join_to_the_decoded_text(tokenizer: Tokenizer) -> None:
     check()
 
 
+@pytest.mark.parametrize("clean_up", [None, False, True])
+def test_apostrophes_are_joined_where_the_file_says(clean_up: bool | None, vocab: Path, tmp_path: Path) -> None:
+    """Files that transformers 4 saved say so; its version 5 follows them."""
+    from transformers import BertTokenizer
+
+    save(tmp_path, "tokenizer_config.json", {"clean_up_tokenization_spaces": clean_up})
+    (tmp_path / "vocab.txt").write_bytes(vocab.read_bytes())
+    theirs = BertTokenizer.from_pretrained(tmp_path)
+    ours = Tokenizer.from_folder(tmp_path)
+    any_id = st.integers(0, ours.vocab_size - 1) | st.sampled_from(ours.encode("' n t s m ve re . , ? do n ' t ' a"))
+
+    @settings(max_examples=examples(200), deadline=None)
+    @given(st.lists(st.lists(any_id, max_size=2), max_size=12))
+    def check(steps: list[list[int]]) -> None:
+        ids = [i for step in steps for i in step]
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+        stream = StreamDecoder(ours)
+        pieces = [stream.feed(step) for step in steps] + [stream.finish()]
+        assert "".join(pieces) == ours.decode(ids)
+
+    check()
+    ids = ours.encode("don't")
+    assert ours.decode(ids) == ("don't" if clean_up else "don ' t")
+    assert (ours.decode(ids, clean_up=True), ours.decode(ids, clean_up=False)) == ("don't", "don ' t")
+    stream = StreamDecoder(ours)
+    assert [stream.feed([i]) for i in ids] == (["don", "", "'t"] if clean_up else ["don", " '", " t"])
+
+
 def test_streamed_words_continue_where_they_should(tokenizer: Tokenizer) -> None:
     ids = [*tokenizer.encode("two cats, don't!"), tokenizer.sep_id]
     ids[1:2] = tokenizer.encode("strawcss")  # more than one piece in either vocabulary
@@ -471,6 +499,7 @@ def test_components_that_may_be_do_what_the_library_does(normalizer, pre_tokeniz
     [
         ({"do_lower_case": "yes"}, "do_lower_case: expected true or false, got 'yes'"),
         ({"do_lower_case": None}, "do_lower_case: expected true or false, got None"),
+        ({"clean_up_tokenization_spaces": 1}, "clean_up_tokenization_spaces: expected true or false, got 1"),
         ({"strip_accents": 10**400}, "strip_accents: expected true or false, got inf"),
         ({"tokenize_chinese_chars": []}, "tokenize_chinese_chars: expected true or false"),
         ({"unk_token": "\ud800"}, "unk_token: expected a token of 1 to 512 characters, got .*ud800"),
