@@ -51,11 +51,12 @@ def read_video(
         import av  # noqa: F401
     except ImportError:
         raise VideoError(f'{name}: reading a video file needs PyAV: pip install "gitfast[video]"') from None
-    indices = choose(_count_packets(file, limits, name))
-    frames, decoded = _decode_frames(file, set(indices), prepare, limits, name)
+    total, hidden = _count_packets(file, limits, name)
+    indices = choose(total)
+    frames, decoded = _decode_frames(file, set(indices), hidden, prepare, limits, name)
     if len(frames) < len(set(indices)):  # fewer frames than packets: now their number is known
         indices = choose(decoded)
-        frames, _ = _decode_frames(file, set(indices), prepare, limits, name)
+        frames, _ = _decode_frames(file, set(indices), hidden, prepare, limits, name)
     return [frames[index] for index in indices]
 
 
@@ -65,33 +66,39 @@ def check_count(total: int, limits: Limits, name: str) -> None:
         raise VideoError(f"{name}: more than {limits.max_video_frames} frames (max_video_frames)")
 
 
-def _count_packets(file: IO[bytes], limits: Limits, name: str) -> int:
-    """Count frames by their packets: the header's number may be missing or wrong."""
+def _count_packets(file: IO[bytes], limits: Limits, name: str) -> tuple[int, int]:
+    """Count frames by their packets: the header's number may be missing or wrong.
+
+    Returns:
+        The frames that are shown, and those that are decoded and hidden: before the place where a phone cut the film.
+    """
     with _decoding(name), _open_container(file, limits) as container:
         stream = _video_stream(container, limits, name)
         _check_seconds((container.duration or 0) / 1e6, limits, name)
-        total, first = 0, None
+        total, hidden, first = 0, 0, None
         for packet in container.demux(stream):
             if packet.size == 0:  # the flush packet at the end
                 continue
             total += 1
+            hidden += packet.is_discard
             check_count(total, limits, name)
             if packet.pts is not None and stream.time_base is not None:
                 first = packet.pts if first is None else first
                 _check_seconds(float((packet.pts - first) * stream.time_base), limits, name)
-        return total
+        return total - hidden, hidden
 
 
 def _decode_frames(
-    file: IO[bytes], wanted: set[int], prepare: Callable[[PIL.Image.Image], T], limits: Limits, name: str
+    file: IO[bytes], wanted: set[int], hidden: int, prepare: Callable[[PIL.Image.Image], T], limits: Limits, name: str
 ) -> tuple[dict[int, T], int]:
     """Return the wanted frames, prepared, and how many were decoded until the last of them."""
     frames: dict[int, T] = {}
-    count = pixels = 0
+    count = 0
     with _decoding(name), _open_container(file, limits) as container:
         stream = _video_stream(container, limits, name)
         size = stream.codec_context.width * stream.codec_context.height
-        _check_pixels(size * (max(wanted) + 1), limits, name)
+        pixels = size * hidden
+        _check_pixels(pixels + size * (max(wanted) + 1), limits, name)
         with BUDGET.decoding(_PIXEL_BYTES * size, limits.max_decoding_bytes):
             for frame in container.decode(stream):
                 pixels += frame.width * frame.height

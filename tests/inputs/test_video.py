@@ -49,6 +49,23 @@ def encode_video(frames: list[np.ndarray], container: str = "mp4", codec: str = 
     return buffer.getvalue()
 
 
+def cut_video(frames: list[np.ndarray], hidden: int, rate: int = 10) -> bytes:
+    """A film cut as phones do it: its first frames are there, and hidden by a list of edits."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4", options={"avoid_negative_ts": "disabled"}) as output:
+        stream = output.add_stream("libx264", rate=rate, options={"bf": "0"})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.bit_rate = 4_000_000
+        stream.pix_fmt = "yuv420p"
+        packets = [p for frame in frames for p in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))]
+        for packet in packets + stream.encode():
+            start = round(hidden / rate / packet.time_base)
+            packet.pts, packet.dts = packet.pts - start, packet.dts - start
+            output.mux(packet)
+    return buffer.getvalue()
+
+
 def encode_animation(frames: list[np.ndarray], image_format: str) -> bytes:
     first, *rest = [PIL.Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
@@ -200,9 +217,20 @@ def test_rotated_videos_come_upright(angle: int, turns: int) -> None:
     np.testing.assert_array_equal(np.asarray(rotated), expected)
 
 
+@pytest.mark.parametrize("hidden", [2, 10])
+def test_frames_that_a_cut_hides_are_not_counted(hidden: int) -> None:
+    data = cut_video(grey_frames(40), hidden)
+    expected = [hidden + index for index in sample_indices(40 - hidden, 6)]
+    assert frame_numbers(load_clip(data)) == expected
+    pixels = (hidden + 1) * 64 * 48  # they are decoded too
+    assert frame_numbers(load_clip(data, sampling=[0], limits=Limits(max_video_pixels=pixels))) == [hidden]
+    with pytest.raises(VideoError, match=rf"{pixels} pixels up to the last frame wanted"):
+        load_clip(data, sampling=[0], limits=Limits(max_video_pixels=pixels - 1))
+
+
 def test_fewer_frames_than_packets(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode_video(grey_frames(12))
-    monkeypatch.setattr(video_files, "_count_packets", lambda file, limits, name: 100)
+    monkeypatch.setattr(video_files, "_count_packets", lambda file, limits, name: (100, 0))
     assert frame_numbers(load_clip(data)) == [1, 3, 5, 7, 9, 11]
 
 
