@@ -246,6 +246,15 @@ def test_a_changed_pickle_fails_its_checksum(tmp_path: Path) -> None:
         read_pickle(path)
 
 
+def test_files_that_torch_saved_without_checksums(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save({"a": torch.arange(4.0)}, tmp_path / "x.bin")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    np.testing.assert_array_equal(read_pickle(path)["a"].load(), np.arange(4, dtype=np.float32))
+
+
 def saved_bytes() -> bytes:
     buffer = io.BytesIO()
     torch.save({"a": torch.zeros(3, 4), "b": torch.ones(5).half()}, buffer)
