@@ -42,6 +42,7 @@ _UNSUPPORTED = (
     "velora_config",
 )
 _MAX_PATTERNS = 4_096
+_REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,200}", re.ASCII)  # it becomes part of a path in the cache
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,22 @@ def is_adapter(folder: str | Path) -> bool:
     return is_there(folder / CONFIG_FILE) and any(is_there(folder / name) for name in _WEIGHT_FILES)
 
 
-def base_model_name(folder: str | Path) -> str:
-    """Return the name or path of the model an adapter was trained on.
+def base_model(folder: str | Path) -> tuple[str, str | None]:
+    """Return the name or path of the model an adapter was trained on, and its revision where that is a repository.
 
     Raises:
         CheckpointError: the adapter's configuration does not say, or is damaged.
     """
     path = Path(folder) / CONFIG_FILE
-    name = read_json(path, CheckpointError).get("base_model_name_or_path")
+    settings = read_json(path, CheckpointError)
+    name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     if not isinstance(name, str) or not name or "\0" in name:
         raise CheckpointError(f"{path}: base_model_name_or_path is missing")
-    return name
+    if revision is not None and not (isinstance(revision, str) and _REVISION.fullmatch(revision)):
+        raise CheckpointError(
+            f"{path}: revision: expected a branch, tag or commit of the base model, got {reprlib.repr(revision)}"
+        )
+    return name, revision
 
 
 def apply_adapter(folder: str | Path, base: Checkpoint) -> Checkpoint:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gitfast import arguments
-from gitfast.checkpoints.adapter import CONFIG_FILE, apply_adapter, base_model_name, is_adapter
+from gitfast.checkpoints.adapter import CONFIG_FILE, apply_adapter, base_model, is_adapter
 from gitfast.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from gitfast.checkpoints.fetching import StalledError, ask, fetch
 from gitfast.checkpoints.files import is_folder, is_there
@@ -67,7 +67,7 @@ def open_model(
         if base is not None:
             raise CheckpointError(f"{os.fspath(model)}: no adapter, so it has no base model to be {os.fspath(base)}")
         return open_checkpoint(folder)
-    options = {**options, "revision": None}  # the adapter's
+    options = {**options, "revision": None}  # what was given is the adapter's
     found = _adapter_base(folder, options) if base is None else resolve(base, **options)
     return apply_adapter(folder, open_checkpoint(found))
 
@@ -77,14 +77,14 @@ def _adapter_base(folder: Path, options: dict[str, Any]) -> Path:
 
     Short names are not taken: "base" in an adapter is the folder of its author, not a model of that alias.
     """
-    name = base_model_name(folder)
+    name, revision = base_model(folder)
     problem = "no such folder, and no repository of the Hub has such a name"
     try:
         for path in (folder / name, folder.parent / name, Path(name)):
             if _is_model_path(path):
                 return path
         if _is_repository(name):
-            return _download(name, **options)
+            return _download(name, **{**options, "revision": revision})
     except CheckpointError as error:
         problem = str(error)
     raise CheckpointError(

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -104,6 +105,23 @@ def test_a_caption_of_the_adapter_is_that_of_the_merged_model(base: Path) -> Non
     assert abs(gitfast.load(adapter).score(random_image(1), "a red square") - plain) > 0.1
 
 
+@pytest.mark.parametrize("revision", [None, "v2", "refs/pr/1"])
+def test_an_adapter_names_the_revision_of_its_base(
+    revision: str | None, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(repository: str, **arguments: Any) -> str:
+        asked.append((repository, arguments["revision"]))
+        return str(base)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    adapter = write_adapter(base, {QUERY: 4}, base_model_name_or_path="someone/base", revision=revision)
+    hub.open_model(adapter, local_files_only=True)
+    hub.open_model(adapter, local_files_only=True, base="someone/other")
+    assert asked == [("someone/base", revision), ("someone/other", None)]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -123,6 +141,8 @@ def test_a_caption_of_the_adapter_is_that_of_the_merged_model(base: Path) -> Non
         ({"target_parameters": ["query.weight"], "alpha_pattern": {"query": 3}}, "target_parameters: not supported"),
         ({"alpha_pattern": {"(query": 1}}, r"pattern '\(query'"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path is missing"),
+        ({"revision": 2}, "revision: expected a branch, tag or commit of the base model, got 2"),
+        ({"revision": "a/../../b"}, "revision: expected a branch, tag or commit"),
         ({"base_model_name_or_path": "no such model"}, "'no such model' is not found .* with base="),
     ],
 )
