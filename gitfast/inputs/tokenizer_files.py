@@ -167,9 +167,9 @@ def _read_vocab(path: Path, unk_token: str) -> _Description:
         text = read_bytes(path, _MAX_FILE_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: not UTF-8: {error}") from error
-    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")  # not splitlines: U+0085 may be a token
+    lines = text.removesuffix("\n").split("\n")  # not splitlines: U+0085 may be in a token
     _check_size(path, len(lines) if text else 0)
-    return _Description({token: index for index, token in enumerate(lines)}, unk_token)
+    return _Description({line.rstrip(): index for index, line in enumerate(lines)}, unk_token)
 
 
 def _check_size(path: Path, size: int) -> None:

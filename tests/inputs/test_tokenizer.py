@@ -248,6 +248,17 @@ def test_special_tokens_named_by_the_config(tmp_path: Path) -> None:
     assert tokenizer.decode([2, 5, 3]) == "cat"
 
 
+def test_spaces_behind_the_tokens_of_a_vocabulary(tmp_path: Path) -> None:
+    from transformers import BertTokenizer
+
+    tokens = ["[PAD]", "[UNK]", "[CLS] ", "[SEP]\t", "[MASK]", "cat ", "\u00a0", "dog\u3000", " fox", "##s\r"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8", newline="\n")
+    ours, theirs = Tokenizer.from_folder(tmp_path), BertTokenizer(str(tmp_path / "vocab.txt"))
+    assert ours.encode("cats dog fox") == their_ids(theirs, "cats dog fox") == [5, 9, 7, 1]
+    assert ours.cls_id == theirs.cls_token_id == 2
+    assert ours.decode([5, 9, 6, 7]) == theirs.decode([5, 9, 6, 7])
+
+
 def test_damaged_folders(tmp_path: Path) -> None:
     def refused(message: str) -> None:
         with pytest.raises(CheckpointError, match=message) as caught:
