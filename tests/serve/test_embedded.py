@@ -146,8 +146,10 @@ def test_a_client_that_does_not_read_its_reply_is_given_up(model):
     app = create_app(model, Settings(timeout=0.2))
 
     async def run() -> None:
+        messages = [{"type": "http.request", "body": SQUARES.read_bytes()}]
+
         async def receive():
-            return {"type": "http.request", "body": SQUARES.read_bytes()}
+            return messages.pop() if messages else await asyncio.sleep(60)
 
         async def send(_):
             await asyncio.sleep(60)
