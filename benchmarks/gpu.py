@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CARRIED = ROOT / "build" / "carried"  # programs built elsewhere, with their runtime in them
+PACKAGES = CARRIED / "python"  # what the build needs, in versions that suit: others may be there
 PART_LIMIT_S, LEAST_S, GRACE_S = 270, 5, 3
 ARCHITECTURE = "90a"
 
@@ -80,8 +82,11 @@ def caption_step(name: str, limit_s: int, *arguments: str, rehearsal: Sequence[s
 def build() -> Step:
     command = f"CMAKE_CUDA_ARCHITECTURES={ARCHITECTURE}-real GITFAST_CUDA=on {PYTHON} setup.py build_ext --inplace"
     skip = f"{PYTHON} -c 'from gitfast import _C; assert _C.cuda.devices()[\"devices\"]' 2>/dev/null"
-    needs = f"{PYTHON} -c 'import pybind11, setuptools' && cmake --version && ninja --version"
-    return Step("build", 80, shell(f"{skip} && echo built before || {command}"), (*EMULATED, "--build"), shell(needs))
+    packages = f"PYTHONPATH={shlex.quote(str(PACKAGES))}:$PYTHONPATH"
+    versions = "import pybind11, setuptools; print(pybind11.__version__, setuptools.__version__)"
+    needs = f'{packages} {PYTHON} -c "{versions}" && cmake --version && ninja --version'
+    steps = f"{skip} && echo built before || {{ {needs} && {packages} {command}; }}"
+    return Step("build", 80, shell(steps), (*EMULATED, "--build"), shell(needs))
 
 
 def programs_to_build() -> list[Step]:
@@ -314,6 +319,8 @@ def carry() -> int:
     configure += f" -DCMAKE_CUDA_ARCHITECTURES={ARCHITECTURE}-real"
     target = "cmake --build build/carrying --target gitfast_cuda_test && mkdir -p build/carried"
     commands = [f"{configure} && {target} && cp build/carrying/gitfast_cuda_test build/carried/", build_probe()]
+    install = f"{PYTHON} -m pip install --quiet --upgrade --target {shlex.quote(str(PACKAGES))}"
+    commands.append(f"{install} 'pybind11>=3.0' 'setuptools>=77'")  # as pyproject.toml has them
     return max(subprocess.run(shell(command), cwd=ROOT, check=False).returncode for command in commands)
 
 
