@@ -457,18 +457,34 @@ def _keys(records: Records, lines: list[bytes], offset: int, path: str) -> list[
 
 
 def _write_whole(target: str, data: bytes) -> None:
-    """Write a file so that it has all of its content or is not there; what it was before stays until then."""
+    """Write a file so that it has all of its content or is not there; what it was before stays until then.
+
+    Raises:
+        OutputError: another process is writing it.
+    """
     folder, name = os.path.split(target)
     # One name per file, so that the next run reuses a killed run's.
     temporary = os.path.join(folder, f".{zlib.crc32(os.fsencode(name)):08x}.gitfast-part")
-    try:
-        with open(temporary, "wb") as file:
+    with open(temporary, "ab") as file:
+        if not lock(file) or not _is_at(temporary, file):
+            raise OutputError(f"{target}: another run is writing it")
+        try:
+            file.truncate(0)
             file.write(data)
-        os.replace(temporary, target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+            file.flush()
+            rename_open(file, temporary, target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def _is_at(path: str, file: IO[bytes]) -> bool:
+    """Return whether an open file still has that name: whoever held its lock may have renamed it."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _read_text(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Outputs that are no regular files: nothing waits without end, nothing that is not a file of results is replaced."""
+"""Outputs that are no regular files, or others write: nothing waits without end, and nothing is replaced unasked."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gitfast.checkpoints.files import NonBlockingFile
+from gitfast.pipeline.folders import outputs
 from gitfast.pipeline.folders.outputs import ItemOutputError, LineFile, OutputError, SidecarFiles
 from gitfast.pipeline.folders.parquet import ParquetFile
 from gitfast.pipeline.folders.records import JsonRecords
@@ -124,3 +126,49 @@ def test_parquet_replaces_files_only(pipe: str, tmp_path: Path, existing) -> Non
     with pytest.raises(OutputError, match="not a regular file"):
         ParquetFile(pipe, existing=existing)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+class TestTwoRuns:
+    """Two runs that come to one text at the same time."""
+
+    def test_the_second_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        target = str(tmp_path / "a.txt")
+        rename = outputs.rename_open
+
+        def written_meanwhile(*arguments: Any) -> None:
+            with pytest.raises(OutputError, match=r"a\.txt: another run is writing it"):
+                outputs._write_whole(target, b"second")
+            rename(*arguments)
+
+        monkeypatch.setattr(outputs, "rename_open", written_meanwhile)
+        outputs._write_whole(target, b"first")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.txt": b"first"}
+
+    def test_what_the_first_has_finished_is_not_touched(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        target = tmp_path / "a.txt"
+        lock = outputs.lock
+
+        def finished_before(file: Any) -> bool:
+            os.replace(file.name, target)
+            return lock(file)
+
+        monkeypatch.setattr(outputs, "lock", finished_before)
+        with pytest.raises(OutputError, match=r"a\.txt: another run is writing it"):
+            outputs._write_whole(str(target), b"second")
+        assert target.exists()
+
+    def test_what_a_killed_run_left_is_written_anew(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        target = str(tmp_path / "a.txt")
+        rename = outputs.rename_open
+
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(outputs, "rename_open", killed)
+        with pytest.raises(KeyboardInterrupt):
+            outputs._write_whole(target, b"a long text that was not renamed")
+        monkeypatch.setattr(outputs, "rename_open", rename)
+        (left,) = tmp_path.iterdir()
+        assert left.suffix == ".gitfast-part"
+        outputs._write_whole(target, b"short")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.txt": b"short"}
